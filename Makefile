@@ -1,0 +1,62 @@
+# `make demo` and `make test` are all the set-up there is. Each target creates what it lacks; `make help` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+JB     := $(BIN)/jupyter-book build . -W --keep-going -q
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help demo test test-slow lint unit notebooks book lab bench assets clean
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) with the pinned packages (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "minprune needs Python 3.11 to 3.13, not $$($(PYTHON) -V): say make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,book]'
+	@touch $@
+
+assets: $(STAMP)  ## Fetch the embedded model and texts
+	@$(BIN)/python -m minprune.assets
+
+demo: $(STAMP)  ## Prune SmolLM2 with three methods and compare them (about 4 minutes)
+	@$(BIN)/minprune demo
+
+test: lint unit notebooks book  ## Everything that CI runs: lint, unit tests, notebooks, the book
+	@echo "== all green"
+
+test-slow: assets  ## What takes too long for `make test`
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	@echo "== lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+unit: assets
+	@echo "== unit tests"
+	@$(BIN)/python -m pytest -m 'not slow'
+
+notebooks: assets  ## Run every notebook and compare its outputs with the committed ones
+	@echo "== notebooks (nbval)"
+	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg --durations=0 notebooks
+
+book: $(STAMP)  ## Build the book from the executed notebooks, warnings as errors
+	@echo "== book"
+	@rm -rf _build
+	@start=$$(date +%s); $(JB) && echo "built in $$(( $$(date +%s) - start )) s; open _build/html/index.html"
+
+lab: assets  ## Open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+bench: assets  ## Print the measured ratios of the solver and of the whole pipeline
+	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:  ## Remove what make and the book made, but not the assets
+	@rm -rf $(VENV) _build demo-output *.egg-info

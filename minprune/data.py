@@ -1,0 +1,128 @@
+"""Text -> windows of tokens, all of one length.
+
+Left out on purpose: padding. A window is full or it does not exist, so no statistic ever counts a padding token.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minprune.assets import articles
+from minprune.errors import PruneError
+
+EMBEDDED = ("wikipedia", "news")
+HUB = {  # name -> (data set, config, column, what its splits are called there)
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text", {}),
+    "c4": ("allenai/c4", "en", "text", {"test": "validation"}),
+}
+
+
+def load_tokens(
+    tokenizer,
+    source: str | Path,
+    split: str = "train",
+    samples: int | None = 64,
+    length: int = 512,
+    seed: int | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> Tensor:
+    """`samples` windows of `length` tokens, (samples, length), int64, cut from one text without overlap.
+
+    source: an embedded text ("wikipedia", "news"), a data set on the hub ("wikitext2", "c4"), or a file (.txt,
+    .jsonl or .parquet with a "text" column); files have no splits. The text is tokenised as a whole and cut into
+    consecutive windows; a tokenizer that begins every text with a BOS token gets one at the start of each window.
+    seed: which windows are taken: None spreads them evenly over the text, a number draws them at random without
+    replacement. samples=None takes all. Raises `PruneError` for a source that is unknown, missing, empty, not text,
+    or too short.
+    """
+    if length < 1 or (samples is not None and samples < 1):
+        raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
+    ids = tokenizer(load_text(source, split, say), add_special_tokens=False, verbose=False)["input_ids"]
+    bos = _bos(tokenizer)
+    stride = length - len(bos)
+    available = len(ids) // stride if stride > 0 else 0
+    samples = available if samples is None else samples
+    if available < max(samples, 1):
+        raise PruneError(
+            f"{source} has {len(ids)} tokens, too few for {max(samples, 1)} windows of {length}: use a longer text, "
+            "fewer samples or a shorter length"
+        )
+    if seed is None:
+        chosen = torch.arange(samples) * available // samples
+    else:
+        chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:samples]
+    windows = torch.tensor(ids[: available * stride]).view(available, stride)[chosen]  # (samples, stride)
+    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(samples, -1), windows], dim=1)  # (samples, length)
+
+
+def load_text(source: str | Path, split: str = "train", say: Callable[[str], None] = lambda message: None) -> str:
+    """The whole text of a source (see `load_tokens`), documents separated by an empty line."""
+    if source in EMBEDDED:
+        return "\n\n".join(articles(str(source), split, say))
+    if source in HUB:
+        return _from_hub(str(source), split)
+    path = Path(source)
+    if not path.exists():
+        raise PruneError(f"no text {str(source)!r}: name a file, or one of {', '.join([*EMBEDDED, *HUB])}")
+    if path.is_dir():
+        raise PruneError(f"{source} is a folder, not a text file (.txt, .jsonl or .parquet)")
+    text = _from_file(path)
+    if not text.strip():
+        raise PruneError(f"{source} is empty: calibration and evaluation need text")
+    return text
+
+
+def fingerprint(tokens: Tensor) -> str:
+    """A sha256 over shape and token ids: equal fingerprints mean equal calibration data."""
+    content = repr(tuple(tokens.shape)).encode() + tokens.cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _bos(tokenizer) -> list[int]:
+    """[bos] if the tokenizer puts it before every text, else []."""
+    with_special = tokenizer("a")["input_ids"]
+    return with_special[:1] if with_special and with_special[0] == tokenizer.bos_token_id else []
+
+
+def _from_file(path: Path) -> str:
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            try:
+                return "\n\n".join(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist())
+            except (pyarrow.ArrowException, KeyError):
+                raise PruneError(f'{path} is not a parquet file with a "text" column') from None
+        content = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise PruneError(f"{path} is not UTF-8 text: give a .txt, .jsonl or .parquet file") from None
+    except PermissionError:
+        raise PruneError(f"{path} cannot be read: check its permissions") from None
+    if "\0" in content:
+        raise PruneError(f"{path} looks binary, not like text: give a .txt, .jsonl or .parquet file")
+    if path.suffix == ".jsonl":
+        try:
+            return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise PruneError(f'{path} must hold one JSON object with a "text" string per line') from None
+    return content
+
+
+def _from_hub(source: str, split: str) -> str:
+    import datasets
+
+    repository, config, column, names = HUB[source]
+    try:
+        rows = datasets.load_dataset(repository, config, split=names.get(split, split), streaming=source == "c4")
+        rows = rows.take(5000) if source == "c4" else rows  # all of C4 is 300 GB; these are about 2 M tokens
+        return "\n\n".join(row[column] for row in rows)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PruneError(
+            f"cannot get {source!r} from the hub ({type(error).__name__}): use an embedded text "
+            f"({', '.join(EMBEDDED)}) or a file"
+        ) from None

@@ -1,0 +1,205 @@
+"""prune(): one pass of the calibration data through the model. Chapter 08.
+
+All windows go through the model in one call. Right before a layer is applied, its true input is at hand: its
+statistics are taken, the layer is pruned on the spot, and the same pass goes on with the pruned weight. So every
+layer is calibrated on what the pruned layers before it really produce, nothing runs twice, and no block is called
+by hand. When the windows do not fit at once, the staged form does the same, block by block and group by group.
+
+Left out: choosing a sparsity per layer (allocate.py) and models that are larger than memory (checkpoint.py).
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minprune.allocate import Allocation, allocate
+from minprune.data import fingerprint
+from minprune.errors import PruneError
+from minprune.methods import get_method
+from minprune.model import Layer, check_windows, find_layers
+from minprune.patterns import Pattern
+from minprune.patterns import pattern as read_pattern
+from minprune.report import LayerRow, Report
+from minprune.stages import run_staged
+from minprune.statistics import Statistics, layer_error
+from minprune.watch import watch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SAMPLE = 4096  # tokens on which the layer error of a method without a Gram matrix is measured
+
+
+@torch.no_grad()
+def prune(
+    model: "PreTrainedModel",
+    calib: Tensor | None,
+    method: str = "sparsegpt",
+    pattern: str | Pattern = "50%",
+    *,
+    allocation: Allocation = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    sequential: bool = True,
+    progress: bool = False,
+    **options,
+) -> Report:
+    """Prune the linear layers of a Hugging Face causal LM in place and report on each.
+
+    calib: (windows, length) int64 token ids; None is allowed for a method that needs no data. pattern: see
+    `minprune.pattern`. allocation: see `minprune.allocate`. include, exclude: globs over layer names; embeddings and
+    `lm_head` stay dense unless included. batch_size: windows per forward pass; it changes time and memory, never
+    the result. sequential=False: the published loop in two passes, in which all layers of a block are calibrated
+    with the block still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
+    Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
+    stays pruned.
+    """
+    chosen = get_method(method)
+    chosen.check_options(method, options)
+    layers = find_layers(model, include, exclude)
+    patterns = allocate(layers, read_pattern(pattern), allocation)
+    for layer in layers:
+        _check_layer(layer, patterns[layer])
+    if calib is None and chosen.needs != "nothing":
+        raise PruneError(f"method {method!r} needs calibration tokens: pass calib")
+    if batch_size is not None and batch_size < 1:
+        raise PruneError(f"batch size {batch_size} is not positive")
+    start, was_training = time.perf_counter(), model.training
+    with tqdm(
+        total=len(layers), desc=f"{method} {pattern}", unit="layer", disable=None if progress else True, leave=False
+    ) as bar:
+        run = _Run(chosen.function, chosen.needs, patterns, options, calib, bar)
+        model.eval()
+        try:
+            if calib is None:
+                for layer in layers:
+                    run.prune(layer, None)
+            else:
+                check_windows(model, calib)
+                calib = calib.to(next(model.parameters()).device)
+                if sequential and (batch_size is None or batch_size >= len(calib)):
+                    _one_pass(model, calib, layers, run)
+                else:
+                    run_staged(model, calib.split(batch_size or len(calib)), layers, run, whole_block=not sequential)
+        finally:
+            model.train(was_training)
+    rows = [run.rows.get(layer) or _left_dense(layer, "received no token: left dense") for layer in layers]
+    seconds = {"total": time.perf_counter() - start, "statistics": run.statistics_seconds, "solve": run.solve_seconds}
+    return Report(method, str(read_pattern(pattern)), options, _describe(calib), rows, seconds)
+
+
+class Observed:
+    """What is remembered of the inputs of one layer, or of several that read the same tensor."""
+
+    def __init__(self, d_in: int, needs: str, stride: int, device: torch.device):
+        self.stats = Statistics(d_in, gram=needs == "gram", device=device) if needs != "nothing" else None
+        self.stride = 0 if needs == "gram" else stride
+        self.sample: list[Tensor] = []
+
+    def update(self, X: Tensor) -> None:
+        """Add the inputs X (..., tokens, d_in)."""
+        if self.stats:
+            self.stats.update(X)
+        if self.stride:
+            self.sample.append(X[..., :: self.stride, :].reshape(-1, X.shape[-1]).float())
+
+    def energy(self) -> float:
+        """The sum of all squared inputs (of the sample, if no more is known)."""
+        return float(self.stats.sq_norm.sum() if self.stats else sum(X.square().sum() for X in self.sample))
+
+    def error(self, W: Tensor, W_pruned: Tensor) -> float:
+        """The relative layer error on all tokens if there is a Gram matrix, else on the sample."""
+        if self.stats and not self.stride:
+            return layer_error(W, W_pruned, self.stats.gram)
+        X = torch.cat(self.sample)  # (tokens, d_in)
+        lost, whole = (float((X @ M.float().T).square().sum()) for M in (W - W_pruned, W))
+        return lost / whole if whole > 0 else float(lost > 0)
+
+
+class _Run:
+    """One call of `prune`: prunes the layer it is given and keeps the books."""
+
+    def __init__(self, method: Callable, needs: str, patterns: dict[Layer, Pattern], options: dict, calib, bar):
+        self.method, self.needs, self.patterns, self.options, self.bar = method, needs, patterns, options, bar
+        self.stride = max(1, calib.numel() // _SAMPLE) if calib is not None else 1
+        self.rows: dict[Layer, LayerRow] = {}
+        self.statistics_seconds = self.solve_seconds = 0.0
+
+    def observe(self, X: Tensor, into: Observed | None = None) -> Observed:
+        """Take the statistics of X (..., d_in), into what is there or anew."""
+        start = time.perf_counter()
+        observed = into or Observed(X.shape[-1], self.needs, self.stride, X.device)
+        observed.update(X)
+        self.statistics_seconds += time.perf_counter() - start
+        return observed
+
+    def prune(self, layer: Layer, observed: Observed | None) -> None:
+        """Prune one layer in place, given its inputs, and add its row."""
+        start, W = time.perf_counter(), layer.weight
+        if observed:
+            energy = observed.energy()
+            if not energy < float("inf"):
+                raise PruneError(f"{layer.name}: its inputs hold NaN or infinity: check the model and its dtype")
+            if energy == 0:
+                self._book(layer, _left_dense(layer, "all its inputs were zero: left dense"))
+                return
+        try:
+            result = self.method(W, observed.stats if observed else None, self.patterns[layer], **self.options)
+        except PruneError as reason:
+            raise PruneError(f"{layer.name}: {reason}") from reason
+        seconds = time.perf_counter() - start
+        self.solve_seconds += seconds
+        error = observed.error(W, result.weight) if observed else None
+        W.copy_(result.weight)
+        self._book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, result.note))
+
+    def _book(self, layer: Layer, row: LayerRow) -> None:
+        self.rows[layer] = row
+        self.bar.update()
+
+
+def _one_pass(model: "PreTrainedModel", calib: Tensor, layers: list[Layer], run: _Run) -> None:
+    last: tuple[Tensor, int, Observed] | None = None  # the tensor itself: its address may be used again after it
+
+    def receive(layer: Layer, X: Tensor) -> None:
+        nonlocal last
+        if layer in run.rows or not X.numel():
+            return
+        if last is None or X is not last[0] or X._version != last[1]:
+            last = X, X._version, run.observe(X)
+        run.prune(layer, last[2])
+
+    with watch(model, layers, receive):
+        hidden = model.base_model(input_ids=calib, use_cache=False).last_hidden_state
+    for layer in layers:
+        if layer.owner is model.get_output_embeddings():
+            receive(layer, hidden)
+
+
+def _check_layer(layer: Layer, pattern: Pattern) -> None:
+    try:
+        pattern.check(*layer.weight.shape)
+    except PruneError as error:
+        raise PruneError(f"{layer.name}: {error}") from None
+    if not bool(torch.stack(layer.weight.aminmax()).isfinite().all()):
+        raise PruneError(f"{layer.name}: its weights hold NaN or infinity: the checkpoint is damaged")
+
+
+def _left_dense(layer: Layer, note: str) -> LayerRow:
+    W = layer.weight
+    return LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), None, 0.0, note)
+
+
+def _sparsity(W: Tensor) -> float:
+    return 1 - int(W.count_nonzero()) / W.numel()
+
+
+def _describe(calib: Tensor | None) -> dict:
+    if calib is None:
+        return {}
+    return {"windows": calib.shape[0], "length": calib.shape[1], "sha256": fingerprint(calib)}

@@ -1,0 +1,22 @@
+"""Magnitude pruning: the smallest weights go, the others stay as they are. Chapter 02.
+
+score_ij = |W_ij|     (at least as old as Janowsky 1989; Han et al. 2015 made it the baseline)
+
+It needs no data, and that is its weakness: it cannot see that some inputs are a hundred times larger than others.
+"""
+
+from torch import Tensor
+
+from minprune.methods.result import Result
+from minprune.patterns import Pattern
+from minprune.statistics import Statistics
+
+
+def magnitude(W: Tensor, stats: Statistics | None, pattern: Pattern) -> Result:
+    """Prune the smallest |W|; plain "50%" compares over the whole layer.
+
+    W (d_out, d_in), any floating dtype; stats is not looked at and may be None. Raises `ValueError` if the
+    pattern does not fit the shape or W holds NaN.
+    """
+    keep = pattern.with_default("layer").keep(W.abs())  # (d_out, d_in)
+    return Result(W.masked_fill(~keep, 0), keep)

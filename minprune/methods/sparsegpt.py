@@ -1,0 +1,132 @@
+"""SparseGPT: optimal-brain-surgeon updates for every row at once, column by column. Chapter 04.
+
+Frantar and Alistarh 2023. Columns are visited left to right. When weight q of a row is pruned, the weights of that
+row that are still to come make up for it as well as they can:
+
+    w  <-  w - w_q / [H^-1]_qq * [H^-1]_q:          at a cost of  w_q^2 / [H^-1]_qq        (H = gram + damping)
+
+where H^-1 is the inverse for the columns not yet visited. All of these shrinking inverses are the rows of one
+matrix, the upper Cholesky factor U of the full inverse (H^-1 = U^T U): row q of the inverse without the first q
+columns is U_qq * U_q:, so each step is  w -= (w_q / U_qq) * U_q:  and costs  (w_q / U_qq)^2.
+
+Column j needs what all earlier columns sent it. That sum is a matrix product, so it is brought up to date in
+stages, never column by column: once for a block of columns, once for a panel inside it, and only inside a panel
+for one column.
+"""
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.methods.result import Result
+from minprune.patterns import NM, Pattern, Unstructured
+from minprune.statistics import Statistics
+
+_PANEL = 16  # columns that are visited one by one before a matrix product brings the next ones up to date
+
+
+def sparsegpt(
+    W: Tensor,
+    stats: Statistics,
+    pattern: Pattern,
+    *,
+    block_size: int = 128,
+    damp: float = 0.01,
+    keep: Tensor | None = None,
+) -> Result:
+    """Prune W (d_out, d_in) and update what is kept so that X W'^T stays close to X W^T.
+
+    Plain "50%" chooses within each block of `block_size` columns, all rows together, as published, and N:M within
+    each group when it is reached; both see the weights as updated so far. Other patterns are chosen at the start.
+    keep: (d_out, d_in) bool, a given mask instead of the pattern. damp: fraction of mean(diag(gram)) added to the
+    diagonal, raised tenfold (and noted in the result) while the Gram matrix cannot be factorised.
+    Raises `ValueError` if the pattern does not fit the shape, the statistics have no Gram matrix, saw no input or
+    only zeros, or hold NaN.
+    """
+    pattern = pattern.with_default("block")
+    pattern.check(*W.shape)
+    if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
+        raise PruneError("the weights contain NaN or infinity")
+    U, note = inverse_factor(stats.gram.to(W.device, torch.promote_types(W.dtype, torch.float32)), damp)  # (d_in, d_in)
+    groups = pattern if keep is None and isinstance(pattern, NM) else None
+    by_block = keep is None and isinstance(pattern, Unstructured) and pattern.group == "block"
+    if keep is None and not (groups or by_block):
+        keep = pattern.keep((W / U.diagonal()).square())
+    panel = groups.m if groups else _PANEL
+    block_size += -block_size % panel if groups else 0  # so that no group of M lies in two blocks
+
+    d_out, d_in = W.shape
+    weight, keep_out = torch.empty_like(W), torch.empty_like(W, dtype=torch.bool)
+    E = torch.zeros(d_in, d_out, dtype=U.dtype, device=W.device)  # row q: w_q / U_qq where q was pruned, 0 where kept
+    for start in range(0, d_in, block_size):
+        cols = slice(start, min(start + block_size, d_in))
+        w = W[:, cols].T.to(U.dtype).contiguous()  # (block, d_out): the weights of one column side by side
+        w.addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what all earlier blocks sent
+        diag = U.diagonal()[cols, None]  # (block, 1)
+        if by_block:
+            kept = pattern.keep((w / diag).square().T, block_size).T.contiguous()
+        else:
+            kept = torch.zeros_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
+        _prune_block(w, U[cols, cols], E[cols], kept, panel, groups)
+        weight[:, cols] = w.mul_(kept).add_(0.0).T  # adding 0 turns the product's -0.0 into 0.0
+        keep_out[:, cols] = kept.T
+    return Result(weight, keep_out, note)
+
+
+def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, panel: int, groups: NM | None) -> None:
+    """Prune one block of columns in place: w, E, kept (block, d_out), U (block, block); E holds zeros at first.
+
+    groups: choose N:M as each panel, which is one group of M columns, is reached; None: `kept` is given.
+    """
+    diag = U.diagonal()[:, None]  # (block, 1)
+    gain = ~kept / diag  # (block, d_out): 1 / U_qq where weight q goes, 0 where it stays
+    for start in range(0, len(w), panel):
+        cols = slice(start, min(start + panel, len(w)))
+        w_panel, errors = w[cols], E[cols]  # (panel, d_out); the errors of columns to come are still 0
+        w_panel.addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what earlier panels of this block sent
+        if groups:
+            kept[cols] = groups.keep_places((w_panel / diag[cols]).square())
+            gain[cols] = ~kept[cols] / diag[cols]
+        for w_q, U_q, gain_q, error_q in zip(w_panel, U[cols, cols].T, gain[cols], errors, strict=True):
+            w_q.addmv_(errors.T, U_q, alpha=-1)  # (d_out,): what earlier columns of this panel sent
+            torch.mul(w_q, gain_q, out=error_q)
+
+
+def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
+    """The upper Cholesky factor U of the inverse of H = gram + damp * mean(diag(gram)) * I: H^-1 = U^T U.
+
+    gram (d_in, d_in) -> U (d_in, d_in) and a note. With J the reversal of the order, J H J = L L^T gives
+    H = (J L J)(J L J)^T with J L J upper triangular, so U = (J L J)^-1 = J L^-1 J: one factorisation and one
+    triangular inverse, half the operations of factorising, inverting, and factorising the inverse.
+    """
+    mean = float(gram.diagonal().mean())
+    if not mean > 0:  # also refuses NaN
+        raise PruneError(f"the mean of diag(gram) is {mean:g}: these statistics saw no input, only zeros, or NaN")
+    reversed_gram, note, raised = gram.flip(0, 1), "", damp
+    while True:
+        L, failed = torch.linalg.cholesky_ex(reversed_gram + raised * mean * torch.eye(len(gram)).to(gram))
+        if not failed:
+            break
+        if raised > 1:
+            raise PruneError(
+                f"the Gram matrix has no Cholesky factor even with damping {raised:g}: look for infinities"
+            )
+        raised = max(10 * raised, 1e-6)
+        note = f"damping raised from {damp:g} to {raised:g}"
+    return triangular_inverse(L).flip(0, 1), note
+
+
+def triangular_inverse(L: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix, (n, n) -> (n, n), by halves, so that matrix products do the work:
+
+    [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]
+    """
+    n = len(L)
+    if n <= 256:
+        return torch.linalg.solve_triangular(L, torch.eye(n).to(L), upper=False)
+    half = n // 2
+    A, C = triangular_inverse(L[:half, :half]), triangular_inverse(L[half:, half:])
+    inverse = torch.zeros_like(L)
+    inverse[:half, :half], inverse[half:, half:] = A, C
+    inverse[half:, :half] = -C @ (L[half:, :half] @ A)
+    return inverse

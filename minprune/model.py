@@ -1,0 +1,190 @@
+"""Where the weights are: the decoder blocks of a Hugging Face causal LM and the matrices inside them. Chapter 01.
+
+Nothing here knows an architecture by name. A matrix is an `nn.Linear`, a GPT-2 `Conv1D` (stored transposed), or one
+expert of a mixture, stored as a slice of a 3-D parameter; each becomes a `Layer` with a (d_out, d_in) view.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from minprune.errors import PruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+EMBEDDED = ("smollm2",)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One weight matrix of a model. weight: a (d_out, d_in) view into the model; writing to it changes the model.
+
+    expert: its index in `owner`'s 3-D parameter `parameter`, or None if `owner` is a module of its own.
+    """
+
+    name: str
+    owner: nn.Module
+    parameter: str = "weight"
+    expert: int | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        stored = getattr(self.owner, self.parameter).data
+        if self.expert is not None:
+            return stored[self.expert]
+        return stored.T if is_conv1d(self.owner) else stored
+
+
+def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", say=lambda message: None):
+    """(model, tokenizer) of an embedded name ("smollm2"), a Hugging Face id or a folder; in eval mode.
+
+    dtype: "auto" keeps the checkpoint's. Only safetensors weights are read, and code from a repository is never run.
+    Raises `PruneError` if there is no such model, its weights are damaged or only pickled, or the device is unknown.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = name
+    if name in EMBEDDED:
+        from minprune.assets import smollm2_folder
+
+        source = smollm2_folder(say)
+    elif Path(name).is_dir():
+        _check_folder(Path(name))
+    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
+        raise PruneError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
+    place = check_device(device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES.get(str(dtype), dtype), use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise PruneError(f"cannot load the model {str(name)!r}: {_first_line(error)}") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise PruneError(
+            f"the weights of {str(name)!r} are incomplete: {missing[0]} (and {len(missing) - 1} more) is missing"
+        )
+    return model.to(place).eval(), tokenizer
+
+
+def check_device(device: str) -> torch.device:
+    """The torch device of that name; `PruneError` if there is none such on this machine."""
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError):
+        raise PruneError(f"device {device!r} is not available here: try cpu") from None
+
+
+def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
+    """Raise `PruneError` unless tokens is (windows, length) of ids that the model has, no longer than its positions."""
+    config = model.config.get_text_config()
+    if tokens.ndim != 2 or tokens.dtype != torch.long or not len(tokens):
+        raise PruneError(f"tokens must be int64 (windows, length), not {tokens.dtype} {tuple(tokens.shape)}")
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest and tokens.shape[1] > longest:
+        raise PruneError(
+            f"windows of {tokens.shape[1]} tokens are longer than the model's {longest} positions: use length {longest}"
+        )
+    if int(tokens.max()) >= config.vocab_size or int(tokens.min()) < 0:
+        raise PruneError(
+            f"token ids reach {int(tokens.max())}, the model's vocabulary has {config.vocab_size}: wrong tokenizer?"
+        )
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise PruneError(f"{folder} holds no config.json: it is not a Hugging Face model folder")
+    if not any(folder.glob("*.safetensors")):
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+            raise PruneError(f"{folder} offers only pickled weights, which can run code: convert them to safetensors")
+        raise PruneError(f"{folder} holds no .safetensors weights")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear layer, whose weight is stored as (d_in, d_out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, Conv1D)
+
+
+def decoder_blocks(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
+    """The name and the list of the decoder blocks: the first ModuleList as long as the config says."""
+    depth = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name, module
+    raise PruneError(f"found no list of {depth} decoder blocks in {type(model).__name__}")
+
+
+def find_layers(
+    model: "PreTrainedModel", include: Iterable[str] | None = None, exclude: Iterable[str] = ()
+) -> list[Layer]:
+    """The layers to prune, in the order of the model: all matrices of the decoder blocks, or those that match.
+
+    include, exclude: globs over the layers' full names ("*.mlp.*"). `lm_head` is found only if a glob of `include`
+    names it. Raises `PruneError` if a glob matches nothing, if a tied `lm_head` is asked for, or if a mixture stores
+    its experts in a way that minprune cannot prune and they are not excluded.
+    """
+    prefix, blocks = decoder_blocks(model)
+    found = [layer for name, module in blocks.named_modules(prefix=prefix) for layer in _layers_of(name, module)]
+    heads = [Layer(name, m) for name, m in model.named_modules() if m is model.get_output_embeddings()]
+    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
+    include = [include] if isinstance(include, str) else include
+    if include is None:
+        chosen = found
+    else:
+        include = list(include)
+        _refuse_unused("include", include, found + heads)
+        chosen = [layer for layer in found + heads if _matches(layer.name, include)]
+    _refuse_unused("exclude", exclude, found + heads)
+    chosen = [layer for layer in chosen if not _matches(layer.name, exclude)]
+    if not chosen:
+        raise PruneError("include and exclude leave no layer to prune")
+    for layer in chosen:
+        _check_prunable(model, layer)
+    return chosen
+
+
+def _layers_of(name: str, module: nn.Module) -> list[Layer]:
+    if isinstance(module, nn.Linear) or is_conv1d(module):
+        return [Layer(name, module)]
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return []
+    stacks = [(key, value) for key, value in module.named_parameters(recurse=False) if value.ndim == 3]
+    return [Layer(f"{name}.{key}.{e}", module, key, e) for key, value in stacks for e in range(len(value))]
+
+
+def _check_prunable(model: "PreTrainedModel", layer: Layer) -> None:
+    if layer.expert is not None and getattr(layer.owner, "is_transposed", True):
+        raise PruneError(
+            f"{layer.name} is an expert in a layout that minprune cannot prune: leave it dense with "
+            f"exclude '*.{layer.parameter}.*'"
+        )
+    embeddings = getattr(model.get_input_embeddings(), "weight", None)
+    if embeddings is not None and layer.weight.data_ptr() == embeddings.data_ptr():
+        raise PruneError(
+            f"{layer.name} is tied to the input embeddings: pruning it would prune every embedding, so leave it out"
+        )
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatch(name, glob) for glob in globs)
+
+
+def _refuse_unused(option: str, globs: list[str], layers: list[Layer]) -> None:
+    for glob in globs:
+        if not any(fnmatch(layer.name, glob) for layer in layers):
+            raise PruneError(f"{option} {glob!r} matches no layer: names look like {layers[0].name!r}")

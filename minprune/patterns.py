@@ -1,0 +1,211 @@
+"""Which zeros are allowed: a pattern turns scores into a keep mask, and nothing else in minprune does.
+
+A score says how much a weight is worth; the lowest scores are pruned. Every pattern prunes an exact number of
+weights in each comparison group, and of equal scores the one with the lower index goes first, so the same scores
+give the same mask on every machine. Masks are boolean and True means *kept*.
+"""
+
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+
+GROUPS = ("row", "layer", "block")
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Any weight may go; the lowest `round(sparsity * size)` scores of each comparison group do.
+
+    group: "row" compares the weights of one output, "layer" those of the whole matrix, "block" those of
+    `block_size` neighbouring columns (all rows). None leaves the choice to the method's published default.
+    """
+
+    sparsity: float
+    group: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+        if self.group is not None and self.group not in GROUPS:
+            raise PruneError(f"unknown comparison group {self.group!r}: use one of {', '.join(GROUPS)}")
+
+    def __str__(self) -> str:
+        return _percent(self.sparsity) + (f":{self.group}" if self.group else "")
+
+    def check(self, d_out: int, d_in: int) -> None:
+        """Every shape can be pruned unstructured."""
+
+    def with_default(self, group: str) -> "Unstructured":
+        """This pattern with its comparison group filled in, if the user left it open."""
+        return self if self.group else replace(self, group=group)
+
+    def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
+        """scores (d_out, d_in), any floating dtype -> keep mask (d_out, d_in), bool."""
+        if self.group == "row":
+            return keep_largest(scores, round(self.sparsity * scores.shape[1]))
+        if self.group == "layer":
+            flat = scores.reshape(1, -1)  # (1, d_out * d_in)
+            return keep_largest(flat, round(self.sparsity * flat.shape[1])).view(scores.shape)
+        if self.group == "block":
+            whole = replace(self, group="layer")
+            return torch.cat([whole.keep(columns) for columns in scores.split(block_size, dim=1)], dim=1)
+        raise PruneError(f"pattern {self} has no comparison group: say {self}:row, {self}:layer or {self}:block")
+
+
+@dataclass(frozen=True)
+class NM:
+    """n weights kept of every m consecutive inputs (NVIDIA's sense: 2:4 is half zeros, 1:4 three quarters)."""
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.n <= self.m or self.m < 1:
+            raise PruneError(f"pattern {self.n}:{self.m} is not N:M with 0 <= N <= M: N counts the weights kept of M")
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.n / self.m
+
+    def check(self, d_out: int, d_in: int) -> None:
+        """Raise `PruneError` if m does not divide the number of inputs."""
+        if d_in % self.m:
+            raise PruneError(
+                f"{self} needs a number of inputs that {self.m} divides, not {d_in}: exclude the layer or change M"
+            )
+
+    def with_default(self, group: str) -> "NM":
+        return self
+
+    def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
+        """scores (d_out, d_in), d_in a multiple of m -> keep mask (d_out, d_in), bool."""
+        self.check(*scores.shape)
+        _refuse_nan(scores)
+        groups = scores.reshape(-1, self.m).T.contiguous()  # (m, groups): one long row per place in the group
+        return self.keep_places(groups).T.reshape(scores.shape)
+
+    def keep_places(self, scores: Tensor) -> Tensor:
+        """scores (m, groups) without NaN, one group a column -> keep mask (m, groups), bool.
+
+        A weight is pruned when fewer than m - n others of its group stand before it in line. Every pair of places
+        is compared once, in long rows, which beats sorting a million tiny groups.
+        """
+        ahead = torch.zeros(scores.shape, dtype=torch.int16, device=scores.device)  # minus the later places, see below
+        for place in range(1, self.m):
+            goes_first = scores[:place] <= scores[place]  # (place, groups); of equal scores the lower index goes first
+            ahead[place] += goes_first.sum(0, dtype=torch.int16)
+            ahead[:place] -= goes_first.view(torch.int8)
+        later = torch.arange(self.m - 1, -1, -1, device=scores.device)  # places after this one, none subtracted yet
+        return ahead >= (self.m - self.n - later)[:, None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Square blocks of size x size weights go as a whole; a block's score is the sum of its weights' scores."""
+
+    size: int
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+        if self.size < 1:
+            raise PruneError(f"block size {self.size} is not positive: write block16:50%")
+
+    def __str__(self) -> str:
+        return f"block{self.size}:{_percent(self.sparsity)}"
+
+    def check(self, d_out: int, d_in: int) -> None:
+        """Raise `PruneError` if the block size does not divide both sides."""
+        if d_out % self.size or d_in % self.size:
+            raise PruneError(
+                f"{self} needs sides that {self.size} divides, not {d_out} x {d_in}: exclude the layer or use "
+                "smaller blocks"
+            )
+
+    def with_default(self, group: str) -> "Block":
+        return self
+
+    def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
+        """scores (d_out, d_in), both multiples of size -> keep mask (d_out, d_in), bool."""
+        self.check(*scores.shape)
+        tiles = scores.unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))  # (rows, size, columns, size)
+        worth = tiles.float().sum(dim=(1, 3))  # (rows, columns)
+        keep = keep_largest(worth.view(1, -1), round(self.sparsity * worth.numel())).view(worth.shape)
+        return keep.repeat_interleave(self.size, 0).repeat_interleave(self.size, 1)
+
+
+Pattern = Unstructured | NM | Block
+
+
+def pattern(text: "str | Pattern") -> Pattern:
+    """Read a pattern: "50%", "50%:row", "50%:layer", "50%:block", "2:4" (two kept of four), "block16:50%".
+
+    Raises `PruneError` (a `ValueError`) if the text is none of these, the sparsity is outside 0..100 %, or N > M.
+    """
+    if not isinstance(text, str):
+        return text
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        return NM(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"block(\d+):(-?[\d.]+)%", text):
+        return Block(int(match[1]), _fraction(match[2], text))
+    if match := re.fullmatch(r"(-?[\d.]+)%(?::(\w+))?", text):
+        return Unstructured(_fraction(match[1], text), match[2])
+    raise PruneError(f"unknown pattern {text!r}: write 50%, 50%:row, 50%:layer, 50%:block, 2:4 or block16:50%")
+
+
+def keep_largest(scores: Tensor, zeros: int) -> Tensor:
+    """Prune exactly `zeros` weights of every row: the lowest scores, and of equal ones the lowest index.
+
+    scores (groups, size) -> keep (groups, size), bool. Finding the threshold is a selection, not a sort: linear
+    in the number of weights. Ties at the threshold, which `scores > threshold` would get wrong, are counted out.
+    Raises `PruneError` for NaN scores, which no order contains.
+    """
+    size = scores.shape[1]
+    if zeros in (0, size):
+        _refuse_nan(scores)
+        return torch.full_like(scores, zeros == 0, dtype=torch.bool)
+    threshold = _kth_smallest(scores, zeros)  # (groups, 1)
+    keep = scores > threshold
+    if bool((keep.sum(1) == size - zeros).all()):
+        return keep
+    _refuse_nan(scores)
+    tied = scores == threshold
+    to_prune = zeros - (scores < threshold).sum(1, keepdim=True)  # (groups, 1): how many of the tied must go
+    return keep | (tied & (tied.cumsum(1) > to_prune))
+
+
+def _kth_smallest(scores: Tensor, k: int) -> Tensor:
+    """The k-th smallest (k from 1) of every row: (groups, size) -> (groups, 1)."""
+    if scores.device.type == "cpu":  # NumPy's vectorised quickselect is about ten times faster than kthvalue there
+        values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+        kth = np.partition(values.detach().numpy(), k - 1, axis=1)[:, k - 1 : k]
+        return torch.from_numpy(np.ascontiguousarray(kth)).to(scores.dtype)
+    return scores.kthvalue(k, dim=1, keepdim=True).values
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if bool(scores.isnan().any()):
+        raise PruneError("the scores contain NaN: look for NaN or infinity in the weights and in the inputs")
+
+
+def _check_sparsity(sparsity: float) -> None:
+    if not 0 <= sparsity <= 1:
+        raise PruneError(f"sparsity {sparsity:g} is outside 0..1: it is the fraction of weights pruned (0% to 100%)")
+
+
+def _fraction(digits: str, text: str) -> float:
+    try:
+        return float(digits) / 100
+    except ValueError:
+        raise PruneError(f"unknown pattern {text!r}: {digits!r} is not a number") from None
+
+
+def _percent(sparsity: float) -> str:
+    return f"{100 * sparsity:.10g}%"

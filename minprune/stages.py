@@ -1,0 +1,157 @@
+"""The driver's staged form, for calibration data that do not fit through the model at once. Chapter 08.
+
+Block by block and, inside a block, group by group: for each group of layers that read the same tensor, the batches
+run up to that group, their statistics are merged, the group is pruned, and the next stage runs with it pruned. The
+order and the statistics are those of one pass, so the result is too, up to the rounding of the sums.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from minprune.model import Layer, decoder_blocks
+from minprune.watch import watch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class _Enough(Exception):
+    """Raised inside a block when the inputs of the current group have been seen."""
+
+
+def run_staged(
+    model: "PreTrainedModel", batches: tuple[Tensor, ...], layers: list[Layer], run, whole_block: bool
+) -> None:
+    """Prune `layers` with batches of token ids, each (windows, length).
+
+    run: the driver's `_Run`. whole_block: take the statistics of all layers of a block while it is still dense.
+    """
+    prefix, blocks = decoder_blocks(model)
+    calls = [_record(model, blocks, batch) for batch in batches]
+    hidden = [call[0].hidden for call in calls]  # per batch (windows, length, d_model): the input of the next block
+    for index, block in enumerate(blocks):
+        todo = [layer for layer in layers if layer.name.startswith(f"{prefix}.{index}.")]
+        here = [call[index] for call in calls]
+        while todo:
+            group = _Group(todo, run, whole_block)
+            for call, h in zip(here, hidden, strict=True):
+                group.start_batch()
+                try:
+                    with watch(model, todo, group.receive):
+                        call.replay(block, h)
+                except _Enough:
+                    pass
+            for layer, observed in group.observed.items():
+                run.prune(layer, observed)
+            if not group.observed:
+                break  # experts that no token reached
+            todo = [layer for layer in todo if layer not in group.observed]
+        hidden = [call.replay(block, h) for call, h in zip(here, hidden, strict=True)]
+    for layer in (layer for layer in layers if layer.owner is model.get_output_embeddings()):
+        _prune_head(layer, model, blocks, batches, hidden, calls[0][0].returns_tuple, run)
+
+
+class _Group:
+    """The layers of one stage and what is observed of their inputs: those that read the first tensor to arrive.
+
+    The experts of one mixture parameter do not feed each other and form one group, though each reads its own tensor.
+    """
+
+    def __init__(self, todo: list[Layer], run, whole_block: bool):
+        self.todo, self.run, self.whole_block = set(todo), run, whole_block
+        self.observed: dict[Layer, Any] = {}  # layer -> the driver's Observed; layers that share a tensor share it
+        self.latest: Any = None
+        self.first: Layer | None = None
+        self.complete = False  # whether the first batch has told which layers belong to the group
+
+    def start_batch(self) -> None:
+        self.complete = self.first is not None
+        self.waiting = set(self.observed)
+        self.tensor: Tensor | None = None
+        self.version = 0
+
+    def receive(self, layer: Layer, X: Tensor) -> None:
+        """Take X if the layer is of this group; stop the block once nothing more can come."""
+        if layer not in self.todo or not X.numel():
+            return
+        self.first = self.first or layer
+        if self.whole_block or self.first.expert is not None:
+            if self.whole_block or (layer.owner, layer.parameter) == (self.first.owner, self.first.parameter):
+                self._observe(layer, X)
+            return
+        same = self.tensor is None or (X is self.tensor and X._version == self.version)
+        if layer in self.waiting or (not self.complete and same):
+            self._observe(layer, X)
+            self.waiting.discard(layer)
+        elif not self.complete:
+            raise _Enough
+        if self.complete and not self.waiting:
+            raise _Enough
+
+    def _observe(self, layer: Layer, X: Tensor) -> None:
+        if X is self.tensor and X._version == self.version:  # the statistics of this tensor are taken already
+            self.observed.setdefault(layer, self.latest)
+            return
+        self.tensor, self.version = X, X._version
+        self.latest = self.observed[layer] = self.run.observe(X, self.observed.get(layer))
+
+
+@dataclass
+class _Call:
+    """One recorded call of one block: its hidden states, its other arguments, and whether it returns a tuple."""
+
+    hidden: Tensor
+    args: tuple
+    kwargs: dict
+    returns_tuple: bool
+
+    def replay(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """Call the block with other hidden states, all else being equal."""
+        out = block(hidden, *self.args, **self.kwargs)
+        return out[0] if self.returns_tuple else out
+
+
+def _record(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor) -> list[_Call]:
+    """How the model calls each of its blocks for a batch: masks and position embeddings may differ between blocks.
+
+    A dry run in which every block hands its input on unchanged. Whether this family's blocks return a tuple shows
+    only when one really runs, so the first one does.
+    """
+    calls: list[_Call] = []
+
+    def recorder(original):
+        def forward(hidden, *args, **kwargs):
+            is_tuple = calls[0].returns_tuple if calls else isinstance(original(hidden, *args, **kwargs), tuple)
+            calls.append(_Call(hidden, args, kwargs, is_tuple))
+            return (hidden,) if is_tuple else hidden
+
+        return forward
+
+    with _replaced(blocks, recorder):
+        model.base_model(input_ids=batch, use_cache=False)
+    return calls
+
+
+def _prune_head(layer: Layer, model, blocks, batches, hidden: list[Tensor], returns_tuple: bool, run) -> None:
+    """Prune an output head that was asked for, on what the final norm makes of the last block's outputs."""
+    observed = None
+    for batch, h in zip(batches, hidden, strict=True):
+        with _replaced(blocks, lambda original, h=h: lambda *args, **kwargs: (h,) if returns_tuple else h):
+            out = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+        observed = run.observe(out, observed)
+    run.prune(layer, observed)
+
+
+@contextmanager
+def _replaced(blocks: nn.ModuleList, make):
+    """Every block's forward replaced by make(its own forward), and put back."""
+    try:
+        for block in blocks:
+            block.forward = make(block.forward)
+        yield
+    finally:
+        for block in blocks:
+            del block.forward

@@ -1,0 +1,97 @@
+"""What calibration remembers of a layer's inputs: sums over tokens, so that they can be merged.
+
+Left out on purpose: any division by a number of sequences or batches. Sums over *tokens* make the result
+independent of how the tokens came in batches, and a long text counts for more than a short one.
+"""
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+
+_PANEL = 384  # columns per panel of the symmetric product: wide enough for an efficient matrix product
+
+
+class Statistics:
+    """Running sums over the inputs of one layer, or of several layers that read the same tensor.
+
+    d_in: number of inputs. gram: also keep X.T @ X, which costs d_in**2 numbers and tokens * d_in**2 operations.
+    dtype: of the sums; the inputs are cast to it before anything is squared.
+    """
+
+    def __init__(
+        self, d_in: int, gram: bool = True, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ):
+        self.d_in, self.tokens = d_in, 0
+        self._sum = torch.zeros(d_in, dtype=dtype, device=device)
+        self._sq_norm = torch.zeros(d_in, dtype=dtype, device=device)
+        self._gram = torch.zeros(d_in, d_in, dtype=dtype, device=device) if gram else None
+        self._upper_is_stale = False
+
+    @torch.no_grad()
+    def update(self, X: Tensor) -> "Statistics":
+        """Add the inputs X (..., d_in), any leading shape and floating dtype. Returns self."""
+        if X.shape[-1] != self.d_in:
+            raise PruneError(f"inputs have {X.shape[-1]} features, these statistics expect {self.d_in}")
+        X = X.reshape(-1, self.d_in).to(self._sum)  # (tokens, d_in)
+        self.tokens += X.shape[0]
+        self._sum += X.sum(0)
+        if self._gram is None:
+            for part in X.split(4096):  # bounds the memory of the squares
+                self._sq_norm += part.square().sum(0)
+        else:
+            for start in range(0, self.d_in, _PANEL):  # panels on and below the diagonal: half the work of X.T @ X
+                panel = X[:, start : start + _PANEL]  # (tokens, panel)
+                self._gram[start:, start : start + _PANEL].addmm_(X[:, start:].T, panel)
+            self._upper_is_stale = True
+        return self
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """Add what `other` has seen, as if its tokens had been given to `update`. Returns self."""
+        if (other.d_in, other._gram is None) != (self.d_in, self._gram is None):
+            raise PruneError("these statistics differ in d_in or in gram and cannot be merged")
+        self.tokens += other.tokens
+        self._sum += other._sum.to(self._sum)
+        self._sq_norm += other._sq_norm.to(self._sum)
+        if self._gram is not None and other._gram is not None:
+            self._gram += other._gram.to(self._gram)
+            self._upper_is_stale = True
+        return self
+
+    @property
+    def gram(self) -> Tensor:
+        """G = X.T @ X, (d_in, d_in): a sum over tokens, not a mean. The buffer itself: clone it before changing it."""
+        if self._gram is None:
+            raise PruneError("these statistics hold no Gram matrix: make them with Statistics(d_in, gram=True)")
+        if self._upper_is_stale:  # mirror the computed half once, when somebody asks
+            self._gram.tril_()
+            for start in range(0, self.d_in, _PANEL):
+                rows = self._gram[start : start + _PANEL]
+                self._gram[:start, start : start + _PANEL] = rows[:, :start].T
+                square = rows[:, start : start + _PANEL]
+                square += square.tril(-1).T
+            self._upper_is_stale = False
+        return self._gram
+
+    @property
+    def sq_norm(self) -> Tensor:
+        """sum over tokens of x_j**2, (d_in,): the diagonal of the Gram matrix, kept also when the rest is not."""
+        return self._sq_norm if self._gram is None else self._gram.diagonal().clone()
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean input, (d_in,); zeros if no token was seen."""
+        return self._sum / max(self.tokens, 1)
+
+
+def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
+    """The relative layer error tr(D G D^T) / tr(W G W^T) with D = W - W' and G = gram.
+
+    W, W_pruned (d_out, d_in), gram (d_in, d_in). It equals ||X D^T||^2 / ||X W^T||^2, the share of the output's
+    energy that is lost; 0 is perfect, 1 is what pruning everything costs. A layer whose output is zero on these
+    inputs has error 0 if it stays so.
+    """
+    W, D = W.to(gram), W.to(gram) - W_pruned.to(gram)
+    lost = float(((D @ gram) * D).sum())
+    whole = float(((W @ gram) * W).sum())
+    return lost / whole if whole > 0 else float(lost > 0)

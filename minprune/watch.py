@@ -1,0 +1,57 @@
+"""Seeing each layer's true input at the moment it is used, whatever the architecture around it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+from minprune.model import Layer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Receive = Callable[[Layer, Tensor], None]
+
+
+@contextmanager
+def watch(model: "PreTrainedModel", layers: list[Layer], receive: Receive) -> Iterator[None]:
+    """While open, `receive(layer, X)` is called right before a layer multiplies X (..., d_in) by its weight.
+
+    A layer that is a module has a pre-hook. An expert is a slice of a 3-D parameter and has no module of its own;
+    its product is recognised by the memory of the weight it is given, with the mixture switched to its plain
+    one-expert-at-a-time form meanwhile.
+    """
+    experts = {layer.weight.data_ptr(): layer for layer in layers if layer.expert is not None}
+    handles = [
+        layer.owner.register_forward_pre_hook(lambda module, args, layer=layer: receive(layer, args[0]))
+        for layer in layers
+        if layer.expert is None
+    ]
+    try:
+        if not experts:
+            yield
+            return
+        usual = model.get_experts_implementation()
+        model.set_experts_implementation("eager")
+        try:
+            with _ExpertProducts(experts, receive):
+                yield
+        finally:
+            model.set_experts_implementation(usual)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _ExpertProducts(TorchFunctionMode):
+    def __init__(self, experts: dict[int, Layer], receive: Receive):
+        super().__init__()
+        self.experts, self.receive = experts, receive
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is linear and (layer := self.experts.get(args[1].data_ptr())):
+            self.receive(layer, args[0])
+        return func(*args, **(kwargs or {}))
