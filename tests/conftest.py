@@ -1,0 +1,51 @@
+"""Fixtures for tests that need a model folder on disk: a tiny Llama with random weights and a tiny tokenizer."""
+
+from pathlib import Path
+
+import pytest
+
+WORDS = "the moon goes around a planet and its light comes from the sun while rivers carry water down to some sea"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A safetensors folder: Llama, 2 blocks, d=64, 128 positions, and a byte-level tokenizer without BOS."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        [WORDS], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<end>"])
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", bos_token="<end>")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory) -> Path:
+    """A plain text of about 1500 words, shuffled by a seed."""
+    import random
+
+    words = random.Random(0).choices(WORDS.split(), k=1500)
+    path = tmp_path_factory.mktemp("texts") / "words.txt"
+    path.write_text(" ".join(words), encoding="utf-8")
+    return path
