@@ -136,7 +136,7 @@ class Block:
         """scores (d_out, d_in), both multiples of size -> keep mask (d_out, d_in), bool."""
         self.check(*scores.shape)
         tiles = scores.unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))  # (rows, size, columns, size)
-        worth = tiles.float().sum(dim=(1, 3))  # (rows, columns)
+        worth = tiles.to(torch.promote_types(tiles.dtype, torch.float32)).sum(dim=(1, 3))  # (rows, columns)
         keep = keep_largest(worth.view(1, -1), round(self.sparsity * worth.numel())).view(worth.shape)
         return keep.repeat_interleave(self.size, 0).repeat_interleave(self.size, 1)
 
@@ -149,15 +149,27 @@ def pattern(text: "str | Pattern") -> Pattern:
 
     Raises `PruneError` (a `ValueError`) if the text is none of these, the sparsity is outside 0..100 %, or N > M.
     """
-    if not isinstance(text, str):
+    if isinstance(text, Pattern):
         return text
+    if not isinstance(text, str):
+        raise PruneError(f"a pattern is a text like 50%, 2:4 or block16:50%, not {text!r}")
+    try:
+        found = _read(text)
+    except PruneError as error:
+        raise PruneError(f"pattern {text!r}: {error}") from None
+    if found is None:
+        raise PruneError(f"unknown pattern {text!r}: write 50%, 50%:row, 50%:layer, 50%:block, 2:4 or block16:50%")
+    return found
+
+
+def _read(text: str) -> Pattern | None:
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NM(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"block(\d+):(-?[\d.]+)%", text):
-        return Block(int(match[1]), _fraction(match[2], text))
+        return Block(int(match[1]), _fraction(match[2]))
     if match := re.fullmatch(r"(-?[\d.]+)%(?::(\w+))?", text):
-        return Unstructured(_fraction(match[1], text), match[2])
-    raise PruneError(f"unknown pattern {text!r}: write 50%, 50%:row, 50%:layer, 50%:block, 2:4 or block16:50%")
+        return Unstructured(_fraction(match[1]), match[2])
+    return None
 
 
 def keep_largest(scores: Tensor, zeros: int) -> Tensor:
@@ -200,11 +212,11 @@ def _check_sparsity(sparsity: float) -> None:
         raise PruneError(f"sparsity {sparsity:g} is outside 0..1: it is the fraction of weights pruned (0% to 100%)")
 
 
-def _fraction(digits: str, text: str) -> float:
+def _fraction(digits: str) -> float:
     try:
         return float(digits) / 100
     except ValueError:
-        raise PruneError(f"unknown pattern {text!r}: {digits!r} is not a number") from None
+        raise PruneError(f"{digits!r} is not a number") from None
 
 
 def _percent(sparsity: float) -> str:
