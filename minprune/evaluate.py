@@ -26,14 +26,19 @@ def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, pr
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token predict nothing: use length 2 or more")
-    device, total = next(model.parameters()).device, 0.0
-    for batch in tqdm(
-        tokens.split(batch_size), desc="perplexity", unit="batch", disable=None if progress else True, leave=False
-    ):
-        batch = batch.to(device)  # (batch, length)
-        logits = model(input_ids=batch, use_cache=False).logits[:, :-1]  # (batch, length - 1, vocabulary)
-        for window, target in zip(logits, batch[:, 1:], strict=True):  # one at a time: float32 logits are large
-            total += float(cross_entropy(window.float(), target, reduction="sum"))
+    device, total, was_training = next(model.parameters()).device, 0.0, model.training
+    model.eval()  # dropout would make the result random
+    try:
+        for batch in tqdm(
+            tokens.split(batch_size), desc="perplexity", unit="batch", disable=None if progress else True, leave=False
+        ):
+            batch = batch.to(device)  # (batch, length)
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]  # (batch, length - 1, vocabulary)
+            for window, target in zip(logits, batch[:, 1:], strict=True):  # one at a time: float32 logits are large
+                wide = window.to(torch.promote_types(window.dtype, torch.float32))
+                total += float(cross_entropy(wide, target, reduction="sum"))
+    finally:
+        model.train(was_training)
     if math.isnan(total):
         raise PruneError("the model's output is NaN: its weights are damaged, or its dtype is too narrow")
     nats = total / tokens[:, 1:].numel()
