@@ -26,7 +26,7 @@ from minprune.patterns import pattern as read_pattern
 from minprune.report import LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
-from minprune.watch import watch
+from minprune.watch import one_by_one, watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,10 +82,12 @@ def prune(
             else:
                 check_windows(model, calib)
                 calib = calib.to(next(model.parameters()).device)
-                if sequential and (batch_size is None or batch_size >= len(calib)):
-                    _one_pass(model, calib, layers, run)
-                else:
-                    run_staged(model, calib.split(batch_size or len(calib)), layers, run, whole_block=not sequential)
+                with one_by_one(model, layers):
+                    if sequential and (batch_size is None or batch_size >= len(calib)):
+                        _one_pass(model, calib, layers, run)
+                    else:
+                        batches = calib.split(batch_size or len(calib))
+                        run_staged(model, batches, layers, run, whole_block=not sequential)
         finally:
             model.train(was_training)
     rows = [run.rows.get(layer) or _left_dense(layer, "received no token: left dense") for layer in layers]
@@ -96,9 +98,11 @@ def prune(
 class Observed:
     """What is remembered of the inputs of one layer, or of several that read the same tensor."""
 
-    def __init__(self, d_in: int, needs: str, stride: int, device: torch.device):
-        self.stats = Statistics(d_in, gram=needs == "gram", device=device) if needs != "nothing" else None
-        self.stride = 0 if needs == "gram" else stride
+    def __init__(self, d_in: int, needs: str, stride: int, dtype: torch.dtype, device: torch.device):
+        self.dtype = torch.promote_types(dtype, torch.float32)  # of all sums: float64 for a float64 model
+        gram = needs == "gram"
+        self.stats = Statistics(d_in, gram, self.dtype, device) if needs != "nothing" else None
+        self.stride = 0 if gram else stride
         self.sample: list[Tensor] = []
 
     def update(self, X: Tensor) -> None:
@@ -106,7 +110,7 @@ class Observed:
         if self.stats:
             self.stats.update(X)
         if self.stride:
-            self.sample.append(X[..., :: self.stride, :].reshape(-1, X.shape[-1]).float())
+            self.sample.append(X[..., :: self.stride, :].reshape(-1, X.shape[-1]).to(self.dtype))
 
     def energy(self) -> float:
         """The sum of all squared inputs (of the sample, if no more is known)."""
@@ -117,7 +121,7 @@ class Observed:
         if self.stats and not self.stride:
             return layer_error(W, W_pruned, self.stats.gram)
         X = torch.cat(self.sample)  # (tokens, d_in)
-        lost, whole = (float((X @ M.float().T).square().sum()) for M in (W - W_pruned, W))
+        lost, whole = (float((X @ M.to(X).T).square().sum()) for M in (W - W_pruned, W))
         return lost / whole if whole > 0 else float(lost > 0)
 
 
@@ -133,7 +137,7 @@ class _Run:
     def observe(self, X: Tensor, into: Observed | None = None) -> Observed:
         """Take the statistics of X (..., d_in), into what is there or anew."""
         start = time.perf_counter()
-        observed = into or Observed(X.shape[-1], self.needs, self.stride, X.device)
+        observed = into or Observed(X.shape[-1], self.needs, self.stride, X.dtype, X.device)
         observed.update(X)
         self.statistics_seconds += time.perf_counter() - start
         return observed
@@ -145,7 +149,7 @@ class _Run:
             energy = observed.energy()
             if not energy < float("inf"):
                 raise PruneError(f"{layer.name}: its inputs hold NaN or infinity: check the model and its dtype")
-            if energy == 0:
+            if energy == 0 and self.needs != "nothing":
                 self._book(layer, _left_dense(layer, "all its inputs were zero: left dense"))
                 return
         try:
@@ -174,7 +178,7 @@ def _one_pass(model: "PreTrainedModel", calib: Tensor, layers: list[Layer], run:
             last = X, X._version, run.observe(X)
         run.prune(layer, last[2])
 
-    with watch(model, layers, receive):
+    with watch(layers, receive):
         hidden = model.base_model(input_ids=calib, use_cache=False).last_hidden_state
     for layer in layers:
         if layer.owner is model.get_output_embeddings():

@@ -40,7 +40,7 @@ def run_staged(
             for call, h in zip(here, hidden, strict=True):
                 group.start_batch()
                 try:
-                    with watch(model, todo, group.receive):
+                    with watch(todo, group.receive):
                         call.replay(block, h)
                 except _Enough:
                     pass
@@ -148,10 +148,13 @@ def _prune_head(layer: Layer, model, blocks, batches, hidden: list[Tensor], retu
 @contextmanager
 def _replaced(blocks: nn.ModuleList, make):
     """Every block's forward replaced by make(its own forward), and put back."""
+    own = [vars(block).get("forward") for block in blocks]  # a library that moves weights may have replaced it, too
     try:
         for block in blocks:
             block.forward = make(block.forward)
         yield
     finally:
-        for block in blocks:
-            del block.forward
+        for block, forward in zip(blocks, own, strict=True):
+            vars(block).pop("forward", None)
+            if forward is not None:
+                block.forward = forward

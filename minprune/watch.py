@@ -1,7 +1,7 @@
 """Seeing each layer's true input at the moment it is used, whatever the architecture around it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -17,12 +17,11 @@ Receive = Callable[[Layer, Tensor], None]
 
 
 @contextmanager
-def watch(model: "PreTrainedModel", layers: list[Layer], receive: Receive) -> Iterator[None]:
+def watch(layers: list[Layer], receive: Receive) -> Iterator[None]:
     """While open, `receive(layer, X)` is called right before a layer multiplies X (..., d_in) by its weight.
 
     A layer that is a module has a pre-hook. An expert is a slice of a 3-D parameter and has no module of its own;
-    its product is recognised by the memory of the weight it is given, with the mixture switched to its plain
-    one-expert-at-a-time form meanwhile.
+    its product is recognised by the memory of the weight it is given, which takes the mixture's `one_by_one` form.
     """
     experts = {layer.weight.data_ptr(): layer for layer in layers if layer.expert is not None}
     handles = [
@@ -31,19 +30,25 @@ def watch(model: "PreTrainedModel", layers: list[Layer], receive: Receive) -> It
         if layer.expert is None
     ]
     try:
-        if not experts:
+        with _ExpertProducts(experts, receive) if experts else nullcontext():
             yield
-            return
-        usual = model.get_experts_implementation()
-        model.set_experts_implementation("eager")
-        try:
-            with _ExpertProducts(experts, receive):
-                yield
-        finally:
-            model.set_experts_implementation(usual)
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def one_by_one(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
+    """While open, a mixture with a layer among `layers` applies its experts one after the other, as plain products."""
+    if all(layer.expert is None for layer in layers):
+        yield
+        return
+    usual = model.get_experts_implementation()
+    model.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(usual)
 
 
 class _ExpertProducts(TorchFunctionMode):
