@@ -1,0 +1,28 @@
+"""Self-checks for the exercises of the course: `checks.NAME(your_function)` says whether it is right, or what is wrong.
+
+from minprune import checks
+
+checks.magnitude_mask(my_function)      # a Verdict: .passed, .bug (the name of a recognised mistake, or None)
+checks.EXERCISES                        # name -> Exercise, all chapters, with points and difficulty
+
+A new chapter is a module with a list `EXERCISES` and one line below.
+"""
+
+from minprune.checks import magnitude
+from minprune.checks.core import Case, Exercise, Verdict, Wrong, collect
+
+__all__ = ["EXERCISES", "Case", "Exercise", "Verdict", "Wrong"]
+
+EXERCISES: dict[str, Exercise] = collect(
+    magnitude.EXERCISES,  # chapter 02
+)
+
+
+def __getattr__(name: str) -> Exercise:
+    if name in EXERCISES:
+        return EXERCISES[name]
+    raise AttributeError(f"there is no exercise {name!r}: the exercises are {', '.join(EXERCISES)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *EXERCISES]

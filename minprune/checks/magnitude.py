@@ -1,0 +1,378 @@
+"""The exercises of chapter 02: exact masks, a threshold over the whole model, and what magnitude cannot see."""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from minprune.checks.core import Case, Exercise, Wrong
+from minprune.patterns import Unstructured, keep_largest
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# magnitude_mask(W, sparsity): the keep mask of magnitude pruning over a whole layer, exact under ties
+
+
+def _magnitude_mask(W: Tensor, sparsity: float) -> Tensor:
+    return Unstructured(sparsity, "layer").keep(W.abs())
+
+
+def _count(W: Tensor, zeros: int) -> Tensor:
+    return keep_largest(W.abs().reshape(1, -1), zeros).view(W.shape)
+
+
+def _above(W: Tensor, sparsity: float, clamp: bool) -> Tensor:
+    """score > sorted[int(n * s)], as in published code; beyond the end of the list at sparsity 1 unless clamped."""
+    order = W.abs().flatten().sort().values
+    k = int(sparsity * W.numel())
+    return W.abs() > order[min(k, W.numel() - 1) if clamp else k]
+
+
+def _from_threshold(W: Tensor, sparsity: float, clamp: bool) -> Tensor:
+    """score >= sorted[round(n * s)]: with ties at the threshold all of them stay."""
+    order = W.abs().flatten().sort().values
+    k = round(sparsity * W.numel())
+    return W.abs() >= order[min(k, W.numel() - 1) if clamp else k]
+
+
+def _ties_from_the_end(W: Tensor, sparsity: float) -> Tensor:
+    flat = W.abs().flatten().flip(0).unsqueeze(0)
+    return keep_largest(flat, round(sparsity * W.numel())).flip(1).view(W.shape)
+
+
+_LE = (
+    "Every weight whose magnitude *equals* the threshold went as well, and the threshold itself belongs to a weight. "
+    "Count the zeros on a matrix with equal entries: how many of the tied weights may go?"
+)
+_GE = (
+    "Every weight whose magnitude equals the threshold stayed, so on matrices with ties too few were pruned. "
+    "Comparing with a threshold cannot split a tie; something else must."
+)
+
+magnitude_mask = Exercise(
+    name="magnitude_mask",
+    chapter=2,
+    title="the keep mask of magnitude pruning over a whole layer, with an exact count",
+    reference=_magnitude_mask,
+    points=2,
+    difficulty=2,
+    wrong=(
+        Wrong("<= threshold", lambda W, s: _above(W, s, clamp=False), _LE),
+        Wrong("<= threshold", lambda W, s: _above(W, s, clamp=True), _LE),
+        Wrong("ties all kept", lambda W, s: _from_threshold(W, s, clamp=False), _GE),
+        Wrong("ties all kept", lambda W, s: _from_threshold(W, s, clamp=True), _GE),
+        Wrong(
+            "one too many",
+            lambda W, s: _count(W, min(round(s * W.numel()) + 1, W.numel())),
+            "One weight too many went, always. Does your threshold's own weight fall on the right side?",
+        ),
+        Wrong(
+            "rounded down",
+            lambda W, s: _count(W, int(s * W.numel())),
+            "The number of zeros was rounded down instead of to the nearest integer. "
+            "What is 0.29 * 100 in floating point?",
+        ),
+        Wrong(
+            "inverted mask",
+            lambda W, s: ~_magnitude_mask(W, s),
+            "The mask is the opposite of what was asked for: in minprune True means *kept*.",
+        ),
+        Wrong(
+            "largest pruned",
+            lambda W, s: keep_largest(-W.abs().reshape(1, -1), round(s * W.numel())).view(W.shape),
+            "The count is right, but the largest weights went and the smallest stayed. Check the order of your sort.",
+        ),
+        Wrong(
+            "signed comparison",
+            lambda W, s: Unstructured(s, "layer").keep(W),
+            "Strongly negative weights were treated as small. Magnitude has no sign.",
+        ),
+        Wrong(
+            "compared within rows",
+            lambda W, s: Unstructured(s, "row").keep(W.abs()),
+            "Each row lost its own share, but the comparison group asked for is the whole layer.",
+        ),
+        Wrong(
+            "last of the ties pruned first",
+            _ties_from_the_end,
+            "The count is right, but of equal magnitudes the *lower* index (in row-major order) is to go first.",
+        ),
+    ),
+    cases=lambda: [
+        Case("a random matrix", (_random(4, 6, seed=0), 0.5)),
+        Case("a random matrix at low sparsity", (_random(5, 7, seed=1), 0.2)),
+        Case("a product that is no whole number", (_random(3, 7, seed=2), 0.75)),
+        Case("a matrix of few distinct values", (_random(6, 8, seed=3).mul(2).round(), 0.5)),
+        Case("rows of very different size", (_random(4, 8, seed=4) * torch.tensor([[0.1], [1.0], [5.0], [9.0]]), 0.4)),
+        Case("a matrix of equal entries", (torch.full((3, 5), -0.5), 0.4)),
+        Case("sparsity 0", (_random(3, 4, seed=5), 0.0)),
+        Case("sparsity 1", (_random(3, 4, seed=6), 1.0)),
+        Case("0.29 of 100 weights", (_random(10, 10, seed=7), 0.29)),
+    ],
+)
+
+
+# global_sparsities(weights, sparsity): how much of each layer one threshold over the whole model prunes
+
+
+def _global_keep(weights: list[Tensor], zeros: int) -> list[Tensor]:
+    keep = keep_largest(torch.cat([W.flatten() for W in weights]).unsqueeze(0), zeros)
+    return [
+        part.view(W.shape) for part, W in zip(keep.split([W.numel() for W in weights], dim=1), weights, strict=True)
+    ]
+
+
+def _total(weights: list[Tensor]) -> int:
+    return sum(W.numel() for W in weights)
+
+
+def _pruned_shares(keeps: list[Tensor]) -> Tensor:
+    return torch.stack([1 - keep.float().mean() for keep in keeps])
+
+
+def _global_sparsities(weights: list[Tensor], sparsity: float) -> Tensor:
+    return _pruned_shares(_global_keep([W.abs() for W in weights], round(sparsity * _total(weights))))
+
+
+def _mean_threshold(weights: list[Tensor], sparsity: float) -> Tensor:
+    """The average of the layers' own thresholds, applied everywhere."""
+    own = [W.abs().flatten().sort().values[max(round(sparsity * W.numel()) - 1, 0)] for W in weights]
+    return _pruned_shares([W.abs() > torch.stack(own).mean() for W in weights])
+
+
+def _relative(weights: list[Tensor], sparsity: float) -> Tensor:
+    return _global_sparsities([W / W.abs().mean() for W in weights], sparsity)
+
+
+def _of_the_model(weights: list[Tensor], sparsity: float) -> Tensor:
+    sizes = torch.tensor([float(W.numel()) for W in weights])
+    return _global_sparsities(weights, sparsity) * sizes / sizes.sum()
+
+
+def _signed_global(weights: list[Tensor], sparsity: float) -> Tensor:
+    return _pruned_shares(_global_keep(weights, round(sparsity * _total(weights))))
+
+
+def _layers(*scales: float, seed: int) -> list[Tensor]:
+    shapes = [(4, 6), (8, 5), (3, 7)]
+    return [_random(*shapes[i % 3], seed=seed + i) * scale for i, scale in enumerate(scales)]
+
+
+global_sparsities = Exercise(
+    name="global_sparsities",
+    chapter=2,
+    title="how much of each layer goes when one threshold is used for the whole model",
+    reference=_global_sparsities,
+    points=3,
+    difficulty=3,
+    wrong=(
+        Wrong(
+            "same for every layer",
+            lambda weights, s: torch.tensor([round(s * W.numel()) / W.numel() for W in weights]),
+            "Every layer lost the same share, as if each had a threshold of its own. All magnitudes of all layers "
+            "must stand in one line.",
+        ),
+        Wrong(
+            "average of thresholds",
+            _mean_threshold,
+            "It looks as if each layer's own threshold was computed and these were averaged. The threshold of all "
+            "weights together is something else.",
+        ),
+        Wrong(
+            "kept instead of pruned",
+            lambda weights, s: 1 - _global_sparsities(weights, s),
+            "These are the fractions *kept*. Sparsity is the fraction pruned.",
+        ),
+        Wrong(
+            "divided by the whole model",
+            _of_the_model,
+            "Each layer's zeros were divided by the number of weights of the whole model, not of that layer: "
+            "the shares of different layers cannot be compared like that.",
+        ),
+        Wrong(
+            "layers normalised first",
+            _relative,
+            "The magnitudes were divided by a layer's own mean before they were compared. That is a defensible "
+            "method, but not this one: here a weight's value counts, wherever it stands.",
+        ),
+        Wrong(
+            "signed comparison",
+            _signed_global,
+            "Strongly negative weights were treated as small. Magnitude has no sign.",
+        ),
+    ),
+    cases=lambda: [
+        Case("two layers of the same scale", (_layers(1.0, 1.0, seed=10), 0.5)),
+        Case("three layers of different scales", (_layers(1.0, 0.5, 2.0, seed=20), 0.5)),
+        Case("a layer that is much smaller than the others", (_layers(1.0, 0.01, 1.0, seed=30), 0.4)),
+        Case("a low sparsity", (_layers(0.7, 1.3, 1.0, seed=40), 0.1)),
+        Case("a single layer", (_layers(1.0, seed=50), 0.25)),
+        Case("sparsity 1", (_layers(1.0, 3.0, seed=60), 1.0)),
+    ],
+)
+
+
+# removal_cost(W, X): what the layer's squared output error becomes if one single weight is removed
+
+
+def _removal_cost(W: Tensor, X: Tensor) -> Tensor:
+    return W.square() * X.square().sum(0)
+
+
+removal_cost = Exercise(
+    name="removal_cost",
+    chapter=2,
+    title="the squared output error that removing each single weight would cause",
+    reference=_removal_cost,
+    points=2,
+    difficulty=2,
+    wrong=(
+        Wrong(
+            "inputs ignored",
+            lambda W, X: W.square(),
+            "This is the squared weight: right only if every input has length 1. Where does X come in?",
+        ),
+        Wrong(
+            "not squared",
+            lambda W, X: W.abs() * X.square().sum(0).sqrt(),
+            "This is the length of the error, not its square. It ranks the weights alike, but costs are "
+            "added up as squares.",
+        ),
+        Wrong(
+            "averaged over tokens",
+            lambda W, X: W.square() * X.square().mean(0),
+            "The error was averaged over the tokens. ||XW^T - XW'^T||^2 is a sum over all of them.",
+        ),
+        Wrong(
+            "sum squared instead of squares summed",
+            lambda W, X: W.square() * X.sum(0).square(),
+            "The inputs were added up before squaring, so positive and negative ones cancelled.",
+        ),
+        Wrong(
+            "absolute inputs",
+            lambda W, X: W.square() * X.abs().sum(0),
+            "The input enters without a square. Write the error of one token down first, then square it.",
+        ),
+    ),
+    cases=lambda: [
+        Case("a small layer", (_random(3, 4, seed=70), _random(10, 4, seed=71))),
+        Case("one loud input", (_random(2, 5, seed=72), _random(8, 5, seed=73) * torch.tensor([1, 1, 50, 1, 1.0]))),
+        Case(
+            "an input that is always zero", (_random(2, 3, seed=74), _random(6, 3, seed=75) * torch.tensor([1, 0, 1.0]))
+        ),
+        Case("a single token", (_random(4, 3, seed=76), _random(1, 3, seed=77))),
+        Case("as many tokens as inputs", (_random(5, 4, seed=78), _random(4, 4, seed=79))),
+    ],
+)
+
+
+# best_mask(w, X, zeros): the best mask of one row by trying all of them
+
+
+def _row_error(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
+    return (X @ (w * ~keep)).square().sum()
+
+
+def _search(w: Tensor, X: Tensor, zeros: int, error=_row_error) -> Tensor:
+    masks = []
+    for pruned in combinations(range(len(w)), zeros):
+        keep = torch.ones(len(w), dtype=torch.bool)
+        keep[list(pruned)] = False
+        masks.append(keep)
+    return min(masks, key=lambda keep: float(error(w, X, keep)))
+
+
+def _single_costs(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
+    return (w.square() * X.square().sum(0) * ~keep).sum()
+
+
+def _greedy(w: Tensor, X: Tensor, zeros: int) -> Tensor:
+    keep = torch.ones(len(w), dtype=torch.bool)
+    for _ in range(zeros):
+        errors = []
+        for j in range(len(w)):
+            trial = keep.clone()
+            trial[j] = False
+            errors.append(float(_row_error(w, X, trial)) if keep[j] else float("inf"))
+        keep[errors.index(min(errors))] = False
+    return keep
+
+
+def _correlated(tokens: int, inputs: int, seed: int) -> Tensor:
+    """Inputs that share two causes, so that removing two weights together costs less or more than one by one."""
+    return _random(tokens, 2, seed=seed) @ _random(2, inputs, seed=seed + 1) + 0.3 * _random(
+        tokens, inputs, seed=seed + 2
+    )
+
+
+best_mask = Exercise(
+    name="best_mask",
+    chapter=2,
+    title="the best keep mask of one output, found by trying all",
+    reference=_search,
+    points=3,
+    difficulty=4,
+    wrong=(
+        Wrong(
+            "magnitude",
+            lambda w, X, zeros: keep_largest(w.abs().unsqueeze(0), zeros)[0],
+            "This is what magnitude chooses. The inputs decide, too: measure the error of the output.",
+        ),
+        Wrong(
+            "costs added one by one",
+            lambda w, X, zeros: _search(w, X, zeros, _single_costs),
+            "Each weight's own cost was taken and these were added up. Two removed weights whose inputs move "
+            "together can cancel or reinforce each other: compute the output of the whole mask.",
+        ),
+        Wrong(
+            "greedy",
+            _greedy,
+            "One weight was removed after the other, the best at each step. The best pair need not contain the best "
+            "single weight: try all masks.",
+        ),
+        Wrong(
+            "counts the kept ones",
+            lambda w, X, zeros: _search(w, X, len(w) - zeros),
+            "As many weights were *kept* as should have been pruned.",
+        ),
+        Wrong(
+            "inverted mask",
+            lambda w, X, zeros: ~_search(w, X, zeros),
+            "The mask is the opposite of what was asked for: True means *kept*.",
+        ),
+        Wrong(
+            "worst mask",
+            lambda w, X, zeros: _search(w, X, zeros, lambda *args: -_row_error(*args)),
+            "Of all masks this one has the *largest* error.",
+        ),
+        Wrong(
+            "absolute error",
+            lambda w, X, zeros: _search(w, X, zeros, lambda w, X, keep: (X @ (w * ~keep)).abs().sum()),
+            "The absolute differences of the output were added up, not their squares.",
+        ),
+        Wrong(
+            "error of the sum",
+            lambda w, X, zeros: _search(w, X, zeros, lambda w, X, keep: (X @ (w * ~keep)).sum().square()),
+            "The differences were summed over the tokens before squaring, so that they cancelled.",
+        ),
+    ),
+    cases=lambda: (
+        [
+            Case(
+                f"correlated inputs, {zeros} of {d} to go", (_random(d, seed=s), _correlated(12, d, seed=s + 1), zeros)
+            )
+            for s, d, zeros in [(80, 4, 1), (90, 5, 2), (100, 6, 3), (202, 6, 2), (235, 7, 3), (130, 7, 5), (140, 8, 4)]
+        ]
+        + [
+            Case(
+                "one loud input", (_random(5, seed=150), _random(9, 5, seed=151) * torch.tensor([1, 1, 40, 1, 1.0]), 2)
+            ),
+            Case("nothing to prune", (_random(4, seed=152), _random(6, 4, seed=153), 0)),
+        ]
+    ),
+)
+
+EXERCISES = [magnitude_mask, global_sparsities, removal_cost, best_mask]

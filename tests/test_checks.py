@@ -1,0 +1,283 @@
+"""Every exercise knows the right answer however it is written, names each known mistake, and never guesses."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from minprune import checks
+from minprune.checks.core import Case, Exercise, Wrong, collect
+from minprune.errors import PruneError
+
+EXERCISES = list(checks.EXERCISES.values())
+VARIANTS = [pytest.param(e, w, id=f"{e.name}-{w.name}-{i}") for e in EXERCISES for i, w in enumerate(e.wrong)]
+
+# Differently written right answers --------------------------------------------------------------------------------
+
+
+def magnitude_mask_numpy(W, sparsity):
+    order = np.argsort(np.abs(W.numpy()), axis=None, kind="stable")
+    keep = np.ones(W.numel(), dtype=bool)
+    keep[order[: round(sparsity * W.numel())]] = False
+    return keep.reshape(W.shape)
+
+
+def magnitude_mask_loop(W, sparsity):
+    places = sorted((abs(float(W[i, j])), i, j) for i in range(W.shape[0]) for j in range(W.shape[1]))
+    keep = [[1] * W.shape[1] for _ in range(W.shape[0])]
+    for _, i, j in places[: round(sparsity * W.numel())]:
+        keep[i][j] = 0
+    return keep
+
+
+def global_sparsities_numpy(weights, sparsity):
+    sizes = [W.numel() for W in weights]
+    order = np.argsort(np.abs(np.concatenate([W.numpy().ravel() for W in weights])), kind="stable")
+    owner = np.repeat(np.arange(len(weights)), sizes)
+    return np.bincount(owner[order[: round(sparsity * sum(sizes))]], minlength=len(weights)) / sizes
+
+
+def global_sparsities_loop(weights, sparsity):
+    line = sorted((abs(v), i) for i, W in enumerate(weights) for v in W.flatten().tolist())
+    gone = [i for _, i in line[: round(sparsity * len(line))]]
+    return [gone.count(i) / W.numel() for i, W in enumerate(weights)]
+
+
+def removal_cost_numpy(W, X):
+    return np.square(W.numpy()) * np.diag(X.numpy().T @ X.numpy())
+
+
+def removal_cost_loop(W, X):
+    out = X @ W.T
+    costs = []
+    for i in range(W.shape[0]):
+        costs.append([])
+        for j in range(W.shape[1]):
+            without = W.clone()
+            without[i, j] = 0
+            costs[i].append((X @ without.T - out).square().sum())
+    return costs
+
+
+def best_mask_numpy(w, X, zeros):
+    gram = X.T.numpy() @ X.numpy()
+    best, best_error = None, np.inf
+    for pruned in combinations(range(len(w)), zeros):
+        lost = np.where(np.isin(np.arange(len(w)), pruned), w.numpy(), 0)
+        if (error := lost @ gram @ lost) < best_error:
+            best, best_error = lost == 0, error
+    return best
+
+
+def best_mask_loop(w, X, zeros):
+    def search(j, left, lost):  # one branch for every choice of the weights from j on
+        if j == len(w):
+            return (float("inf") if left else float(lost.square().sum()), [])
+        kept = search(j + 1, left, lost)
+        kept = (kept[0], [True, *kept[1]])
+        if not left:
+            return kept
+        pruned = search(j + 1, left - 1, lost + X[:, j] * w[j])
+        return min(kept, (pruned[0], [False, *pruned[1]]))
+
+    return search(0, zeros, torch.zeros(len(X)))[1]
+
+
+RIGHT = {
+    "magnitude_mask": [magnitude_mask_numpy, magnitude_mask_loop],
+    "global_sparsities": [global_sparsities_numpy, global_sparsities_loop],
+    "removal_cost": [
+        removal_cost_numpy,
+        removal_cost_loop,
+        lambda W, X: [row.tolist() for row in W**2 * (X**2).sum(0)],
+    ],
+    "best_mask": [best_mask_numpy, best_mask_loop],
+}
+
+# Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
+
+REJECTED = {
+    "magnitude_mask": [
+        # inverted on one case only
+        lambda W, s: magnitude_mask_loop(W, s) if W.shape[0] != 6 else 1 - torch.tensor(magnitude_mask_loop(W, s)),
+        lambda W, s: ~(W.abs() > W.abs().flatten().sort().values[min(int(s * W.numel()), W.numel() - 1)]),
+        lambda W, s: ~torch.tensor(magnitude_mask_numpy(W - W.abs().max(), s)),  # signed and inverted
+        lambda W, s: torch.rand(W.shape) > s,
+        lambda W, s: torch.tensor(magnitude_mask_numpy(W, s)).T,
+    ],
+    "global_sparsities": [
+        lambda weights, s: [1 - float((W > 0).float().mean()) for W in weights],
+        lambda weights, s: [1 - v for v in global_sparsities_loop([W - 100 for W in weights], s)],  # signed, kept
+        lambda weights, s: sorted(global_sparsities_loop(weights, s), reverse=True),
+        lambda weights, s: s,
+    ],
+    "removal_cost": [
+        lambda W, X: W.abs() * X.square().mean(0).sqrt(),  # not squared, averaged
+        lambda W, X: 2 * W**2 * X.square().sum(0),
+        lambda W, X: W**2 * X.square().sum(1).mean(),
+        lambda W, X: W.abs() * X.abs().sum(0),
+    ],
+    "best_mask": [
+        lambda w, X, zeros: ~torch.tensor(best_mask_loop(w, X, len(w) - zeros)),  # two known bugs at once
+        lambda w, X, zeros: ~torch.tensor(best_mask_loop(w.abs(), X.abs(), zeros)),
+        lambda w, X, zeros: [True] * len(w),
+        lambda w, X, zeros: best_mask_loop(w, X[:1], zeros),
+    ],
+}
+
+
+def test_every_exercise_has_answers_here():
+    """An exercise without differently written answers and unknown bugs is not tested."""
+    assert set(RIGHT) == set(REJECTED) == set(checks.EXERCISES)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
+def test_reference_passes(exercise):
+    verdict = exercise(exercise.reference)
+    assert verdict.passed and verdict.bug is None and verdict.points == exercise.points > 0
+
+
+@pytest.mark.parametrize(("exercise", "wrong"), VARIANTS)
+def test_variant_is_caught_under_its_own_name(exercise, wrong):
+    verdict = exercise(wrong.function)
+    assert (verdict.passed, verdict.bug, verdict.message) == (False, wrong.name, wrong.message)
+    assert verdict.points == 0
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
+def test_reference_and_variants_are_pairwise_distinguishable(exercise):
+    functions = [exercise.reference, *(w.function for w in exercise.wrong)]
+    assert not [(i, j) for (i, f), (j, g) in combinations(enumerate(functions), 2) if exercise.agree(f, g)]
+    assert len({w.name for w in exercise.wrong}) >= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [pytest.param(n, f, id=f"{n}-{i}") for n in RIGHT for i, f in enumerate(RIGHT[n])]
+)
+def test_differently_written_answers_pass(name, answer):
+    verdict = checks.EXERCISES[name](answer)
+    assert verdict.passed, str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), [pytest.param(n, f, id=f"{n}-{i}") for n in REJECTED for i, f in enumerate(REJECTED[n])]
+)
+def test_unknown_bugs_are_rejected_without_a_name(name, answer):
+    verdict = checks.EXERCISES[name](answer)
+    assert not verdict.passed and verdict.bug is None and verdict.message, str(verdict)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
+def test_generic_mistakes_are_told_plainly(exercise):
+    def changes_its_input(*args):
+        for tensor in args[0] if isinstance(args[0], list) else args[:1]:
+            tensor += 1
+        return exercise.reference(*args)
+
+    def raises(*args):
+        raise KeyError("lost")
+
+    def todo(*args):
+        raise NotImplementedError
+
+    assert "changed its argument" in exercise(changes_its_input).message
+    assert "returned None" in exercise(lambda *args: None).message
+    assert "raised KeyError in its line 2: 'lost'" in exercise(raises).message
+    assert "Nothing is written yet" in exercise(todo).message
+    assert "takes 0 positional arguments" in exercise(lambda: 0).message
+    assert "not a str" in exercise(lambda *args: "keep").message
+    assert "should be of shape" in exercise(lambda *args: torch.zeros(2, 2, 2)).message
+    assert "Pass the function itself" in exercise(torch.ones(3)).message
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
+def test_cases_are_the_same_at_every_call(exercise):
+    for one, other in zip(exercise.cases(), exercise.cases(), strict=True):
+        assert one.label == other.label and str(one.args) == str(other.args)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
+def test_the_check_leaves_the_random_state_alone(exercise):
+    state = torch.get_rng_state()
+    exercise(lambda *args: torch.rand(3))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# The machinery itself ---------------------------------------------------------------------------------------------
+
+
+def _double(x, factor):
+    return x * factor, float(x.sum())
+
+
+TOY = Exercise(
+    name="toy",
+    chapter=99,
+    title="scale and sum",
+    reference=_double,
+    wrong=(Wrong("no scale", lambda x, factor: (x, float(x.sum())), "The factor is missing."),),
+    cases=lambda: [Case("ones", (torch.ones(2, 2), 3.0)), Case("zeros", (torch.zeros(2), 2.0))],
+    points=4,
+)
+
+
+def test_several_results():
+    assert TOY(_double).passed
+    assert TOY(lambda x, factor: [(factor * x).numpy(), np.float64(x.sum())]).passed
+    assert TOY(lambda x, factor: (x.clone(), x.sum())).bug == "no scale"
+    assert "a tuple or list of 2 results was expected, not a float" in TOY(lambda x, f: float(f)).message
+    assert "a tuple or list of 2 results was expected, not a tuple of 3" in TOY(lambda x, f: (x * f, 4, 4)).message
+    assert "item 1 of your result should be 4, not 0" in TOY(lambda x, f: (x * f, 0)).message
+    assert "holds NaN" in TOY(lambda x, f: (x * f / (x - x), x.sum())).message
+
+
+def test_a_name_needs_agreement_on_every_case():
+    """An answer that makes a known mistake on one case and another mistake on the next has no known bug."""
+    verdict = TOY(lambda x, factor: (x, float(x.sum())) if x.ndim == 2 else (x + 1, float(x.sum())))
+    assert not verdict.passed and verdict.bug is None
+    assert "On ones (x: 2 x 2, factor = 3.0)" in verdict.message
+
+
+def test_a_known_mistake_that_also_changes_its_input_is_not_named():
+    def both(x, factor):
+        total = float(x.sum())
+        return x.add_(0.5).sub(0.5), total
+
+    verdict = TOY(both)
+    assert verdict.bug is None and "changed its argument x" in verdict.message
+
+
+def test_gradients_and_half_precision_are_no_obstacle():
+    assert TOY(lambda x, factor: ((x * factor).requires_grad_(), x.sum().bfloat16())).passed
+
+
+def test_masks_are_told_by_their_counts_then_by_the_place():
+    exercise = checks.magnitude_mask
+    everything = exercise(lambda W, s: torch.ones_like(W, dtype=torch.bool)).message
+    assert "your result should hold 12 True of 24, not 24" in everything and "W: 4 x 6, sparsity = 0.5" in everything
+    assert "only True and False" in exercise(lambda W, s: W.abs()).message
+    shuffled = exercise(lambda W, s: torch.tensor(magnitude_mask_numpy(W, s)).flip(0)).message
+    assert "places, first at [" in shuffled and "was expected, not" in shuffled
+
+
+def test_verdicts_read_well_in_a_terminal_and_in_a_notebook():
+    passed, failed = TOY(_double), TOY(TOY.wrong[0].function)
+    assert str(passed) == repr(passed) == "✓ toy: passed. Right on all 2 cases."
+    assert str(failed) == "✗ toy: not yet (no scale). The factor is missing."
+    assert failed._repr_markdown_() == "✗ **`toy`**: not yet: *no scale*. The factor is missing."
+    assert (passed.points, failed.points) == (4, 0)
+
+
+def test_the_registry_is_complete_and_speaks_up():
+    assert all(getattr(checks, name) is exercise and name in dir(checks) for name, exercise in checks.EXERCISES.items())
+    assert all(1 <= e.difficulty <= 5 and e.chapter >= 1 and e.name in repr(e) for e in EXERCISES)
+    with pytest.raises(AttributeError, match=r"no exercise 'nonsense'.*magnitude_mask"):
+        _ = checks.nonsense
+    with pytest.raises(PruneError, match="two exercises are called 'toy'"):
+        collect([TOY], [TOY])
+
+
+def test_no_exercise_hides_behind_a_module():
+    """`checks.NAME` must be the exercise, so no module of the package may have its name."""
+    assert not [name for name in checks.EXERCISES if not isinstance(getattr(checks, name), Exercise)]
