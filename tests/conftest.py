@@ -1,8 +1,12 @@
-"""Fixtures for tests that need a model folder on disk: a tiny Llama with random weights and a tiny tokenizer."""
+"""Fixtures that tests share: a tiny Llama and a tiny tokenizer on disk, a text, the embedded model, a generator."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: no test needs the hub
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 WORDS = "the moon goes around a planet and its light comes from the sun while rivers carry water down to some sea"
 
@@ -49,3 +53,19 @@ def text_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "words.txt"
     path.write_text(" ".join(words), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The embedded model and its tokenizer. Shared by all tests: prune a deep copy."""
+    import minprune as mp
+
+    return mp.load_model("smollm2")
+
+
+@pytest.fixture
+def generator():
+    """A CPU random generator with a fixed seed."""
+    import torch
+
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,139 @@
+"""statistics.py against sums written out in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minprune as mp
+from minprune import statistics
+
+SETTINGS = settings(derandomize=True, max_examples=30, deadline=None)
+
+
+def reference(X):
+    """(Gram matrix, squared norms, mean) of X (tokens, d_in) in float64, one token at a time."""
+    X = X.double()
+    gram = sum(torch.outer(x, x) for x in X)
+    return gram, torch.stack([sum(x * x for x in column) for column in X.T]), sum(X) / len(X)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("d_in", [1, 7, 64])
+def test_sums_equal_a_float64_reference(d_in, dtype, tolerance, generator):
+    X = torch.randn(50, d_in, generator=generator).double()
+    gram, sq_norm, mean = reference(X)
+    stats = mp.Statistics(d_in, dtype=dtype).update(X)
+    norms_only = mp.Statistics(d_in, gram=False, dtype=dtype).update(X)
+    assert stats.tokens == norms_only.tokens == 50
+    assert stats.gram.dtype == dtype
+    torch.testing.assert_close(stats.gram.double(), gram, rtol=tolerance, atol=50 * tolerance)
+    for found in (stats, norms_only):
+        torch.testing.assert_close(found.sq_norm.double(), sq_norm, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(found.mean.double(), mean, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("d_in", [statistics._PANEL, statistics._PANEL + 1, 2 * statistics._PANEL + 37])
+def test_the_symmetric_product_by_panels_is_the_whole_product(d_in, generator):
+    X, more = torch.randn(2, 40, d_in, generator=generator, dtype=torch.float64).unbind()
+    stats = mp.Statistics(d_in, dtype=torch.float64)
+    for part in (X, more):  # asking for the matrix in between must not disturb the sums
+        stats.update(part)
+        assert torch.equal(stats.gram, stats.gram.T)
+    both = torch.cat([X, more])
+    torch.testing.assert_close(stats.gram, torch.einsum("ti,tj->ij", both, both), rtol=1e-12, atol=1e-12)
+
+
+@given(st.lists(st.integers(1, 5), max_size=3), st.integers(1, 6), st.integers(0, 2**32 - 1))
+@SETTINGS
+def test_any_leading_shape_counts_every_token(leading, d_in, seed):
+    X = torch.randn(*leading, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    flat = X.reshape(-1, d_in)
+    stats = mp.Statistics(d_in, dtype=torch.float64).update(X)
+    gram, sq_norm, mean = reference(flat)
+    assert stats.tokens == len(flat)
+    torch.testing.assert_close((stats.gram, stats.sq_norm, stats.mean), (gram, sq_norm, mean))
+
+
+@given(st.integers(1, 20), st.lists(st.integers(0, 20), max_size=4), st.booleans(), st.integers(0, 2**32 - 1))
+@SETTINGS
+def test_batches_of_any_size_and_merging_in_any_order_give_the_same_sums(tokens, cuts, gram, seed):
+    X = torch.randn(tokens, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    whole, batched, merged = (mp.Statistics(5, gram=gram, dtype=torch.float64) for _ in range(3))
+    whole.update(X)
+    for part in X.tensor_split(sorted(min(cut, tokens) for cut in cuts)):  # some parts are empty
+        batched.update(part)
+        merged = mp.Statistics(5, gram=gram, dtype=torch.float64).update(part).merge(merged)
+    for other in (batched, merged):
+        assert other.tokens == tokens
+        torch.testing.assert_close((other.sq_norm, other.mean), (whole.sq_norm, whole.mean))
+        if gram:
+            torch.testing.assert_close(other.gram, whole.gram)
+
+
+def test_merging_keeps_both_symmetric_halves_whichever_was_asked_for(generator):
+    X = torch.randn(2, 30, 9, generator=generator, dtype=torch.float64)
+    for asked in ([], [0], [1], [0, 1]):
+        parts = [mp.Statistics(9, dtype=torch.float64).update(part) for part in X]
+        for index in asked:
+            parts[index].gram  # noqa: B018  (it fills in the other half)
+        merged = parts[0].merge(parts[1])
+        torch.testing.assert_close(merged.gram, reference(X.reshape(-1, 9))[0])
+
+
+def test_statistics_of_norms_hold_nothing_of_the_size_of_a_gram_matrix():
+    stats = mp.Statistics(1000, gram=False).update(torch.ones(3, 1000))
+    assert sum(value.numel() for value in vars(stats).values() if isinstance(value, torch.Tensor)) <= 2 * 1000
+    with pytest.raises(mp.PruneError, match="gram=True"):
+        stats.gram  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_inputs_are_summed_in_float32(dtype, generator):
+    X = torch.randn(3000, 4, generator=generator).to(dtype)  # 3000 ones in bfloat16 stop counting at 256
+    stats = mp.Statistics(4).update(X)
+    gram, sq_norm, mean = reference(X)
+    torch.testing.assert_close(stats.gram.double(), gram, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(stats.sq_norm.double(), sq_norm, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(stats.mean.double(), mean, rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_are_not_changed_and_no_graph_is_kept(generator):
+    X = torch.randn(6, 4, generator=generator, requires_grad=True)
+    before = X.detach().clone()
+    stats = mp.Statistics(4).update(X)
+    assert torch.equal(X.detach(), before)
+    assert not stats.gram.requires_grad and not stats.mean.requires_grad
+
+
+def test_no_token_seen_means_zero_sums():
+    stats = mp.Statistics(3)
+    assert stats.tokens == 0
+    assert not stats.gram.any() and not stats.sq_norm.any() and not stats.mean.any()
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(mp.PruneError, match=r"5 features.* 4"):
+        mp.Statistics(4).update(torch.ones(2, 5))
+    with pytest.raises(mp.PruneError, match="merged"):
+        mp.Statistics(4).merge(mp.Statistics(5))
+    with pytest.raises(mp.PruneError, match="merged"):
+        mp.Statistics(4).merge(mp.Statistics(4, gram=False))
+
+
+def test_layer_error_is_the_share_of_the_outputs_energy_that_is_lost(generator):
+    X = torch.randn(60, 12, generator=generator, dtype=torch.float64)
+    W = torch.randn(7, 12, generator=generator, dtype=torch.float64)
+    W_pruned = W * (torch.rand(7, 12, generator=generator) < 0.5)
+    gram = mp.Statistics(12, dtype=torch.float64).update(X).gram
+    expected = float((X @ (W - W_pruned).T).norm() ** 2 / (X @ W.T).norm() ** 2)
+    assert mp.layer_error(W, W_pruned, gram) == pytest.approx(expected, rel=1e-12)
+    assert mp.layer_error(W.float(), W_pruned.float(), gram.float()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_layer_error_is_0_unpruned_1_emptied_and_0_where_nothing_can_be_lost():
+    W, gram = torch.ones(2, 3), torch.eye(3)
+    assert mp.layer_error(W, W, gram) == 0
+    assert mp.layer_error(W, torch.zeros(2, 3), gram) == 1
+    assert mp.layer_error(torch.zeros(2, 3), torch.zeros(2, 3), gram) == 0
+    assert mp.layer_error(torch.zeros(2, 3), W, gram) == 1

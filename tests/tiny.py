@@ -1,0 +1,89 @@
+"""Tiny models with random weights, one per family, and token windows for them."""
+
+import logging
+
+import torch
+import transformers as hf
+from torch import Tensor
+
+VOCABULARY, WINDOWS, LENGTH = 96, 5, 24
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GROUPED = {**_COMMON, "num_key_value_heads": 2}  # two query heads share one key and value head
+_BARE = {key: _COMMON[key] for key in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+_GPT = {**_BARE, "n_embd": 32, "n_layer": 2, "n_head": 4}
+
+FAMILIES = {  # name -> (configuration class, its arguments)
+    "llama": (hf.LlamaConfig, _GROUPED),
+    "mistral": (hf.MistralConfig, {**_GROUPED, "sliding_window": 8}),
+    "qwen2": (hf.Qwen2Config, _GROUPED),
+    "qwen3": (hf.Qwen3Config, {**_GROUPED, "head_dim": 8}),
+    "gemma2": (hf.Gemma2Config, {**_GROUPED, "head_dim": 8, "sliding_window": 8}),
+    "gemma3": (
+        hf.Gemma3TextConfig,
+        {**_GROUPED, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "opt": (
+        hf.OPTConfig,
+        {
+            **{key: value for key, value in _COMMON.items() if key != "intermediate_size"},
+            "ffn_dim": 48,
+            "word_embed_proj_dim": 32,
+        },
+    ),
+    "gpt2": (hf.GPT2Config, {**_GPT, "n_positions": 64, "n_inner": 48}),
+    "gpt_neox": (hf.GPTNeoXConfig, _COMMON),
+    "phi": (hf.PhiConfig, _COMMON),
+    "falcon": (
+        hf.FalconConfig,
+        {**_BARE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_hidden_size": 48},
+    ),
+    "mixtral": (hf.MixtralConfig, {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "bloom": (hf.BloomConfig, {**_BARE, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "gptj": (hf.GPTJConfig, {**_GPT, "n_positions": 64, "n_inner": 48, "rotary_dim": 4}),
+    "olmo2": (hf.Olmo2Config, _COMMON),
+    "granite": (hf.GraniteConfig, _GROUPED),
+    "starcoder2": (hf.Starcoder2Config, _GROUPED),
+    "cohere": (hf.CohereConfig, _GROUPED),
+}
+UNSUPPORTED_EXPERTS = {  # their expert matrices are stored as (experts, d_in, d_out)
+    "gpt_oss": (hf.GptOssConfig, {**_GROUPED, "head_dim": 8, "num_local_experts": 4}),
+    "llama4": (
+        hf.Llama4TextConfig,
+        {**_GROUPED, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1},
+    ),
+}
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
+    """A model of that family in eval mode, two blocks of width 32, with weights that a real model could have.
+
+    The library's own initial weights are so small that attention is nearly uniform, and its biases are zero, so
+    that a bug in either would not show: matrices are drawn from N(0, 0.2^2) here and biases from N(0, 0.1^2).
+    changes: arguments of the configuration other than the family's own.
+    """
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # warnings about the tiny sizes
+    make, arguments = (FAMILIES | UNSUPPORTED_EXPERTS)[family]
+    model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.2, generator=generator)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.1, generator=generator)
+    return model.to(dtype).eval()
+
+
+def tiny_tokens(windows: int = WINDOWS, length: int = LENGTH, seed: int = 1) -> Tensor:
+    """Random token ids (windows, length), int64; the special ids 0, 1, 2 do not occur."""
+    return torch.randint(3, VOCABULARY, (windows, length), generator=torch.Generator().manual_seed(seed))
