@@ -100,8 +100,8 @@ class NM:
         ahead = torch.zeros(scores.shape, dtype=torch.int16, device=scores.device)  # minus the later places, see below
         for place in range(1, self.m):
             goes_first = scores[:place] <= scores[place]  # (place, groups); of equal scores the lower index goes first
-            ahead[place] += goes_first.sum(0, dtype=torch.int16)
-            ahead[:place] -= goes_first.view(torch.int8)
+            ahead[place].add_(goes_first.sum(0, dtype=torch.int16))
+            ahead[:place].sub_(goes_first.view(torch.int8))
         later = torch.arange(self.m - 1, -1, -1, device=scores.device)  # places after this one, none subtracted yet
         return ahead >= (self.m - self.n - later)[:, None]
 

@@ -22,7 +22,7 @@ from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern, Unstructured
 from minprune.statistics import Statistics
 
-_PANEL = 16  # columns that are visited one by one before a matrix product brings the next ones up to date
+_LEAF = 4  # columns that are solved together; more of them would cost more rounds, fewer more Python
 
 
 def sparsegpt(
@@ -45,6 +45,8 @@ def sparsegpt(
     """
     pattern = pattern.with_default("block")
     pattern.check(*W.shape)
+    if block_size < 1:
+        raise PruneError(f"block size {block_size} is not positive: 128 is the published one")
     if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
         raise PruneError("the weights contain NaN or infinity")
     U, note = inverse_factor(stats.gram.to(W.device, torch.promote_types(W.dtype, torch.float32)), damp)  # (d_in, d_in)
@@ -52,44 +54,57 @@ def sparsegpt(
     by_block = keep is None and isinstance(pattern, Unstructured) and pattern.group == "block"
     if keep is None and not (groups or by_block):
         keep = pattern.keep((W / U.diagonal()).square())
-    panel = groups.m if groups else _PANEL
-    block_size += -block_size % panel if groups else 0  # so that no group of M lies in two blocks
+    block_size += -block_size % groups.m if groups else 0  # so that no group of M lies in two blocks
 
     d_out, d_in = W.shape
     weight, keep_out = torch.empty_like(W), torch.empty_like(W, dtype=torch.bool)
-    E = torch.zeros(d_in, d_out, dtype=U.dtype, device=W.device)  # row q: w_q / U_qq where q was pruned, 0 where kept
+    E = torch.empty(d_in, d_out, dtype=U.dtype, device=W.device)  # row q: w_q / U_qq where q was pruned, 0 where kept
     for start in range(0, d_in, block_size):
         cols = slice(start, min(start + block_size, d_in))
-        w = W[:, cols].T.to(U.dtype).contiguous()  # (block, d_out): the weights of one column side by side
+        w = W[:, cols].T.to(
+            U.dtype, copy=True, memory_format=torch.contiguous_format
+        )  # (block, d_out)
         w.addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what all earlier blocks sent
-        diag = U.diagonal()[cols, None]  # (block, 1)
-        if by_block:
-            kept = pattern.keep((w / diag).square().T, block_size).T.contiguous()
+        if by_block:  # one threshold for the block; of equal scores the leftmost column goes first
+            kept = Unstructured(pattern.sparsity, "layer").keep((w / U.diagonal()[cols, None]).square())
         else:
             kept = torch.zeros_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
-        _prune_block(w, U[cols, cols], E[cols], kept, panel, groups)
+        _prune_block(w, U[cols, cols], E[cols], kept, groups)
         weight[:, cols] = w.mul_(kept).add_(0.0).T  # adding 0 turns the product's -0.0 into 0.0
         keep_out[:, cols] = kept.T
     return Result(weight, keep_out, note)
 
 
-def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, panel: int, groups: NM | None) -> None:
-    """Prune one block of columns in place: w, E, kept (block, d_out), U (block, block); E holds zeros at first.
+def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, groups: NM | None) -> None:
+    """Prune one block of columns in place: w, E, kept (block, d_out), U (block, block).
 
-    groups: choose N:M as each panel, which is one group of M columns, is reached; None: `kept` is given.
+    groups: choose N:M when a group is reached; None: `kept` is given.
     """
     diag = U.diagonal()[:, None]  # (block, 1)
     gain = ~kept / diag  # (block, d_out): 1 / U_qq where weight q goes, 0 where it stays
-    for start in range(0, len(w), panel):
-        cols = slice(start, min(start + panel, len(w)))
-        w_panel, errors = w[cols], E[cols]  # (panel, d_out); the errors of columns to come are still 0
-        w_panel.addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what earlier panels of this block sent
-        if groups:
-            kept[cols] = groups.keep_places((w_panel / diag[cols]).square())
-            gain[cols] = ~kept[cols] / diag[cols]
-        for w_q, U_q, gain_q, error_q in zip(w_panel, U[cols, cols].T, gain[cols], errors, strict=True):
-            w_q.addmv_(errors.T, U_q, alpha=-1)  # (d_out,): what earlier columns of this panel sent
-            torch.mul(w_q, gain_q, out=error_q)
+    later = U.triu(1).T  # (block, block): later[p, q] is what one unit of error in column q takes off column p > q
+
+    def visit(start: int, end: int) -> None:
+        """The left half first, then what it sends to the right half, then the right half."""
+        here, size = slice(start, end), end - start
+        if groups and size == groups.m:
+            kept[here] = keep_here = groups.keep_places((w[here] / diag[here]).square())
+            torch.div(~keep_here, diag[here], out=gain[here])
+        unit = groups.m if groups and size > groups.m else 1  # never cut a group in two before it is chosen
+        if size > _LEAF or unit > 1:
+            middle = start + size // unit // 2 * unit
+            visit(start, middle)
+            w[middle:end].addmm_(later[middle:end, start:middle], E[start:middle], alpha=-1)
+            visit(middle, end)
+            return
+        w_here, gain_here, errors, sends = w[here], gain[here], E[here], later[here, here]
+        before = w_here.clone()
+        torch.mul(w_here, gain_here, out=errors)  # right for the first column
+        for _ in range(size - 1):  # each round makes one more column right, for all rows at once
+            torch.addmm(before, sends, errors, alpha=-1, out=w_here)
+            torch.mul(w_here, gain_here, out=errors)
+
+    visit(0, len(w))
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
