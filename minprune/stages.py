@@ -30,7 +30,7 @@ def run_staged(
     run: the driver's `_Run`. whole_block: take the statistics of all layers of a block while it is still dense.
     """
     prefix, blocks = decoder_blocks(model)
-    calls = [_record(model, blocks, batch) for batch in batches]
+    calls = [record_calls(model, blocks, batch) for batch in batches]
     hidden = [call[0].hidden for call in calls]  # per batch (windows, length, d_model): the input of the next block
     for index, block in enumerate(blocks):
         todo = [layer for layer in layers if layer.name.startswith(f"{prefix}.{index}.")]
@@ -114,7 +114,7 @@ class _Call:
         return out[0] if self.returns_tuple else out
 
 
-def _record(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor) -> list[_Call]:
+def record_calls(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor) -> list[_Call]:
     """How the model calls each of its blocks for a batch: masks and position embeddings may differ between blocks.
 
     A dry run in which every block hands its input on unchanged. Whether this family's blocks return a tuple shows
