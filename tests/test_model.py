@@ -1,0 +1,191 @@
+"""model.py: which layers are found, how they are named and viewed, and what is refused."""
+
+import copy
+import json
+
+import pytest
+import torch
+from tiny import FAMILIES, UNSUPPORTED_EXPERTS, VOCABULARY, tiny_model, tiny_tokens
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+import minprune as mp
+from minprune.model import check_device, check_windows, decoder_blocks, is_conv1d
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_matrix_of_the_blocks_is_found_once_and_no_other(family):
+    model = tiny_model(family)
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, Conv1D))}
+    linear -= {id(model.get_output_embeddings().weight)}
+    stacks = {id(p) for p in model.parameters() if p.ndim == 3}
+    layers = mp.find_layers(model)
+    found = [id(getattr(layer.owner, layer.parameter)) for layer in layers]
+    assert set(found) == linear | stacks
+    experts = sum(len(p) for p in model.parameters() if p.ndim == 3)
+    assert len(layers) == len({layer.name for layer in layers}) == len(linear) + experts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layers_weight_is_the_matrix_that_multiplies_its_input(family):
+    """y = x W^T + b, whatever way the module stores W."""
+    model = tiny_model(family, torch.float64)
+    for layer in mp.find_layers(model):
+        if layer.expert is not None:
+            continue
+        x = torch.randn(3, layer.weight.shape[1], dtype=torch.float64)
+        bias = getattr(layer.owner, "bias", None)
+        expected = x @ layer.weight.T + (0 if bias is None else bias)
+        torch.testing.assert_close(layer.owner(x), expected)
+        assert is_conv1d(layer.owner) == (family == "gpt2")
+
+
+def test_writing_to_a_layers_weight_changes_the_model():
+    for family in ("llama", "gpt2", "mixtral"):
+        model = tiny_model(family)
+        before = model(tiny_tokens()).logits
+        for layer in mp.find_layers(model):
+            layer.weight.zero_()
+        assert not torch.equal(model(tiny_tokens()).logits, before)
+
+
+def test_layers_come_block_by_block_in_the_order_of_the_model():
+    names = [layer.name for layer in mp.find_layers(tiny_model("llama"))]
+    parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
+    parts += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+    assert names == [f"model.layers.{block}.{part}" for block in (0, 1) for part in parts]
+
+
+def test_include_and_exclude_are_globs_over_full_names():
+    model = tiny_model("llama", tie_word_embeddings=False)
+
+    def names(**globs):
+        return [layer.name for layer in mp.find_layers(model, **globs)]
+
+    assert names(include="*.q_proj") == ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]
+    assert names(include=["model.layers.1.mlp.*"], exclude=["*.up_proj"]) == [
+        "model.layers.1.mlp.gate_proj",
+        "model.layers.1.mlp.down_proj",
+    ]
+    assert names(exclude=["lm_head"]) == names()
+    assert names(include=["lm_head"]) == ["lm_head"]
+    assert names(include=["*"]) == [*names(), "lm_head"]
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_glob_that_matches_nothing_is_refused_with_an_example(option):
+    with pytest.raises(mp.PruneError, match=rf"{option} '\*\.w1'.*model\.layers\.0\.self_attn\.q_proj"):
+        mp.find_layers(tiny_model("llama"), **{option: ["*.w1"]})
+
+
+def test_leaving_no_layer_is_refused():
+    with pytest.raises(mp.PruneError, match="no layer"):
+        mp.find_layers(tiny_model("llama"), include=["*.q_proj"], exclude=["*"])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "opt", "gpt2", "falcon", "bloom", "starcoder2", "cohere"])
+def test_an_output_head_tied_to_the_embeddings_is_refused_with_the_reason(family):
+    with pytest.raises(mp.PruneError, match="lm_head is tied to the input embeddings"):
+        mp.find_layers(tiny_model(family, tie_word_embeddings=True), include=["lm_head"])
+
+
+@pytest.mark.parametrize("family", UNSUPPORTED_EXPERTS)
+def test_experts_in_another_layout_are_refused_by_name_unless_excluded(family):
+    model = tiny_model(family)
+    with pytest.raises(mp.PruneError, match=r"model\.layers\.0\..*experts\.gate_up_proj\.0 .*layout.*exclude"):
+        mp.find_layers(model)
+    layers = mp.find_layers(model, exclude=["*.experts.*"])
+    assert layers and all(layer.expert is None for layer in layers)
+
+
+def test_decoder_blocks_are_found_and_their_absence_is_an_error():
+    name, blocks = decoder_blocks(tiny_model("gpt_neox"))
+    assert name == "gpt_neox.layers" and len(blocks) == 2
+    model = tiny_model("llama")
+    model.config.num_hidden_layers = 3
+    with pytest.raises(mp.PruneError, match="3 decoder blocks in LlamaForCausalLM"):
+        decoder_blocks(model)
+
+
+@pytest.mark.parametrize(
+    "tokens, reason",
+    [
+        (torch.zeros(2, 65, dtype=torch.long), "65 tokens.*64 positions"),
+        (torch.full((2, 8), VOCABULARY), "vocabulary"),
+        (torch.full((2, 8), -1), "vocabulary"),
+        (torch.zeros(8, dtype=torch.long), r"\(windows, length\)"),
+        (torch.zeros(2, 8), "int64"),
+        (torch.zeros(0, 8, dtype=torch.long), "windows"),
+        (torch.zeros(2, 0, dtype=torch.long), "tokens"),
+    ],
+)
+def test_windows_that_the_model_cannot_read_are_refused(tokens, reason):
+    with pytest.raises(mp.PruneError, match=reason):
+        check_windows(tiny_model("llama"), tokens)
+
+
+def test_an_unknown_device_is_refused():
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(mp.PruneError, match=device):
+            check_device(device)
+
+
+def test_a_folder_that_is_no_safe_and_whole_model_is_refused(tmp_path, tiny_folder):
+    with pytest.raises(mp.PruneError, match=r"config\.json"):
+        mp.load_model(tmp_path)
+    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
+    with pytest.raises(mp.PruneError, match=r"no \.safetensors"):
+        mp.load_model(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(mp.PruneError, match="pickled"):
+        mp.load_model(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    weights = (tiny_folder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tiny_folder / name).read_text())
+    with pytest.raises(mp.PruneError, match="cannot load"):
+        mp.load_model(tmp_path)
+
+
+def test_missing_weights_are_refused_instead_of_drawn_at_random(tmp_path, tiny_folder):
+    from safetensors.torch import load_file, save_file
+
+    for path in tiny_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(mp.PruneError, match=r"model\.layers\.1\.mlp\.up_proj"):
+        mp.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folder_loads_as_saved_in_eval_mode_and_in_the_dtype_asked_for(tmp_path, tiny_folder, dtype):
+    model, tokenizer = mp.load_model(tiny_folder, dtype=str(dtype).removeprefix("torch."))
+    expected = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=dtype)
+    assert not model.training and model.dtype == dtype
+    for parameter, other in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(parameter, other)
+    assert tokenizer.decode(tokenizer("the moon")["input_ids"]) == "the moon"
+    with pytest.raises(mp.PruneError, match=r"'int8'.*bfloat16"):
+        mp.load_model(tiny_folder, dtype="int8")
+
+
+def test_code_of_a_repository_is_never_run(tmp_path, tiny_folder):
+    for path in tiny_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {k: "own.Own" for k in ("AutoConfig", "AutoModelForCausalLM")}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    with pytest.raises(mp.PruneError, match="cannot load"):
+        mp.load_model(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_layers_are_compared_by_identity_so_two_models_never_share_one():
+    model = tiny_model("llama")
+    first, second = mp.find_layers(model), mp.find_layers(copy.deepcopy(model))
+    assert all(a != b for a, b in zip(first, second, strict=True))
