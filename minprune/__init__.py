@@ -7,15 +7,19 @@ calib = mp.load_tokens(tokenizer, "wikipedia", split="train", samples=64, length
 report = mp.prune(model, calib, method="sparsegpt", pattern="50%")
 """
 
-from minprune.data import load_text, load_tokens
-from minprune.driver import prune
-from minprune.errors import PruneError
-from minprune.evaluate import generate, perplexity
-from minprune.methods import METHODS, Method, Result
-from minprune.model import find_layers, load_model
-from minprune.patterns import NM, Block, Unstructured, pattern
-from minprune.report import LayerRow, Report
-from minprune.statistics import Statistics, layer_error
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from minprune.data import load_text, load_tokens
+    from minprune.driver import prune
+    from minprune.errors import PruneError
+    from minprune.evaluate import generate, perplexity
+    from minprune.methods import METHODS, Method, Result
+    from minprune.model import find_layers, load_model
+    from minprune.patterns import NM, Block, Unstructured, pattern
+    from minprune.report import LayerRow, Report
+    from minprune.statistics import Statistics, layer_error
 
 __version__ = "0.1.0"
 
@@ -24,3 +28,24 @@ __all__ = [
     "find_layers", "generate", "layer_error", "load_model", "load_text", "load_tokens", "pattern",
     "perplexity", "prune",
 ]  # fmt: skip
+
+_HOME = {
+    "data": ["load_text", "load_tokens"],
+    "driver": ["prune"],
+    "errors": ["PruneError"],
+    "evaluate": ["generate", "perplexity"],
+    "methods": ["METHODS", "Method", "Result"],
+    "model": ["find_layers", "load_model"],
+    "patterns": ["NM", "Block", "Unstructured", "pattern"],
+    "report": ["LayerRow", "Report"],
+    "statistics": ["Statistics", "layer_error"],
+}
+
+
+def __getattr__(name: str):
+    """Import a public name or a module when it is first used, so that `minprune --help` does not wait for torch."""
+    for module, names in _HOME.items():
+        if name == module or name in names:
+            found = import_module(f"minprune.{module}")
+            return found if name == module else getattr(found, name)
+    raise AttributeError(f"module 'minprune' has no attribute {name!r}")
