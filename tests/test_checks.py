@@ -16,18 +16,23 @@ VARIANTS = [pytest.param(e, w, id=f"{e.name}-{w.name}-{i}") for e in EXERCISES f
 # Differently written right answers --------------------------------------------------------------------------------
 
 
-def magnitude_mask_numpy(W, sparsity):
-    order = np.argsort(np.abs(W.numpy()), axis=None, kind="stable")
-    keep = np.ones(W.numel(), dtype=bool)
-    keep[order[: round(sparsity * W.numel())]] = False
-    return keep.reshape(W.shape)
+def block_mask_numpy(W, sparsity, block_size):
+    keep = np.ones(W.shape, dtype=bool)
+    for start in range(0, W.shape[1], block_size):
+        block = np.abs(W.numpy()[:, start : start + block_size])
+        part = np.ones(block.size, dtype=bool)
+        part[np.argsort(block, axis=None, kind="stable")[: round(sparsity * block.size)]] = False
+        keep[:, start : start + block_size] = part.reshape(block.shape)
+    return keep
 
 
-def magnitude_mask_loop(W, sparsity):
-    places = sorted((abs(float(W[i, j])), i, j) for i in range(W.shape[0]) for j in range(W.shape[1]))
+def block_mask_loop(W, sparsity, block_size):
     keep = [[1] * W.shape[1] for _ in range(W.shape[0])]
-    for _, i, j in places[: round(sparsity * W.numel())]:
-        keep[i][j] = 0
+    for start in range(0, W.shape[1], block_size):
+        columns = range(start, min(start + block_size, W.shape[1]))
+        places = sorted((abs(float(W[i, j])), i, j) for i in range(W.shape[0]) for j in columns)
+        for _, i, j in places[: round(sparsity * len(places))]:
+            keep[i][j] = 0
     return keep
 
 
@@ -85,7 +90,7 @@ def best_mask_loop(w, X, zeros):
 
 
 RIGHT = {
-    "magnitude_mask": [magnitude_mask_numpy, magnitude_mask_loop],
+    "block_mask": [block_mask_numpy, block_mask_loop],
     "global_sparsities": [global_sparsities_numpy, global_sparsities_loop],
     "removal_cost": [
         removal_cost_numpy,
@@ -98,13 +103,13 @@ RIGHT = {
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
 
 REJECTED = {
-    "magnitude_mask": [
+    "block_mask": [
         # inverted on one case only
-        lambda W, s: magnitude_mask_loop(W, s) if W.shape[0] != 6 else 1 - torch.tensor(magnitude_mask_loop(W, s)),
-        lambda W, s: ~(W.abs() > W.abs().flatten().sort().values[min(int(s * W.numel()), W.numel() - 1)]),
-        lambda W, s: ~torch.tensor(magnitude_mask_numpy(W - W.abs().max(), s)),  # signed and inverted
-        lambda W, s: torch.rand(W.shape) > s,
-        lambda W, s: torch.tensor(magnitude_mask_numpy(W, s)).T,
+        lambda W, s, b: torch.tensor(block_mask_loop(W, s, b)) if W.shape[0] != 10 else 1 - block_mask_numpy(W, s, b),
+        lambda W, s, b: W.abs() <= W.abs().flatten().sort().values[int(s * (W.numel() - 1))],  # <= and whole layer
+        lambda W, s, b: ~torch.tensor(block_mask_numpy(W - W.abs().max(), s, b)),  # signed and inverted
+        lambda W, s, b: torch.rand(W.shape) > s,
+        lambda W, s, b: torch.tensor(block_mask_numpy(W, s, b)).T,
     ],
     "global_sparsities": [
         lambda weights, s: [1 - float((W > 0).float().mean()) for W in weights],
@@ -253,11 +258,11 @@ def test_gradients_and_half_precision_are_no_obstacle():
 
 
 def test_masks_are_told_by_their_counts_then_by_the_place():
-    exercise = checks.magnitude_mask
-    everything = exercise(lambda W, s: torch.ones_like(W, dtype=torch.bool)).message
+    exercise = checks.block_mask
+    everything = exercise(lambda W, s, b: torch.ones_like(W, dtype=torch.bool)).message
     assert "your result should hold 12 True of 24, not 24" in everything and "W: 4 x 6, sparsity = 0.5" in everything
-    assert "only True and False" in exercise(lambda W, s: W.abs()).message
-    shuffled = exercise(lambda W, s: torch.tensor(magnitude_mask_numpy(W, s)).flip(0)).message
+    assert "only True and False" in exercise(lambda W, s, b: W.abs()).message
+    shuffled = exercise(lambda W, s, b: torch.tensor(block_mask_numpy(W, s, b)).flip(0)).message
     assert "places, first at [" in shuffled and "was expected, not" in shuffled
 
 
@@ -272,7 +277,7 @@ def test_verdicts_read_well_in_a_terminal_and_in_a_notebook():
 def test_the_registry_is_complete_and_speaks_up():
     assert all(getattr(checks, name) is exercise and name in dir(checks) for name, exercise in checks.EXERCISES.items())
     assert all(1 <= e.difficulty <= 5 and e.chapter >= 1 and e.name in repr(e) for e in EXERCISES)
-    with pytest.raises(AttributeError, match=r"no exercise 'nonsense'.*magnitude_mask"):
+    with pytest.raises(AttributeError, match=r"no exercise 'nonsense'.*block_mask"):
         _ = checks.nonsense
     with pytest.raises(PruneError, match="two exercises are called 'toy'"):
         collect([TOY], [TOY])

@@ -1,5 +1,6 @@
 """The exercises of chapter 02: exact masks, a threshold over the whole model, and what magnitude cannot see."""
 
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
@@ -13,34 +14,45 @@ def _random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# magnitude_mask(W, sparsity): the keep mask of magnitude pruning over a whole layer, exact under ties
+# block_mask(W, sparsity, block_size): the keep mask of magnitude pruning within blocks of neighbouring columns
 
 
-def _magnitude_mask(W: Tensor, sparsity: float) -> Tensor:
-    return Unstructured(sparsity, "layer").keep(W.abs())
+def _block_mask(W: Tensor, sparsity: float, block_size: int) -> Tensor:
+    return Unstructured(sparsity, "block").keep(W.abs(), block_size)
 
 
-def _count(W: Tensor, zeros: int) -> Tensor:
-    return keep_largest(W.abs().reshape(1, -1), zeros).view(W.shape)
+def _per_block(W: Tensor, block_size: int, keep_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """A mask put together from `keep_of(scores of one block, flattened)`, each (size,) -> (size,)."""
+    blocks = W.abs().split(block_size, dim=1)
+    return torch.cat([keep_of(B.flatten()).view(B.shape) for B in blocks], dim=1)
 
 
-def _above(W: Tensor, sparsity: float, clamp: bool) -> Tensor:
+def _count(scores: Tensor, zeros: int) -> Tensor:
+    return keep_largest(scores.unsqueeze(0), zeros)[0]
+
+
+def _above(scores: Tensor, s: float, clamp: bool) -> Tensor:
     """score > sorted[int(n * s)], as in published code; beyond the end of the list at sparsity 1 unless clamped."""
-    order = W.abs().flatten().sort().values
-    k = int(sparsity * W.numel())
-    return W.abs() > order[min(k, W.numel() - 1) if clamp else k]
+    k = int(s * len(scores))
+    return scores > scores.sort().values[min(k, len(scores) - 1) if clamp else k]
 
 
-def _from_threshold(W: Tensor, sparsity: float, clamp: bool) -> Tensor:
+def _from_threshold(scores: Tensor, s: float, clamp: bool) -> Tensor:
     """score >= sorted[round(n * s)]: with ties at the threshold all of them stay."""
-    order = W.abs().flatten().sort().values
-    k = round(sparsity * W.numel())
-    return W.abs() >= order[min(k, W.numel() - 1) if clamp else k]
+    k = round(s * len(scores))
+    return scores >= scores.sort().values[min(k, len(scores) - 1) if clamp else k]
 
 
-def _ties_from_the_end(W: Tensor, sparsity: float) -> Tensor:
-    flat = W.abs().flatten().flip(0).unsqueeze(0)
-    return keep_largest(flat, round(sparsity * W.numel())).flip(1).view(W.shape)
+def _full_blocks_only(W: Tensor, s: float, block_size: int) -> Tensor:
+    whole = W.shape[1] // block_size * block_size
+    keep = torch.ones_like(W, dtype=torch.bool)
+    if whole:
+        keep[:, :whole] = _block_mask(W[:, :whole], s, block_size)
+    return keep
+
+
+def _row_blocks(W: Tensor, s: float, block_size: int) -> Tensor:
+    return _block_mask(W.T, s, block_size).T
 
 
 _LE = (
@@ -52,65 +64,90 @@ _GE = (
     "Comparing with a threshold cannot split a tie; something else must."
 )
 
-magnitude_mask = Exercise(
-    name="magnitude_mask",
+block_mask = Exercise(
+    name="block_mask",
     chapter=2,
-    title="the keep mask of magnitude pruning over a whole layer, with an exact count",
-    reference=_magnitude_mask,
+    title="the keep mask of magnitude pruning within blocks of columns, with exact counts",
+    reference=_block_mask,
     points=2,
     difficulty=2,
     wrong=(
-        Wrong("<= threshold", lambda W, s: _above(W, s, clamp=False), _LE),
-        Wrong("<= threshold", lambda W, s: _above(W, s, clamp=True), _LE),
-        Wrong("ties all kept", lambda W, s: _from_threshold(W, s, clamp=False), _GE),
-        Wrong("ties all kept", lambda W, s: _from_threshold(W, s, clamp=True), _GE),
+        Wrong("<= threshold", lambda W, s, b: _per_block(W, b, lambda v: _above(v, s, clamp=False)), _LE),
+        Wrong("<= threshold", lambda W, s, b: _per_block(W, b, lambda v: _above(v, s, clamp=True)), _LE),
+        Wrong("ties all kept", lambda W, s, b: _per_block(W, b, lambda v: _from_threshold(v, s, clamp=False)), _GE),
+        Wrong("ties all kept", lambda W, s, b: _per_block(W, b, lambda v: _from_threshold(v, s, clamp=True)), _GE),
         Wrong(
             "one too many",
-            lambda W, s: _count(W, min(round(s * W.numel()) + 1, W.numel())),
-            "One weight too many went, always. Does your threshold's own weight fall on the right side?",
+            lambda W, s, b: _per_block(W, b, lambda v: _count(v, min(round(s * len(v)) + 1, len(v)))),
+            "One weight too many went from every block. Does your threshold's own weight fall on the right side?",
         ),
         Wrong(
             "rounded down",
-            lambda W, s: _count(W, int(s * W.numel())),
+            lambda W, s, b: _per_block(W, b, lambda v: _count(v, int(s * len(v)))),
             "The number of zeros was rounded down instead of to the nearest integer. "
             "What is 0.29 * 100 in floating point?",
         ),
         Wrong(
             "inverted mask",
-            lambda W, s: ~_magnitude_mask(W, s),
+            lambda W, s, b: ~_block_mask(W, s, b),
             "The mask is the opposite of what was asked for: in minprune True means *kept*.",
         ),
         Wrong(
             "largest pruned",
-            lambda W, s: keep_largest(-W.abs().reshape(1, -1), round(s * W.numel())).view(W.shape),
+            lambda W, s, b: _per_block(W, b, lambda v: _count(-v, round(s * len(v)))),
             "The count is right, but the largest weights went and the smallest stayed. Check the order of your sort.",
         ),
         Wrong(
             "signed comparison",
-            lambda W, s: Unstructured(s, "layer").keep(W),
+            lambda W, s, b: Unstructured(s, "block").keep(W, b),
             "Strongly negative weights were treated as small. Magnitude has no sign.",
         ),
         Wrong(
             "compared within rows",
-            lambda W, s: Unstructured(s, "row").keep(W.abs()),
-            "Each row lost its own share, but the comparison group asked for is the whole layer.",
+            lambda W, s, b: Unstructured(s, "row").keep(W.abs()),
+            "Each row lost its own share. The comparison group asked for is a block of columns, all rows together.",
+        ),
+        Wrong(
+            "compared over the whole layer",
+            lambda W, s, b: Unstructured(s, "layer").keep(W.abs()),
+            "One line was made of the whole matrix, so some blocks lost more than their share and others less.",
+        ),
+        Wrong(
+            "rows of each block",
+            lambda W, s, b: torch.cat([Unstructured(s, "row").keep(B.abs()) for B in W.split(b, dim=1)], dim=1),
+            "Inside each block every row lost its own share. All weights of a block should stand in one line.",
+        ),
+        Wrong(
+            "blocks of rows",
+            _row_blocks,
+            "The matrix was cut into blocks of rows. Columns are the second dimension of W (d_out, d_in).",
+        ),
+        Wrong(
+            "last block left dense",
+            _full_blocks_only,
+            "When block_size does not divide the number of columns, the narrow block at the end was not pruned.",
         ),
         Wrong(
             "last of the ties pruned first",
-            _ties_from_the_end,
-            "The count is right, but of equal magnitudes the *lower* index (in row-major order) is to go first.",
+            lambda W, s, b: _per_block(W, b, lambda v: _count(v.flip(0), round(s * len(v))).flip(0)),
+            "The count is right, but of equal magnitudes the *lower* index (in row-major order of the block) is to "
+            "go first.",
         ),
     ),
     cases=lambda: [
-        Case("a random matrix", (_random(4, 6, seed=0), 0.5)),
-        Case("a random matrix at low sparsity", (_random(5, 7, seed=1), 0.2)),
-        Case("a product that is no whole number", (_random(3, 7, seed=2), 0.75)),
-        Case("a matrix of few distinct values", (_random(6, 8, seed=3).mul(2).round(), 0.5)),
-        Case("rows of very different size", (_random(4, 8, seed=4) * torch.tensor([[0.1], [1.0], [5.0], [9.0]]), 0.4)),
-        Case("a matrix of equal entries", (torch.full((3, 5), -0.5), 0.4)),
-        Case("sparsity 0", (_random(3, 4, seed=5), 0.0)),
-        Case("sparsity 1", (_random(3, 4, seed=6), 1.0)),
-        Case("0.29 of 100 weights", (_random(10, 10, seed=7), 0.29)),
+        Case("a random matrix", (_random(4, 6, seed=0), 0.5, 3)),
+        Case("a random matrix at low sparsity", (_random(6, 8, seed=1), 0.2, 4)),
+        Case("a count that is no whole number", (_random(3, 14, seed=2), 0.75, 7)),
+        Case("a matrix of few distinct values", (_random(6, 8, seed=3).mul(2).round(), 0.5, 4)),
+        Case(
+            "rows of very different size", (_random(4, 8, seed=4) * torch.tensor([[0.1], [1.0], [5.0], [9.0]]), 0.4, 4)
+        ),
+        Case("a last block that is narrower", (_random(4, 7, seed=8), 0.5, 3)),
+        Case("a matrix of equal entries", (torch.full((3, 10), -0.5), 0.4, 5)),
+        Case("a block wider than the matrix", (_random(4, 5, seed=9), 0.3, 128)),
+        Case("sparsity 0", (_random(3, 4, seed=5), 0.0, 2)),
+        Case("sparsity 1", (_random(3, 4, seed=6), 1.0, 2)),
+        Case("0.29 of 100 weights", (_random(10, 20, seed=7), 0.29, 10)),
     ],
 )
 
@@ -375,4 +412,4 @@ best_mask = Exercise(
     ),
 )
 
-EXERCISES = [magnitude_mask, global_sparsities, removal_cost, best_mask]
+EXERCISES = [block_mask, global_sparsities, removal_cost, best_mask]
