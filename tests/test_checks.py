@@ -1,5 +1,6 @@
 """Every exercise knows the right answer however it is written, names each known mistake, and never guesses."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -89,7 +90,52 @@ def best_mask_loop(w, X, zeros):
     return search(0, zeros, torch.zeros(len(X)))[1]
 
 
+def cut_windows_loop(ids, length):
+    full = []
+    while len(ids) >= length:
+        full.append(ids[:length].tolist())
+        ids = ids[length:]
+    return full
+
+
+def count_parameters_by_shapes(config):
+    d, wide = config["hidden_size"], config["intermediate_size"]
+    q, kv = (config[f"num_{kind}_heads"] * config["head_dim"] for kind in ("attention", "key_value"))
+    block = [(q, d), (kv, d), (kv, d), (d, q), (wide, d), (wide, d), (d, wide), (1, d), (1, d)]
+    shapes = [*block * config["num_hidden_layers"], (1, d), (config["vocab_size"], d)]
+    if not config["tie_word_embeddings"]:
+        shapes.append((config["vocab_size"], d))
+    return sum(rows * columns for rows, columns in shapes)
+
+
+def perplexity_of_probabilities(nlls):
+    """The geometric mean of the inverse probabilities, window by window."""
+    predictions = sum(len(nll) for nll in nlls)
+    return float(np.prod([np.prod(np.exp(nll.double().numpy()) ** (1 / predictions)) for nll in nlls]))
+
+
+def zero_shares_loop(weights):
+    zeros = [sum(value == 0 for row in W.tolist() for value in row) for W in weights]
+    sizes = [W.numel() for W in weights]
+    return [*(z / n for z, n in zip(zeros, sizes, strict=True)), sum(zeros) / sum(sizes)]
+
+
 RIGHT = {
+    "cut_windows": [
+        cut_windows_loop,
+        lambda ids, length: np.array(ids)[: len(ids) - len(ids) % length].reshape(-1, length),
+    ],
+    "count_parameters": [count_parameters_by_shapes, lambda config: float(count_parameters_by_shapes(config))],
+    "perplexity": [
+        perplexity_of_probabilities,
+        lambda nlls: math.exp(sum(float(nll.sum()) for nll in nlls) / sum(map(len, nlls))),
+    ],
+    "zero_shares": [
+        zero_shares_loop,
+        lambda weights: (
+            1 - np.array([np.count_nonzero(W) / W.numel() for W in [*weights, torch.cat([w.ravel() for w in weights])]])
+        ),
+    ],
     "block_mask": [block_mask_numpy, block_mask_loop],
     "global_sparsities": [global_sparsities_numpy, global_sparsities_loop],
     "removal_cost": [
@@ -103,6 +149,28 @@ RIGHT = {
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
 
 REJECTED = {
+    "cut_windows": [
+        lambda ids, length: ids[: len(ids) // length * length].view(length, -1),  # the two sides exchanged
+        lambda ids, length: ids[len(ids) % length :].view(length, -1).T,  # from the end and down the columns
+        lambda ids, length: torch.tensor(cut_windows_loop(ids[1:], length) or [[0] * length]),
+    ],
+    "count_parameters": [
+        lambda config: count_parameters_by_shapes(config | {"head_dim": 1, "num_hidden_layers": 1}),
+        lambda config: count_parameters_by_shapes(  # wide keys and an untied head
+            config | {"num_key_value_heads": config["num_attention_heads"], "tie_word_embeddings": False}
+        ),
+        lambda config: count_parameters_by_shapes(config) + 1,
+    ],
+    "perplexity": [
+        lambda nlls: 2 ** float(torch.stack([nll.mean() for nll in nlls]).mean()),  # windows alike, base 2
+        lambda nlls: torch.cat(nlls).median().exp(),
+        lambda nlls: nlls[0].mean().exp(),
+    ],
+    "zero_shares": [
+        lambda weights: [100 - 100 * share for share in zero_shares_loop(weights)],  # density in per cent
+        lambda weights: zero_shares_loop(weights)[::-1],
+        lambda weights: [*zero_shares_loop(weights)[:-1], 0.5],
+    ],
     "block_mask": [
         # inverted on one case only
         lambda W, s, b: torch.tensor(block_mask_loop(W, s, b)) if W.shape[0] != 10 else 1 - block_mask_numpy(W, s, b),
@@ -176,9 +244,13 @@ def test_unknown_bugs_are_rejected_without_a_name(name, answer):
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 def test_generic_mistakes_are_told_plainly(exercise):
     def changes_its_input(*args):
-        for tensor in args[0] if isinstance(args[0], list) else args[:1]:
-            tensor += 1
-        return exercise.reference(*args)
+        result = exercise.reference(*args)
+        if isinstance(args[0], dict):
+            args[0]["hidden_size"] = 0
+        else:
+            for tensor in args[0] if isinstance(args[0], list) else args[:1]:
+                tensor += 1
+        return result
 
     def raises(*args):
         raise KeyError("lost")
@@ -192,7 +264,9 @@ def test_generic_mistakes_are_told_plainly(exercise):
     assert "Nothing is written yet" in exercise(todo).message
     assert "takes 0 positional arguments" in exercise(lambda: 0).message
     assert "not a str" in exercise(lambda *args: "keep").message
-    assert "should be of shape" in exercise(lambda *args: torch.zeros(2, 2, 2)).message
+    wanted = torch.as_tensor(exercise.reference(*exercise.cases()[0].args))
+    shape = f"should be of shape {tuple(wanted.shape)}," if wanted.ndim else "should be a single number,"
+    assert f"{shape} not of shape (2, 2, 2)" in exercise(lambda *args: torch.zeros(2, 2, 2)).message
     assert "Pass the function itself" in exercise(torch.ones(3)).message
 
 
