@@ -50,19 +50,16 @@ def global_sparsities_loop(weights, sparsity):
     return [gone.count(i) / W.numel() for i, W in enumerate(weights)]
 
 
-def removal_cost_numpy(W, X):
-    return np.square(W.numpy()) * np.diag(X.numpy().T @ X.numpy())
+def input_cost_numpy(W, X):
+    return np.diag(W.numpy().T @ W.numpy()) * np.diag(X.numpy().T @ X.numpy())
 
 
-def removal_cost_loop(W, X):
-    out = X @ W.T
+def input_cost_loop(W, X):
     costs = []
-    for i in range(W.shape[0]):
-        costs.append([])
-        for j in range(W.shape[1]):
-            without = W.clone()
-            without[i, j] = 0
-            costs[i].append((X @ without.T - out).square().sum())
+    for j in range(W.shape[1]):
+        without = W.clone()
+        without[:, j] = 0
+        costs.append((X @ without.T - X @ W.T).square().sum())
     return costs
 
 
@@ -138,58 +135,11 @@ RIGHT = {
     ],
     "block_mask": [block_mask_numpy, block_mask_loop],
     "global_sparsities": [global_sparsities_numpy, global_sparsities_loop],
-    "removal_cost": [
-        removal_cost_numpy,
-        removal_cost_loop,
-        lambda W, X: [row.tolist() for row in W**2 * (X**2).sum(0)],
-    ],
-    "best_mask": [best_mask_numpy, best_mask_loop],
-}
-
-# Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
-
-REJECTED = {
-    "cut_windows": [
-        lambda ids, length: ids[: len(ids) // length * length].view(length, -1),  # the two sides exchanged
-        lambda ids, length: ids[len(ids) % length :].view(length, -1).T,  # from the end and down the columns
-        lambda ids, length: torch.tensor(cut_windows_loop(ids[1:], length) or [[0] * length]),
-    ],
-    "count_parameters": [
-        lambda config: count_parameters_by_shapes(config | {"head_dim": 1, "num_hidden_layers": 1}),
-        lambda config: count_parameters_by_shapes(  # wide keys and an untied head
-            config | {"num_key_value_heads": config["num_attention_heads"], "tie_word_embeddings": False}
-        ),
-        lambda config: count_parameters_by_shapes(config) + 1,
-    ],
-    "perplexity": [
-        lambda nlls: 2 ** float(torch.stack([nll.mean() for nll in nlls]).mean()),  # windows alike, base 2
-        lambda nlls: torch.cat(nlls).median().exp(),
-        lambda nlls: nlls[0].mean().exp(),
-    ],
-    "zero_shares": [
-        lambda weights: [100 - 100 * share for share in zero_shares_loop(weights)],  # density in per cent
-        lambda weights: zero_shares_loop(weights)[::-1],
-        lambda weights: [*zero_shares_loop(weights)[:-1], 0.5],
-    ],
-    "block_mask": [
-        # inverted on one case only
-        lambda W, s, b: torch.tensor(block_mask_loop(W, s, b)) if W.shape[0] != 10 else 1 - block_mask_numpy(W, s, b),
-        lambda W, s, b: W.abs() <= W.abs().flatten().sort().values[int(s * (W.numel() - 1))],  # <= and whole layer
-        lambda W, s, b: ~torch.tensor(block_mask_numpy(W - W.abs().max(), s, b)),  # signed and inverted
-        lambda W, s, b: torch.rand(W.shape) > s,
-        lambda W, s, b: torch.tensor(block_mask_numpy(W, s, b)).T,
-    ],
-    "global_sparsities": [
-        lambda weights, s: [1 - float((W > 0).float().mean()) for W in weights],
-        lambda weights, s: [1 - v for v in global_sparsities_loop([W - 100 for W in weights], s)],  # signed, kept
-        lambda weights, s: sorted(global_sparsities_loop(weights, s), reverse=True),
-        lambda weights, s: s,
-    ],
-    "removal_cost": [
-        lambda W, X: W.abs() * X.square().mean(0).sqrt(),  # not squared, averaged
-        lambda W, X: 2 * W**2 * X.square().sum(0),
-        lambda W, X: W**2 * X.square().sum(1).mean(),
-        lambda W, X: W.abs() * X.abs().sum(0),
+    "input_cost": [
+        lambda W, X: (W.square().sum(0) * X.square().mean(0)).sqrt(),  # not squared, averaged
+        lambda W, X: 2 * W.square().sum(0) * X.square().sum(0),
+        lambda W, X: W.square() * X.square().sum(0),
+        lambda W, X: W.abs().sum(0) * X.abs().sum(0),
     ],
     "best_mask": [
         lambda w, X, zeros: ~torch.tensor(best_mask_loop(w, X, len(w) - zeros)),  # two known bugs at once

@@ -252,45 +252,55 @@ global_sparsities = Exercise(
 )
 
 
-# removal_cost(W, X): what the layer's squared output error becomes if one single weight is removed
+# input_cost(W, X): what the layer's squared output error becomes if one whole input (a column of W) is removed
 
 
-def _removal_cost(W: Tensor, X: Tensor) -> Tensor:
-    return W.square() * X.square().sum(0)
+def _input_cost(W: Tensor, X: Tensor) -> Tensor:
+    return W.square().sum(0) * X.square().sum(0)
 
 
-removal_cost = Exercise(
-    name="removal_cost",
+input_cost = Exercise(
+    name="input_cost",
     chapter=2,
-    title="the squared output error that removing each single weight would cause",
-    reference=_removal_cost,
+    title="the squared output error that removing each whole input would cause",
+    reference=_input_cost,
     points=2,
     difficulty=2,
     wrong=(
         Wrong(
             "inputs ignored",
-            lambda W, X: W.square(),
-            "This is the squared weight: right only if every input has length 1. Where does X come in?",
+            lambda W, X: W.square().sum(0),
+            "This is the squared length of the column: right only if every input has length 1. Where does X come in?",
         ),
         Wrong(
             "not squared",
-            lambda W, X: W.abs() * X.square().sum(0).sqrt(),
-            "This is the length of the error, not its square. It ranks the weights alike, but costs are "
-            "added up as squares.",
+            lambda W, X: (W.square().sum(0) * X.square().sum(0)).sqrt(),
+            "This is the length of the error, not its square. It ranks the inputs alike, but squares are what adds up.",
         ),
         Wrong(
             "averaged over tokens",
-            lambda W, X: W.square() * X.square().mean(0),
-            "The error was averaged over the tokens. ||XW^T - XW'^T||^2 is a sum over all of them.",
+            lambda W, X: W.square().sum(0) * X.square().mean(0),
+            "The error was averaged over the tokens. ||X W^T - X W'^T||^2 is a sum over all of them.",
         ),
         Wrong(
-            "sum squared instead of squares summed",
-            lambda W, X: W.square() * X.sum(0).square(),
+            "averaged over outputs",
+            lambda W, X: W.square().mean(0) * X.square().sum(0),
+            "The error was averaged over the outputs. ||X W^T - X W'^T||^2 is a sum over all of them.",
+        ),
+        Wrong(
+            "inputs summed before squaring",
+            lambda W, X: W.square().sum(0) * X.sum(0).square(),
             "The inputs were added up before squaring, so positive and negative ones cancelled.",
         ),
         Wrong(
+            "weights summed before squaring",
+            lambda W, X: W.sum(0).square() * X.square().sum(0),
+            "The weights of a column were added up before squaring, so positive and negative ones cancelled. "
+            "Each of them belongs to another output.",
+        ),
+        Wrong(
             "absolute inputs",
-            lambda W, X: W.square() * X.abs().sum(0),
+            lambda W, X: W.square().sum(0) * X.abs().sum(0),
             "The input enters without a square. Write the error of one token down first, then square it.",
         ),
     ),
@@ -412,4 +422,4 @@ best_mask = Exercise(
     ),
 )
 
-EXERCISES = [block_mask, global_sparsities, removal_cost, best_mask]
+EXERCISES = [block_mask, global_sparsities, input_cost, best_mask]
