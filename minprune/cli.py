@@ -21,6 +21,7 @@ from minprune.errors import PruneError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from transformers import PreTrainedModel
 
     from minprune.methods import Method
     from minprune.report import LayerRow, Report
@@ -429,7 +430,7 @@ def read_allocation(path: str) -> dict[str, float]:
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise PruneError(f"cannot read the allocation {path} ({error.strerror})") from None
+        raise PruneError(f"cannot read the allocation {path} ({error.strerror}): name a JSON file") from None
     except ValueError:
         raise PruneError(f'the allocation {path} is not JSON: write a table like {{"*.mlp.*": 0.6}}') from None
     if not isinstance(table, dict):
@@ -442,7 +443,16 @@ def _load(name: str, dtype: str, device: str):
 
     _calm_transformers()
     _say_on_terminal(f"loading {name}")
-    return load_model(name, dtype, device, _say)
+    model, tokenizer = load_model(name, dtype, device, _say)
+    _check_finite(name, model)
+    return model, tokenizer
+
+
+def _check_finite(name: str, model: "PreTrainedModel") -> None:
+    """Embeddings and norms too, which no method looks at: with NaN in them no number would mean anything."""
+    for key, parameter in model.named_parameters():
+        if parameter.numel() and not all(extreme.isfinite() for extreme in parameter.aminmax()):
+            raise PruneError(f"{key} of {name} holds NaN or infinity: the checkpoint is damaged, copy it again")
 
 
 def _calm_transformers() -> None:
