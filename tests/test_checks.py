@@ -136,6 +136,53 @@ RIGHT = {
     "block_mask": [block_mask_numpy, block_mask_loop],
     "global_sparsities": [global_sparsities_numpy, global_sparsities_loop],
     "input_cost": [
+        input_cost_numpy,
+        input_cost_loop,
+        lambda W, X: ((W**2).sum(0) * (X**2).sum(0)).tolist(),
+    ],
+    "best_mask": [best_mask_numpy, best_mask_loop],
+}
+
+# Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
+
+REJECTED = {
+    "cut_windows": [
+        lambda ids, length: ids[: len(ids) // length * length].view(length, -1),  # the two sides exchanged
+        lambda ids, length: ids[len(ids) % length :].view(length, -1).T,  # from the end and down the columns
+        lambda ids, length: torch.tensor(cut_windows_loop(ids[1:], length) or [[0] * length]),
+    ],
+    "count_parameters": [
+        lambda config: count_parameters_by_shapes(config | {"head_dim": 1, "num_hidden_layers": 1}),
+        lambda config: count_parameters_by_shapes(  # wide keys and an untied head
+            config | {"num_key_value_heads": config["num_attention_heads"], "tie_word_embeddings": False}
+        ),
+        lambda config: count_parameters_by_shapes(config) + 1,
+    ],
+    "perplexity": [
+        lambda nlls: 2 ** float(torch.stack([nll.mean() for nll in nlls]).mean()),  # windows alike, base 2
+        lambda nlls: torch.cat(nlls).median().exp(),
+        lambda nlls: nlls[0].mean().exp(),
+    ],
+    "zero_shares": [
+        lambda weights: [100 - 100 * share for share in zero_shares_loop(weights)],  # density in per cent
+        lambda weights: zero_shares_loop(weights)[::-1],
+        lambda weights: [*zero_shares_loop(weights)[:-1], 0.5],
+    ],
+    "block_mask": [
+        # inverted on one case only
+        lambda W, s, b: torch.tensor(block_mask_loop(W, s, b)) if W.shape[0] != 10 else 1 - block_mask_numpy(W, s, b),
+        lambda W, s, b: W.abs() <= W.abs().flatten().sort().values[int(s * (W.numel() - 1))],  # <= and whole layer
+        lambda W, s, b: ~torch.tensor(block_mask_numpy(W - W.abs().max(), s, b)),  # signed and inverted
+        lambda W, s, b: torch.rand(W.shape) > s,
+        lambda W, s, b: torch.tensor(block_mask_numpy(W, s, b)).T,
+    ],
+    "global_sparsities": [
+        lambda weights, s: [1 - float((W > 0).float().mean()) for W in weights],
+        lambda weights, s: [1 - v for v in global_sparsities_loop([W - 100 for W in weights], s)],  # signed, kept
+        lambda weights, s: sorted(global_sparsities_loop(weights, s), reverse=True),
+        lambda weights, s: s,
+    ],
+    "input_cost": [
         lambda W, X: (W.square().sum(0) * X.square().mean(0)).sqrt(),  # not squared, averaged
         lambda W, X: 2 * W.square().sum(0) * X.square().sum(0),
         lambda W, X: W.square() * X.square().sum(0),
