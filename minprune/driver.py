@@ -20,7 +20,7 @@ from minprune.allocate import Allocation, allocate
 from minprune.data import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import get_method
-from minprune.model import Layer, check_windows, find_layers
+from minprune.model import Layer, backbone, check_windows, find_layers
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
 from minprune.report import LayerRow, Report
@@ -179,7 +179,7 @@ def _one_pass(model: "PreTrainedModel", calib: Tensor, layers: list[Layer], run:
         run.prune(layer, last[2])
 
     with watch(layers, receive):
-        hidden = model.base_model(input_ids=calib, use_cache=False).last_hidden_state
+        hidden = backbone(model)(input_ids=calib, use_cache=False).last_hidden_state
     for layer in layers:
         if layer.owner is model.get_output_embeddings():
             receive(layer, hidden)

@@ -129,6 +129,20 @@ def decoder_blocks(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
     raise PruneError(f"found no list of {depth} decoder blocks in {type(model).__name__}")
 
 
+def backbone(model: "PreTrainedModel") -> nn.Module:
+    """The part of the model that ends before the output head and returns hidden states.
+
+    That is `base_model`, except where a family names it wrongly (Llama 4's text model) and gets itself.
+    """
+    blocks = decoder_blocks(model)[1]
+    if model.base_model is not model:
+        return model.base_model
+    for module in model.children():
+        if any(part is blocks for part in module.modules()):
+            return module
+    raise PruneError(f"{type(model).__name__} has no output head: load it as a causal language model")
+
+
 def find_layers(
     model: "PreTrainedModel", include: Iterable[str] | None = None, exclude: Iterable[str] = ()
 ) -> list[Layer]:

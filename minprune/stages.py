@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from minprune.model import Layer, decoder_blocks
+from minprune.model import Layer, backbone, decoder_blocks
 from minprune.watch import watch
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def record_calls(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor)
         return forward
 
     with _replaced(blocks, recorder):
-        model.base_model(input_ids=batch, use_cache=False)
+        backbone(model)(input_ids=batch, use_cache=False)
     return calls
 
 
@@ -140,7 +140,7 @@ def _prune_head(layer: Layer, model, blocks, batches, hidden: list[Tensor], retu
     observed = None
     for batch, h in zip(batches, hidden, strict=True):
         with _replaced(blocks, lambda original, h=h: lambda *args, **kwargs: (h,) if returns_tuple else h):
-            out = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
+            out = backbone(model)(input_ids=batch, use_cache=False).last_hidden_state
         observed = run.observe(out, observed)
     run.prune(layer, observed)
 
