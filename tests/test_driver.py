@@ -368,7 +368,7 @@ def test_a_long_calibration_is_sampled_evenly_for_the_error_of_methods_without_a
     tokens = tiny_tokens(256, 64)  # 16384 tokens: every fourth one is looked at
     found, report = pruned(model, "wanda", calib=tokens)
     X = input_of(model, model.model.layers[0].self_attn.q_proj, tokens).view(256, 64, 32)[:, ::4].reshape(-1, 32)
-    W, W_pruned = (m.model.layers[0].self_attn.q_proj.weight for m in (model, found))
+    W, W_pruned = (m.model.layers[0].self_attn.q_proj.weight.data for m in (model, found))
     expected = (X @ (W - W_pruned).T).norm() ** 2 / (X @ W.T).norm() ** 2
     assert report.layers[0].error == pytest.approx(float(expected), rel=1e-8)
 

@@ -73,15 +73,14 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)  # warnings about the tiny sizes
     make, arguments = (FAMILIES | UNSUPPORTED_EXPERTS)[family]
-    model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)))
+    model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)), dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(0, 0.2, generator=generator)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.1, generator=generator)
-    return model.to(dtype).eval()
+            width = 0.2 if parameter.ndim >= 2 else 0.1 if name.endswith("bias") else None
+            if width:
+                parameter.copy_(width * torch.randn(parameter.shape, generator=generator))  # the same in every dtype
+    return model.eval()
 
 
 def tiny_tokens(windows: int = WINDOWS, length: int = LENGTH, seed: int = 1) -> Tensor:
