@@ -6,6 +6,9 @@ nothing to compare. `problems` is the whole test; the rest proves that it finds 
 
 import copy
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -226,3 +229,29 @@ def test_broken_chapters_are_refused(what):
     found = problems("x.ipynb", notebook)
     assert any(problem.startswith(message) for problem in found), found
     assert len(found) == CONSEQUENCES.get(what, 1), found
+
+
+def test_nbval_compares_marked_cells_and_nothing_else(tmp_path):
+    """With the options of `make notebooks`: a marked cell with another output fails; all else may differ."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name in ("notebooks/conftest.py", "notebooks/sanitize.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def code(source, printed):
+        outputs = [new_output("stream", name="stdout", text=printed)]
+        return new_code_cell(source, outputs=outputs, execution_count=1)
+
+    right = code(f"{MARK}\nimport sys\nprint(2 + 2)\nprint('noise', file=sys.stderr)", "4\n")
+    cells = {
+        "good": [right, code("print(5)", "6\n")],
+        "wrong": [right, code(f"{MARK}\nprint(5)", "6\n")],
+        "raising": [right, code("1 / 0", "")],
+    }
+    for name, content in cells.items():
+        nbformat.write(new_notebook(cells=content), folder / f"{name}.ipynb")
+    options = re.search(r"pytest (--nbval\S* .*)$", (ROOT / "Makefile").read_text(), re.M)[1].split()
+    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
+    failed = sorted(re.findall(r"FAILED notebooks/(\w+)\.ipynb::(Cell \d)", done.stdout))
+    assert failed == [("raising", "Cell 1"), ("wrong", "Cell 1")], done.stdout
+    assert re.search(r"good\.ipynb: \d+\.\d s in 2 cells", done.stdout), done.stdout
