@@ -75,6 +75,8 @@ def _of_form(notebook) -> list[str]:
     cells, found = notebook.cells, []
     if not (cells and cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")):
         found.append("the first cell is no title")
+    elif re.match(r"# *(?:chapter )?\d", cells[0].source, re.I):
+        found.append("the title begins with a number: the book numbers its chapters itself")
     first_code = next((place for place, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
     opening = "\n".join(cell.source for cell in cells[:first_code])
     table = "\n".join(line for line in opening.splitlines() if line.startswith("|")).lower()
@@ -201,6 +203,7 @@ BROKEN = {  # what was done to the good chapter -> what must be said of it
         "x.ipynb, cell 4: a path of one machine",
     ),
     "no title": (_replace(0, "# A", "A"), "x.ipynb: the first cell is no title"),
+    "numbered title": (_replace(0, "# A", "# Chapter 03: a"), "x.ipynb: the title begins with a number"),
     "no promise": (_replace(0, "You need", "x"), "x.ipynb: the table before the first code cell does not say need"),
     "no quiz": (_replace(14, "## Quiz", "## Fun"), "x.ipynb: a quiz of three questions"),
     "two questions": (_replace(14, ":class: dropdown\n" * 3, ":class: dropdown\n" * 2), "x.ipynb: a quiz of three"),
