@@ -285,13 +285,13 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _prune(arguments: argparse.Namespace) -> None:
     from minprune.driver import prune
     from minprune.methods import get_method
-    from minprune.output import check_space, output_folder, write_model
+    from minprune.output import check_space, default_name, output_folder, write_model
     from minprune.patterns import pattern as read_pattern
 
     method, pattern = get_method(arguments.method), read_pattern(arguments.pattern)
     options = read_options(arguments.method, method, arguments.option)
     allocation = read_allocation(arguments.allocation) if arguments.allocation else None
-    target = Path(arguments.output or default_output(arguments.model, arguments.method, str(pattern)))
+    target = Path(arguments.output or default_name(arguments.model, arguments.method, str(pattern)))
     if target.resolve() == Path(arguments.model).resolve():
         raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
     with output_folder(target, arguments.overwrite) as folder:
@@ -399,12 +399,6 @@ def _info(arguments: argparse.Namespace) -> None:
 def kind_of(name: str) -> str:
     """A layer's name with every number in it replaced by *: a glob for all layers of its kind."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
-def default_output(model: str, method: str, pattern: str) -> str:
-    """The folder name MODEL-METHOD-PATTERN in characters that every file system takes."""
-    parts = (Path(model).resolve().name if Path(model).is_dir() else model.split("/")[-1], method, pattern)
-    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
 
 
 def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from minprune.data import load_tokens
 from minprune.driver import prune
 from minprune.errors import PruneError
 from minprune.evaluate import generate, perplexity
+from minprune.methods import METHODS
 from minprune.model import find_layers, load_model
-from minprune.output import check_space, output_folder, write_model
+from minprune.output import check_space, default_name, output_folder, write_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +53,7 @@ def demo(
     except OSError as error:
         raise PruneError(f"cannot write to {folder} ({error.strerror}): choose another output") from None
     method, pattern = WRITTEN
-    target, figure = folder / f"{model_name}-{method}-{pattern.replace('%', 'pct')}", folder / "perplexity.png"
+    target, figure = folder / default_name(model_name, method, pattern), folder / "perplexity.png"
     with output_folder(target, overwrite=True) as partial:
         say(f"loading {model_name} and the texts")
         model, tokenizer = load_model(model_name, say=say)
@@ -71,7 +72,7 @@ def demo(
         for number, run in enumerate(RUNS, 2):
             say(f"{number}/{len(RUNS) + 1} {run[0]} {run[1]}")
             model.load_state_dict(dense)
-            report = prune(model, calib, *run, progress=True)
+            report = prune(model, calib if METHODS[run[0]].needs != "nothing" else None, *run, progress=True)
             rows.append(measure(*run, report.sparsity, report.seconds["total"]))
             if run == WRITTEN:
                 write_model(partial, model, tokenizer, {"model": model_name, **report.as_dict()})
@@ -87,6 +88,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     from minprune.plots import LOOKS, use_style
 
@@ -95,9 +97,7 @@ def draw(rows: list[Row], path: Path) -> None:
     best, worst = (choose(pruned, key=lambda row: row.perplexity) for choose in (min, max))
     figure, axes = plt.subplots(figsize=(7.6, 3.4))
     axes.axvline(dense.perplexity, color=LOOKS["dense"].color, linestyle="--", linewidth=1.2)
-    axes.annotate(
-        "dense", (dense.perplexity, 1), (4, 2), xycoords=("data", "axes fraction"), textcoords="offset points"
-    )
+    axes.annotate("dense", (dense.perplexity, -0.6), (5, 0), textcoords="offset points")
     for place, row in enumerate(reversed(pruned)):
         look = LOOKS[row.method]
         axes.plot([dense.perplexity, row.perplexity], [place, place], color=look.color, linewidth=1.2)
@@ -110,14 +110,17 @@ def draw(rows: list[Row], path: Path) -> None:
             verticalalignment="center",
         )
     axes.set_yticks(range(len(pruned)), [f"{row.method} {row.pattern}" for row in reversed(pruned)])
-    axes.set_ylim(-0.6, len(pruned) - 0.4)
+    axes.set_ylim(-0.8, len(pruned) - 0.5)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlim(dense.perplexity / 1.15, worst.perplexity * 1.6)
     axes.set_xlabel("perplexity on held-out text (log scale)")
     axes.grid(axis="y", visible=False)
     axes.set_title(
-        f"The same number of zeros: perplexity times {best.perplexity / dense.perplexity:.2g} ({best.method} "
-        f"{best.pattern})\nor times {worst.perplexity / dense.perplexity:.2g} ({worst.method} {worst.pattern})"
+        f"Half the weights are zero: {best.perplexity / dense.perplexity:.1f} times the perplexity\nwith {best.method}, "
+        f"{worst.perplexity / dense.perplexity:.1f} times with {worst.method}"
     )
     figure.savefig(path)
     plt.close(figure)
@@ -139,4 +142,5 @@ def _show(rows: list[Row], console: "Console", text: str) -> None:
     console.print(table)
     console.print(f"Perplexity on {text}; zeros in the linear layers of the blocks; seconds spent pruning.\n")
     for row in rows:
-        console.print(f"{row.method} {row.pattern}: {PROMPT} ...{' '.join(row.text.split())}\n")
+        name = f"{row.method} {row.pattern}".removesuffix(" -")
+        console.print(f"{name}: {PROMPT} ... {' '.join(row.text.split())}\n")

