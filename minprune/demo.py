@@ -119,8 +119,8 @@ def draw(rows: list[Row], path: Path) -> None:
     axes.set_xlabel("perplexity on held-out text (log scale)")
     axes.grid(axis="y", visible=False)
     axes.set_title(
-        f"Half the weights are zero: {best.perplexity / dense.perplexity:.1f} times the perplexity\nwith {best.method}, "
-        f"{worst.perplexity / dense.perplexity:.1f} times with {worst.method}"
+        f"Half the weights are zero: {best.perplexity / dense.perplexity:.1f} times the perplexity\n"
+        f"with {best.method}, {worst.perplexity / dense.perplexity:.1f} times with {worst.method}"
     )
     figure.savefig(path)
     plt.close(figure)

@@ -4,6 +4,7 @@ Nothing here knows an architecture by name. A matrix is an `nn.Linear`, a GPT-2 
 expert of a mixture, stored as a slice of a 3-D parameter; each becomes a `Layer` with a (d_out, d_in) view.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -55,22 +56,33 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
         from minprune.assets import smollm2_folder
 
         source = smollm2_folder(say)
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         _check_folder(Path(name))
+    elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
+        raise PruneError(
+            f"no model {str(name)!r}: name a folder that exists, an embedded model ({', '.join(EMBEDDED)}) or an id on "
+            "the Hugging Face hub"
+        )
     if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
         raise PruneError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
     place = check_device(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # without trust_remote_code=False transformers asks on the terminal, and a yes would run the repository's code
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES.get(str(dtype), dtype), use_safetensors=True, output_loading_info=True
+            source,
+            dtype=DTYPES.get(str(dtype), dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:
-        raise PruneError(f"cannot load the model {str(name)!r}: {_first_line(error)}") from error
+        raise PruneError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise PruneError(
-            f"the weights of {str(name)!r} are incomplete: {missing[0]} (and {len(missing) - 1} more) is missing"
+            f"the weights of {str(name)!r} are incomplete ({len(missing)} tensors are missing, such as {missing[0]}): "
+            "copy or download them again"
         )
     return model.to(place).eval(), tokenizer
 
@@ -109,8 +121,22 @@ def _check_folder(folder: Path) -> None:
         raise PruneError(f"{folder} holds no .safetensors weights")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """What to tell the user instead of what transformers and safetensors say to programmers."""
+    from safetensors import SafetensorError
+
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, SafetensorError):
+        return f"its weights are damaged or incomplete ({text}): copy or download them again"
+    for said, meant in {
+        "couldn't connect": "it is no folder and not embedded, and the hub cannot be reached: check name and network",
+        "custom code": "it needs its own code, and minprune never runs such code: use another model",
+        "ignore_mismatched_sizes": "its config.json has other sizes than its weights: get both from one source",
+        "backend tokenizer": "it has no tokenizer that can be read: tokenizer.json belongs in the same folder",
+    }.items():
+        if said in text:
+            return meant
+    return text
 
 
 def is_conv1d(module: nn.Module) -> bool:
