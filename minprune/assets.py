@@ -195,7 +195,8 @@ def articles(name: str, split: str, say: Callable[[str], None] = lambda message:
 
 
 def _news(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines()
+    """The articles, one a line, without the seven that the file holds twice, which would be in two splits."""
+    return list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()))
 
 
 def _wikipedia(path: Path) -> list[str]:
