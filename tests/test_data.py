@@ -1,0 +1,147 @@
+"""Token windows: where they come from, that they do not overlap, and that a seed decides."""
+
+import json
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+import minprune as mp
+from minprune.assets import SPLITS, articles
+from minprune.data import fingerprint
+
+NUMBERS = " ".join(str(number) for number in range(1000))
+
+
+class Counting:
+    """A tokenizer for texts of numbers: a number is its own token. bos: put before every text, as some do."""
+
+    def __init__(self, bos: int | None = None, puts_it: bool = True):
+        self.bos_token_id, self.puts_it = bos, puts_it
+
+    def __call__(self, text, add_special_tokens=True, verbose=True):
+        ids = [int(word) for word in re.findall(r"\d+", text)]
+        put = add_special_tokens and self.puts_it and self.bos_token_id is not None
+        return {"input_ids": ([self.bos_token_id] if put else []) + ids}
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    path = tmp_path / "numbers.txt"
+    path.write_text(NUMBERS)
+    return path
+
+
+@pytest.mark.parametrize("seed", [None, 0, 7])
+@pytest.mark.parametrize("samples, length", [(5, 10), (100, 10), (3, 333), (1, 1), (1, 1000)])
+def test_windows_are_consecutive_pieces_that_do_not_overlap(numbers, seed, samples, length):
+    windows = mp.load_tokens(Counting(), numbers, samples=samples, length=length, seed=seed)
+    assert windows.shape == (samples, length) and windows.dtype == torch.long
+    assert torch.equal(windows, windows[:, :1] + torch.arange(length))  # the text is 0, 1, 2, ...
+    assert bool((windows[:, 0] % length == 0).all()) and len(windows.unique()) == windows.numel()
+
+
+def test_without_a_seed_windows_are_spread_evenly(numbers):
+    starts = mp.load_tokens(Counting(), numbers, samples=4, length=10)[:, 0]
+    assert starts.tolist() == [0, 250, 500, 750]
+    assert mp.load_tokens(Counting(), numbers, samples=None, length=10)[:, 0].tolist() == list(range(0, 1000, 10))
+
+
+def test_a_seed_decides_and_another_decides_otherwise(numbers):
+    first, again, other = (mp.load_tokens(Counting(), numbers, samples=20, length=10, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    few = mp.load_tokens(Counting(), numbers, samples=5, length=10, seed=3)
+    assert torch.equal(few, first[:5])  # more samples of one seed are a larger set, not another one
+
+
+def test_a_drawn_window_can_be_any_window(numbers):
+    seen = {
+        int(start)
+        for seed in range(100)
+        for start in mp.load_tokens(Counting(), numbers, samples=1, length=200, seed=seed)[:, 0]
+    }
+    assert seen == {0, 200, 400, 600, 800}
+
+
+def test_bos_begins_each_window_if_the_tokenizer_puts_it_before_a_text(numbers):
+    windows = mp.load_tokens(Counting(bos=5000), numbers, samples=None, length=11)
+    assert windows.shape == (100, 11) and bool((windows[:, 0] == 5000).all())
+    assert windows[:, 1:].flatten().tolist() == list(range(1000))
+    without = mp.load_tokens(Counting(bos=5000, puts_it=False), numbers, samples=None, length=10)
+    assert without.flatten().tolist() == list(range(1000))
+
+
+def test_every_file_format_gives_its_documents(tmp_path):
+    documents = ["1 2 3\n4", 'a "quoted"\u2028line', "naïve 東京"]
+    (tmp_path / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
+    lines = [json.dumps({"text": text, "id": 1}, ensure_ascii=False) for text in documents]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.table({"text": documents, "id": [1, 2, 3]}), tmp_path / "a.parquet")
+    for name in ("a.txt", "a.jsonl", "a.parquet"):
+        assert mp.load_text(tmp_path / name) == "\n\n".join(documents)
+
+
+@pytest.mark.parametrize("column", [{"words": ["a"]}, {"text": [1, 2]}, {"text": ["a", None]}])
+def test_parquet_without_texts_is_refused(tmp_path, column):
+    pyarrow.parquet.write_table(pyarrow.table(column), tmp_path / "a.parquet")
+    with pytest.raises(mp.PruneError, match='"text" column of strings'):
+        mp.load_text(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("line", ["{", '{"words": "a"}', '{"text": 1}', '"a"', "[1]"])
+def test_jsonl_without_texts_is_refused(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
+    with pytest.raises(mp.PruneError, match='"text" string per line'):
+        mp.load_text(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("samples, length", [(101, 10), (1, 1001), (2, 501)])
+def test_a_text_that_is_too_short_is_refused(numbers, samples, length):
+    with pytest.raises(mp.PruneError, match=rf"1000 tokens, too few for {samples} windows of {length}"):
+        mp.load_tokens(Counting(), numbers, samples=samples, length=length)
+
+
+@pytest.mark.parametrize("samples, length", [(0, 10), (-1, 10), (1, 0), (None, 0)])
+def test_no_windows_are_refused(numbers, samples, length):
+    with pytest.raises(mp.PruneError, match="at least 1"):
+        mp.load_tokens(Counting(), numbers, samples=samples, length=length)
+
+
+def test_a_folder_is_no_text(tmp_path):
+    with pytest.raises(mp.PruneError, match="is a folder"):
+        mp.load_text(tmp_path)
+
+
+@pytest.mark.parametrize("name, count", [("wikipedia", 106), ("news", 293)])
+def test_splits_are_whole_articles_and_share_none(name, count):
+    splits = {split: articles(name, split) for split in SPLITS}
+    everything = [text for texts in splits.values() for text in texts]
+    assert len(everything) == count == len(set(everything))
+    assert all(text.strip() for text in everything)
+    assert len(splits["train"]) == pytest.approx(0.6 * count, abs=2)
+    with pytest.raises(mp.PruneError, match="unknown split 'dev'"):
+        articles(name, "dev")
+
+
+def test_wikipedia_is_prose_without_markup():
+    text = mp.load_text("wikipedia", split="train")
+    assert len(text) > 1_000_000
+    for markup in ("[[", "]]", "{{", "}}", "<ref", "'''", "== References"):
+        assert text.count(markup) < 10, markup  # the dump has some broken markup of its own
+
+
+def test_windows_of_the_embedded_text_come_from_its_split(tiny_folder):
+    tokenizer = mp.load_model(tiny_folder)[1]
+    text = mp.load_text("news", split="test")
+    windows = mp.load_tokens(tokenizer, "news", split="test", samples=3, length=64, seed=0)
+    for window in windows:
+        assert tokenizer.decode(window[2:-2]).strip("\ufffd") in text
+
+
+def test_a_fingerprint_tells_tokens_and_shapes_apart():
+    tokens = torch.arange(12).view(3, 4)
+    assert fingerprint(tokens) == fingerprint(tokens.clone())
+    others = [tokens.view(4, 3), tokens + 1, tokens.flip(0)]
+    assert len({fingerprint(other) for other in [tokens, *others]}) == 4
