@@ -451,9 +451,11 @@ def _check_finite(name: str, model: "PreTrainedModel") -> None:
 
 def _calm_transformers() -> None:
     """No advice from transformers among our lines, and its progress bars only for a person."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # it reports every retry
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
 
@@ -472,7 +474,7 @@ def _split_of(source: str, split: str) -> str | None:
 def _console():
     from rich.console import Console
 
-    return Console(markup=False)
+    return Console(markup=False, highlight=False)
 
 
 def _table(first: str, *others: str) -> "Table":
