@@ -61,12 +61,12 @@ def test_the_intro_quotes_the_measured_numbers():
 
 @pytest.mark.slow
 def test_a_row_of_the_intro_can_be_measured_again():
-    """One row, not always the same one. Other kernels round otherwise, and a greedy choice of zeros may follow."""
+    """One row, not always the same one. SparseGPT amplifies rounding: one thread or two made 3 % at 2:4, so 6 % pass."""
     results = json.loads((BOOK / "results" / "intro.json").read_text(encoding="utf-8"))
     label = secrets.choice([label for label in results["rows"] if label != "random half"])
     again = _module(BOOK / "results" / "intro.py").measure(label)
     assert again["zeros"] == results["rows"][label]["zeros"], label
-    assert again["perplexity"] == pytest.approx(results["rows"][label]["perplexity"], rel=0.03), label
+    assert again["perplexity"] == pytest.approx(results["rows"][label]["perplexity"], rel=0.06), label
 
 
 def test_timing_adds_up_the_recorded_times():
