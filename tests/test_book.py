@@ -61,7 +61,7 @@ def test_the_intro_quotes_the_measured_numbers():
 
 @pytest.mark.slow
 def test_a_row_of_the_intro_can_be_measured_again():
-    """One row, not always the same one. SparseGPT amplifies rounding: one thread or two made 3 % at 2:4, so 6 % pass."""
+    """One row, not always the same one. SparseGPT amplifies rounding: two threads for one made 3 % at 2:4; 6 % pass."""
     results = json.loads((BOOK / "results" / "intro.json").read_text(encoding="utf-8"))
     label = secrets.choice([label for label in results["rows"] if label != "random half"])
     again = _module(BOOK / "results" / "intro.py").measure(label)
