@@ -61,9 +61,7 @@ def sparsegpt(
     E = torch.empty(d_in, d_out, dtype=U.dtype, device=W.device)  # row q: w_q / U_qq where q was pruned, 0 where kept
     for start in range(0, d_in, block_size):
         cols = slice(start, min(start + block_size, d_in))
-        w = W[:, cols].T.to(
-            U.dtype, copy=True, memory_format=torch.contiguous_format
-        )  # (block, d_out)
+        w = W[:, cols].T.to(U.dtype, copy=True, memory_format=torch.contiguous_format)  # (block, d_out)
         w.addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what all earlier blocks sent
         if by_block:  # one threshold for the block; of equal scores the leftmost column goes first
             kept = Unstructured(pattern.sparsity, "layer").keep((w / U.diagonal()[cols, None]).square())
