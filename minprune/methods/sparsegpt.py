@@ -88,8 +88,9 @@ def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, groups: NM | Non
         if groups and size == groups.m:
             kept[here] = keep_here = groups.keep_places((w[here] / diag[here]).square())
             torch.div(~keep_here, diag[here], out=gain[here])
-        unit = groups.m if groups and size > groups.m else 1  # never cut a group in two before it is chosen
-        if size > _LEAF or unit > 1:
+        whole_groups = groups is not None and size > groups.m  # none of them chosen yet: never cut one in two
+        if size > _LEAF or whole_groups:
+            unit = groups.m if groups and whole_groups else 1
             middle = start + size // unit // 2 * unit
             visit(start, middle)
             w[middle:end].addmm_(later[middle:end, start:middle], E[start:middle], alpha=-1)
