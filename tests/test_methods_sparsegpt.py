@@ -206,7 +206,7 @@ def test_sufficient_damping_is_used_as_it_is_and_without_a_note():
     assert sparsegpt(W, statistics(X), mp.pattern("50%"), damp=0.01).note == ""
 
 
-@pytest.mark.parametrize("damp", [0.0, 1e-8])
+@pytest.mark.parametrize("damp", [0.0, 1e-8, 0.01])
 def test_weights_on_dead_inputs_go_first_where_damping_is_small(damp):
     W, X = correlated(8, 32)
     dead = torch.tensor([0, 3, 17, 31])

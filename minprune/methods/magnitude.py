@@ -5,6 +5,7 @@ score_ij = |W_ij|     (at least as old as Janowsky 1989; Han et al. 2015 made it
 It needs no data, and that is its weakness: it cannot see that some inputs are a hundred times larger than others.
 """
 
+import torch
 from torch import Tensor
 
 from minprune.methods.result import Result
@@ -12,6 +13,7 @@ from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
+@torch.no_grad()
 def magnitude(W: Tensor, stats: Statistics | None, pattern: Pattern) -> Result:
     """Prune the smallest |W|; plain "50%" compares over the whole layer.
 

@@ -25,6 +25,7 @@ from minprune.statistics import Statistics
 _LEAF = 4  # columns that are solved together; more of them would cost more rounds, fewer more Python
 
 
+@torch.no_grad()
 def sparsegpt(
     W: Tensor,
     stats: Statistics,
@@ -41,7 +42,7 @@ def sparsegpt(
     keep: (d_out, d_in) bool, a given mask instead of the pattern. damp: fraction of mean(diag(gram)) added to the
     diagonal, raised tenfold (and noted in the result) while the Gram matrix cannot be factorised.
     Raises `ValueError` if the pattern does not fit the shape, the statistics have no Gram matrix, saw no input or
-    only zeros, or hold NaN.
+    only zeros, or hold NaN; or an option is out of range.
     """
     pattern = pattern.with_default("block")
     pattern.check(*W.shape)
@@ -49,7 +50,11 @@ def sparsegpt(
         raise PruneError(f"block size {block_size} is not positive: 128 is the published one")
     if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
         raise PruneError("the weights contain NaN or infinity")
-    U, note = inverse_factor(stats.gram.to(W.device, torch.promote_types(W.dtype, torch.float32)), damp)  # (d_in, d_in)
+    if not 0 <= damp < float("inf"):
+        raise PruneError(f"damping {damp:g} is not a number from 0 up: 0.01 is the published one")
+    gram = stats.gram.to(W.device, torch.promote_types(W.dtype, torch.float32))  # (d_in, d_in)
+    U, note = inverse_factor(gram, damp)  # (d_in, d_in)
+    U.diagonal()[gram.diagonal() == 0] = float("inf")  # an input that is always 0: its weights cost nothing, go first
     groups = pattern if keep is None and isinstance(pattern, NM) else None
     by_block = keep is None and isinstance(pattern, Unstructured) and pattern.group == "block"
     if keep is None and not (groups or by_block):

@@ -6,6 +6,7 @@ Its square is what the layer's squared error grows by if weight ij alone is remo
 No weight is updated, so d_in norms are all it must know about the inputs.
 """
 
+import torch
 from torch import Tensor
 
 from minprune.methods.result import Result
@@ -13,6 +14,7 @@ from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
+@torch.no_grad()
 def wanda(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
     """Prune the smallest |W_ij| * ||X_:j||; plain "50%" compares within each row, as published.
 

@@ -1,0 +1,35 @@
+"""The measured data that pages quote can be measured again."""
+
+import json
+import secrets
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "book" / "results" / "one-shot.json"
+
+
+def test_a_cell_drawn_anew_each_time_is_measured_again(monkeypatch):
+    """One cell of one-shot.json, from nothing but its protocol.
+
+    SparseGPT's choices amplify rounding: the same recipe on one thread and on two gave 62.8 and 60.9 at 2:4. So 6 %
+    are allowed; neighbouring cells differ by far more.
+    """
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import quality
+
+    cell = secrets.choice(json.loads(RESULTS.read_text())["cells"])
+    print(f"recomputing {cell}", file=sys.stderr)
+    perplexity, zeros = quality.recompute(cell["method"], cell["pattern"])
+    assert perplexity == pytest.approx(cell["perplexity"], rel=0.06), cell
+    assert zeros == pytest.approx(cell["zeros"], abs=2e-5), cell
+
+
+def test_the_readme_quotes_the_results_file():
+    cells = {(cell["method"], cell["pattern"]): cell["perplexity"] for cell in json.loads(RESULTS.read_text())["cells"]}
+    readme = (ROOT / "README.md").read_text()
+    for (method, pattern), perplexity in cells.items():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| {method}"))
+        assert f"{perplexity:.1f}" in row, (method, pattern, perplexity, row)
