@@ -56,7 +56,7 @@ def draw(cells: list[dict], path: Path) -> None:
         bars = axes.bar(at, ratios, 0.25, label=method, color=look.color, hatch=look.hatch, edgecolor="#fbfaf7")
         axes.bar_label(bars, [f"{ratio:.3g}" for ratio in ratios], fontsize=8.5, padding=2)
     axes.set_yscale("log")
-    axes.set_ylim(1, 300)
+    axes.set_ylim(1, 1000)
     axes.set_xticks(
         range(len(order)), [f"{pattern} zeros" if "%" in pattern else f"{pattern} (half)" for pattern in order]
     )

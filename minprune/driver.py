@@ -31,7 +31,7 @@ from minprune.watch import one_by_one, watch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SAMPLE = 4096  # tokens on which the layer error of a method without a Gram matrix is measured
+_SAMPLE = 2048  # tokens on which the layer error of a method without a Gram matrix is measured
 
 
 @torch.no_grad()
