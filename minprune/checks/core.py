@@ -6,16 +6,25 @@ what was expected of it and what came. No name is given on a guess.
 """
 
 import copy
-import inspect
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from minprune.checks.values import (
+    argument_names,
+    arguments,
+    difference,
+    is_exact,
+    parts,
+    read,
+    same,
+    shape_of,
+    structure,
+    with_article,
+)
 from minprune.errors import PruneError
 
 
@@ -88,7 +97,7 @@ class Exercise:
         """Run the answer on all cases and judge it. The answer's own exceptions are told, never raised."""
         if not callable(answer):
             return self._fail(
-                f"Pass the function itself, checks.{self.name}(your_function), not {_article(answer)} that it returned."
+                f"Pass the function itself, checks.{self.name}(your_function), not {with_article(answer)}."
             )
         cases = self.cases()
         expected = [_run(self.reference, case) for case in cases]
@@ -118,10 +127,10 @@ class Exercise:
         """Whether two outcomes are equal; `like`, the reference's, says how values are to be read."""
         if one.error or other.error or one.changed != other.changed:
             return type(one.error) is type(other.error) and one.changed == other.changed
-        a, b = _read(one.value, like.value), _read(other.value, like.value)
+        a, b = read(one.value, like.value), read(other.value, like.value)
         if a is None or b is None:
             return a is b and type(one.value) is type(other.value)
-        exact = [_is_exact(part) for part in _parts(like.value)]
+        exact = [is_exact(part) for part in parts(like.value)]
         return len(a) == len(b) and all(
             x.shape == y.shape and bool(self._close(x, y, e).all())
             for x, y, e in zip(a, b, [*exact, *[False] * len(a)], strict=False)
@@ -133,7 +142,7 @@ class Exercise:
         return torch.isclose(got, expected, rtol=self.rtol, atol=self.atol, equal_nan=True)
 
     def _explain(self, case: Case, expected: "_Outcome", got: "_Outcome") -> str:
-        where = f"On {case.label} ({_arguments(self.reference, case)})"
+        where = f"On {case.label} ({arguments(self.reference, case.args)})"
         if got.error:
             return _explain_error(where, got)
         if got.changed:
@@ -142,20 +151,20 @@ class Exercise:
             )
         if got.value is None:
             return f"{where} your function returned None. Is the `return` missing?"
-        wanted = _parts(expected.value)
-        values = _read(got.value, expected.value)
+        wanted = parts(expected.value)
+        values = read(got.value, expected.value)
         if values is None or len(values) != len(wanted):
-            return f"{where} {_structure(expected.value)} was expected, not {_article(got.value)}."
+            return f"{where} {structure(expected.value)} was expected, not {with_article(got.value)}."
         for number, (part, value) in enumerate(zip(wanted, values, strict=True)):
             target = torch.as_tensor(part).double()
             name = "your result" if len(wanted) == 1 else f"item {number} of your result"
             if target.shape != value.shape:
-                return f"{where} {name} should be {_shape(target)}, not {_shape(value)}."
+                return f"{where} {name} should be {shape_of(target)}, not {shape_of(value)}."
             if bool((value.isnan() & ~target.isnan()).any()):
                 return f"{where} {name} holds NaN: look for 0/0, or for infinity times zero."
-            close = self._close(target, value, _is_exact(part))
+            close = self._close(target, value, is_exact(part))
             if not bool(close.all()):
-                return f"{where} {_difference(name, part, target, value, close)}"
+                return f"{where} {difference(name, part, target, value, close)}"
         raise AssertionError("no difference to explain")
 
 
@@ -187,7 +196,7 @@ def _run(function: Callable, case: Case) -> _Outcome:
     except Exception as error:
         return _Outcome(error=error, line=_line(function, error))
     changed = next(
-        (n for n, a, b in zip(_names(function, args), case.args, args, strict=True) if not _equal(a, b)), None
+        (n for n, a, b in zip(argument_names(function, args), case.args, args, strict=True) if not same(a, b)), None
     )
     return _Outcome(value, changed=changed)
 
@@ -202,119 +211,9 @@ def _line(function: Callable, error: Exception) -> int | None:
     return line
 
 
-def _names(function: Callable, args: tuple) -> list[str]:
-    try:
-        names = list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        names = []
-    return [*names, *(f"number {i}" for i in range(len(names), len(args)))][: len(args)]
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
-    if isinstance(a, np.ndarray):
-        return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return bool(a == b) or callable(a)
-
-
-def _parts(value: Any) -> list:
-    """A result of the reference as a list: a tuple or list has several parts, anything else is one."""
-    return list(value) if isinstance(value, (tuple, list)) else [value]
-
-
-def _read(value: Any, like: Any) -> list[Tensor] | None:
-    """A result as float64 tensors, one for each part of `like`; None if it cannot be read as such."""
-    if isinstance(like, (tuple, list)):
-        if not isinstance(value, (tuple, list)) and not (isinstance(value, (Tensor, np.ndarray)) and value.ndim):
-            return None
-        parts = [_tensor(part) for part in value]
-    else:
-        parts = [_tensor(value)]
-    return None if any(part is None for part in parts) else [part for part in parts if part is not None]
-
-
-def _tensor(value: Any) -> Tensor | None:
-    try:
-        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) and v.ndim for v in value):
-            value = torch.stack([torch.as_tensor(v) for v in value])
-        if isinstance(value, (bool, int, float, list, tuple, Tensor, np.ndarray, np.generic)):
-            return torch.as_tensor(value).detach().double()
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    return None
-
-
-def _is_exact(part: Any) -> bool:
-    return not torch.as_tensor(part).is_floating_point()
-
-
 def _explain_error(where: str, got: _Outcome) -> str:
     if isinstance(got.error, NotImplementedError):
         return "Nothing is written yet: replace the line that raises NotImplementedError."
     line = f" in its line {got.line}" if got.line else ""
     reason = str(got.error).strip().splitlines()
     return f"{where} your function raised {type(got.error).__name__}{line}: {reason[0] if reason else 'no message'}."
-
-
-def _difference(name: str, part: Any, target: Tensor, value: Tensor, close: Tensor) -> str:
-    """In words, how a result of the right shape differs from the expected one."""
-    if torch.as_tensor(part).dtype == torch.bool:
-        if bool(((value != 0) & (value != 1)).any()):
-            return f"{name} should hold only True and False."
-        if (count := int(target.sum())) != int(value.sum()):
-            return f"{name} should hold {count} True of {target.numel()}, not {int(value.sum())}."
-    if not target.ndim:
-        return f"{name} should be {_number(target)}, not {_number(value)}."
-    place = tuple(map(int, (~close).nonzero()[0]))
-    which = ", ".join(map(str, place))
-    want, have = (
-        (bool(t[place]) if torch.as_tensor(part).dtype == torch.bool else _number(t[place])) for t in (target, value)
-    )
-    wrong = int((~close).sum())
-    return f"{name} differs in {wrong} of {target.numel()} places, first at [{which}]: {want} was expected, not {have}."
-
-
-def _number(value: Tensor) -> str:
-    number = float(value)
-    return str(int(number)) if math.isfinite(number) and number == int(number) else f"{number:.6g}"
-
-
-def _arguments(function: Callable, case: Case) -> str:
-    """ "W: 4 x 6, sparsity = 0.5"."""
-    described = []
-    for name, value in zip(_names(function, case.args), case.args, strict=True):
-        if isinstance(value, (Tensor, np.ndarray)):
-            described.append(f"{name}: {_size(value)}")
-        elif isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-            described.append(f"{name}: {len(value)} tensors")
-        else:
-            described.append(f"{name} = {value!r}")
-    return ", ".join(described)
-
-
-def _size(value: Any) -> str:
-    return " x ".join(map(str, value.shape)) if value.ndim else "a number"
-
-
-def _shape(value: Tensor) -> str:
-    return f"of shape {tuple(value.shape)}" if value.ndim else "a single number"
-
-
-def _structure(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a tuple or list of {len(value)} results"
-    kind = torch.as_tensor(value)
-    if not kind.ndim:
-        return "a single number"
-    return f"a {'boolean mask' if kind.dtype == torch.bool else 'tensor'} of shape {tuple(kind.shape)}"
-
-
-def _article(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"

@@ -1,18 +1,13 @@
-"""The exercises of chapter 02: exact masks, a threshold over the whole model, and what magnitude cannot see."""
+"""The exercises of chapter 02 on masks: exact counts within blocks, and one threshold over the whole model."""
 
 from collections.abc import Callable
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from minprune.checks.core import Case, Exercise, Wrong
+from minprune.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 # block_mask(W, sparsity, block_size): the keep mask of magnitude pruning within blocks of neighbouring columns
 
@@ -135,19 +130,19 @@ block_mask = Exercise(
         ),
     ),
     cases=lambda: [
-        Case("a random matrix", (_random(4, 6, seed=0), 0.5, 3)),
-        Case("a random matrix at low sparsity", (_random(6, 8, seed=1), 0.2, 4)),
-        Case("a count that is no whole number", (_random(3, 14, seed=2), 0.75, 7)),
-        Case("a matrix of few distinct values", (_random(6, 8, seed=3).mul(2).round(), 0.5, 4)),
+        Case("a random matrix", (normal(4, 6, seed=0), 0.5, 3)),
+        Case("a random matrix at low sparsity", (normal(6, 8, seed=1), 0.2, 4)),
+        Case("a count that is no whole number", (normal(3, 14, seed=2), 0.75, 7)),
+        Case("a matrix of few distinct values", (normal(6, 8, seed=3).mul(2).round(), 0.5, 4)),
         Case(
-            "rows of very different size", (_random(4, 8, seed=4) * torch.tensor([[0.1], [1.0], [5.0], [9.0]]), 0.4, 4)
+            "rows of very different size", (normal(4, 8, seed=4) * torch.tensor([[0.1], [1.0], [5.0], [9.0]]), 0.4, 4)
         ),
-        Case("a last block that is narrower", (_random(4, 7, seed=8), 0.5, 3)),
+        Case("a last block that is narrower", (normal(4, 7, seed=8), 0.5, 3)),
         Case("a matrix of equal entries", (torch.full((3, 10), -0.5), 0.4, 5)),
-        Case("a block wider than the matrix", (_random(4, 5, seed=9), 0.3, 128)),
-        Case("sparsity 0", (_random(3, 4, seed=5), 0.0, 2)),
-        Case("sparsity 1", (_random(3, 4, seed=6), 1.0, 2)),
-        Case("0.29 of 100 weights", (_random(10, 20, seed=7), 0.29, 10)),
+        Case("a block wider than the matrix", (normal(4, 5, seed=9), 0.3, 128)),
+        Case("sparsity 0", (normal(3, 4, seed=5), 0.0, 2)),
+        Case("sparsity 1", (normal(3, 4, seed=6), 1.0, 2)),
+        Case("0.29 of 100 weights", (normal(10, 20, seed=7), 0.29, 10)),
     ],
 )
 
@@ -195,7 +190,7 @@ def _signed_global(weights: list[Tensor], sparsity: float) -> Tensor:
 
 def _layers(*scales: float, seed: int) -> list[Tensor]:
     shapes = [(4, 6), (8, 5), (3, 7)]
-    return [_random(*shapes[i % 3], seed=seed + i) * scale for i, scale in enumerate(scales)]
+    return [normal(*shapes[i % 3], seed=seed + i) * scale for i, scale in enumerate(scales)]
 
 
 global_sparsities = Exercise(
@@ -251,175 +246,4 @@ global_sparsities = Exercise(
     ],
 )
 
-
-# input_cost(W, X): what the layer's squared output error becomes if one whole input (a column of W) is removed
-
-
-def _input_cost(W: Tensor, X: Tensor) -> Tensor:
-    return W.square().sum(0) * X.square().sum(0)
-
-
-input_cost = Exercise(
-    name="input_cost",
-    chapter=2,
-    title="the squared output error that removing each whole input would cause",
-    reference=_input_cost,
-    points=2,
-    difficulty=2,
-    wrong=(
-        Wrong(
-            "inputs ignored",
-            lambda W, X: W.square().sum(0),
-            "This is the squared length of the column: right only if every input has length 1. Where does X come in?",
-        ),
-        Wrong(
-            "not squared",
-            lambda W, X: (W.square().sum(0) * X.square().sum(0)).sqrt(),
-            "This is the length of the error, not its square. It ranks the inputs alike, but squares are what adds up.",
-        ),
-        Wrong(
-            "averaged over tokens",
-            lambda W, X: W.square().sum(0) * X.square().mean(0),
-            "The error was averaged over the tokens. ||X W^T - X W'^T||^2 is a sum over all of them.",
-        ),
-        Wrong(
-            "averaged over outputs",
-            lambda W, X: W.square().mean(0) * X.square().sum(0),
-            "The error was averaged over the outputs. ||X W^T - X W'^T||^2 is a sum over all of them.",
-        ),
-        Wrong(
-            "inputs summed before squaring",
-            lambda W, X: W.square().sum(0) * X.sum(0).square(),
-            "The inputs were added up before squaring, so positive and negative ones cancelled.",
-        ),
-        Wrong(
-            "weights summed before squaring",
-            lambda W, X: W.sum(0).square() * X.square().sum(0),
-            "The weights of a column were added up before squaring, so positive and negative ones cancelled. "
-            "Each of them belongs to another output.",
-        ),
-        Wrong(
-            "absolute inputs",
-            lambda W, X: W.square().sum(0) * X.abs().sum(0),
-            "The input enters without a square. Write the error of one token down first, then square it.",
-        ),
-    ),
-    cases=lambda: [
-        Case("a small layer", (_random(3, 4, seed=70), _random(10, 4, seed=71))),
-        Case("one loud input", (_random(2, 5, seed=72), _random(8, 5, seed=73) * torch.tensor([1, 1, 50, 1, 1.0]))),
-        Case(
-            "an input that is always zero", (_random(2, 3, seed=74), _random(6, 3, seed=75) * torch.tensor([1, 0, 1.0]))
-        ),
-        Case("a single token", (_random(4, 3, seed=76), _random(1, 3, seed=77))),
-        Case("as many tokens as inputs", (_random(5, 4, seed=78), _random(4, 4, seed=79))),
-    ],
-)
-
-
-# best_mask(w, X, zeros): the best mask of one row by trying all of them
-
-
-def _row_error(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
-    return (X @ (w * ~keep)).square().sum()
-
-
-def _search(w: Tensor, X: Tensor, zeros: int, error=_row_error) -> Tensor:
-    masks = []
-    for pruned in combinations(range(len(w)), zeros):
-        keep = torch.ones(len(w), dtype=torch.bool)
-        keep[list(pruned)] = False
-        masks.append(keep)
-    return min(masks, key=lambda keep: float(error(w, X, keep)))
-
-
-def _single_costs(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
-    return (w.square() * X.square().sum(0) * ~keep).sum()
-
-
-def _greedy(w: Tensor, X: Tensor, zeros: int) -> Tensor:
-    keep = torch.ones(len(w), dtype=torch.bool)
-    for _ in range(zeros):
-        errors = []
-        for j in range(len(w)):
-            trial = keep.clone()
-            trial[j] = False
-            errors.append(float(_row_error(w, X, trial)) if keep[j] else float("inf"))
-        keep[errors.index(min(errors))] = False
-    return keep
-
-
-def _correlated(tokens: int, inputs: int, seed: int) -> Tensor:
-    """Inputs that share two causes, so that removing two weights together costs less or more than one by one."""
-    return _random(tokens, 2, seed=seed) @ _random(2, inputs, seed=seed + 1) + 0.3 * _random(
-        tokens, inputs, seed=seed + 2
-    )
-
-
-best_mask = Exercise(
-    name="best_mask",
-    chapter=2,
-    title="the best keep mask of one output, found by trying all",
-    reference=_search,
-    points=3,
-    difficulty=4,
-    wrong=(
-        Wrong(
-            "magnitude",
-            lambda w, X, zeros: keep_largest(w.abs().unsqueeze(0), zeros)[0],
-            "This is what magnitude chooses. The inputs decide, too: measure the error of the output.",
-        ),
-        Wrong(
-            "costs added one by one",
-            lambda w, X, zeros: _search(w, X, zeros, _single_costs),
-            "Each weight's own cost was taken and these were added up. Two removed weights whose inputs move "
-            "together can cancel or reinforce each other: compute the output of the whole mask.",
-        ),
-        Wrong(
-            "greedy",
-            _greedy,
-            "One weight was removed after the other, the best at each step. The best pair need not contain the best "
-            "single weight: try all masks.",
-        ),
-        Wrong(
-            "counts the kept ones",
-            lambda w, X, zeros: _search(w, X, len(w) - zeros),
-            "As many weights were *kept* as should have been pruned.",
-        ),
-        Wrong(
-            "inverted mask",
-            lambda w, X, zeros: ~_search(w, X, zeros),
-            "The mask is the opposite of what was asked for: True means *kept*.",
-        ),
-        Wrong(
-            "worst mask",
-            lambda w, X, zeros: _search(w, X, zeros, lambda *args: -_row_error(*args)),
-            "Of all masks this one has the *largest* error.",
-        ),
-        Wrong(
-            "absolute error",
-            lambda w, X, zeros: _search(w, X, zeros, lambda w, X, keep: (X @ (w * ~keep)).abs().sum()),
-            "The absolute differences of the output were added up, not their squares.",
-        ),
-        Wrong(
-            "error of the sum",
-            lambda w, X, zeros: _search(w, X, zeros, lambda w, X, keep: (X @ (w * ~keep)).sum().square()),
-            "The differences were summed over the tokens before squaring, so that they cancelled.",
-        ),
-    ),
-    cases=lambda: (
-        [
-            Case(
-                f"correlated inputs, {zeros} of {d} to go", (_random(d, seed=s), _correlated(12, d, seed=s + 1), zeros)
-            )
-            for s, d, zeros in [(80, 4, 1), (90, 5, 2), (100, 6, 3), (202, 6, 2), (235, 7, 3), (130, 7, 5), (140, 8, 4)]
-        ]
-        + [
-            Case(
-                "one loud input", (_random(5, seed=150), _random(9, 5, seed=151) * torch.tensor([1, 1, 40, 1, 1.0]), 2)
-            ),
-            Case("nothing to prune", (_random(4, seed=152), _random(6, 4, seed=153), 0)),
-        ]
-    ),
-)
-
-EXERCISES = [block_mask, global_sparsities, input_cost, best_mask]
+EXERCISES = [block_mask, global_sparsities]

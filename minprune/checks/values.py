@@ -1,0 +1,134 @@
+"""Reading and comparing what answers return, and saying in words how two results differ."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def argument_names(function: Callable, args: tuple) -> list[str]:
+    """The names of the parameters, one for each argument."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        names = []
+    return [*names, *(f"number {i}" for i in range(len(names), len(args)))][: len(args)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arguments are equal, dtype and shape included."""
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+    if isinstance(a, np.ndarray):
+        return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return bool(a == b) or callable(a)
+
+
+def parts(value: Any) -> list:
+    """A result of the reference as a list: a tuple or list has several parts, anything else is one."""
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def read(value: Any, like: Any) -> list[Tensor] | None:
+    """A result as float64 tensors, one for each part of `like`; None if it cannot be read as such."""
+    if isinstance(like, (tuple, list)):
+        if not isinstance(value, (tuple, list)) and not (isinstance(value, (Tensor, np.ndarray)) and value.ndim):
+            return None
+        parts = [as_tensor(part) for part in value]
+    else:
+        parts = [as_tensor(value)]
+    return None if any(part is None for part in parts) else [part for part in parts if part is not None]
+
+
+def as_tensor(value: Any) -> Tensor | None:
+    """One result as a float64 tensor; None if it is no number."""
+    try:
+        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) and v.ndim for v in value):
+            value = torch.stack([torch.as_tensor(v) for v in value])
+        if isinstance(value, (bool, int, float, list, tuple, Tensor, np.ndarray, np.generic)):
+            return torch.as_tensor(value).detach().double()
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    return None
+
+
+def is_exact(part: Any) -> bool:
+    """Whether a part of the result is compared without tolerance: booleans and whole numbers are."""
+    return not torch.as_tensor(part).is_floating_point()
+
+
+def difference(name: str, part: Any, target: Tensor, value: Tensor, close: Tensor) -> str:
+    """In words, how a result of the right shape differs from the expected one."""
+    if torch.as_tensor(part).dtype == torch.bool:
+        if bool(((value != 0) & (value != 1)).any()):
+            return f"{name} should hold only True and False."
+        if (count := int(target.sum())) != int(value.sum()):
+            return f"{name} should hold {count} True of {target.numel()}, not {int(value.sum())}."
+    if not target.ndim:
+        return f"{name} should be {in_digits(target)}, not {in_digits(value)}."
+    place = tuple(map(int, (~close).nonzero()[0]))
+    which = ", ".join(map(str, place))
+    want, have = (
+        (bool(t[place]) if torch.as_tensor(part).dtype == torch.bool else in_digits(t[place])) for t in (target, value)
+    )
+    wrong = int((~close).sum())
+    return f"{name} differs in {wrong} of {target.numel()} places, first at [{which}]: {want} was expected, not {have}."
+
+
+def in_digits(value: Tensor) -> str:
+    """A number as a person would write it."""
+    number = float(value)
+    return str(int(number)) if math.isfinite(number) and number == int(number) else f"{number:.6g}"
+
+
+def arguments(function: Callable, case_args: tuple) -> str:
+    """ "W: 4 x 6, sparsity = 0.5"."""
+    described = []
+    for name, value in zip(argument_names(function, case_args), case_args, strict=True):
+        if isinstance(value, (Tensor, np.ndarray)):
+            described.append(f"{name}: {size(value)}")
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+            described.append(f"{name}: {len(value)} tensors")
+        else:
+            described.append(f"{name} = {value!r}")
+    return ", ".join(described)
+
+
+def size(value: Any) -> str:
+    """The shape of a tensor as 4 x 6."""
+    return " x ".join(map(str, value.shape)) if value.ndim else "a number"
+
+
+def shape_of(value: Tensor) -> str:
+    """The shape of a tensor in words."""
+    return f"of shape {tuple(value.shape)}" if value.ndim else "a single number"
+
+
+def structure(value: Any) -> str:
+    """What kind of result this is, in words."""
+    if isinstance(value, (tuple, list)):
+        return f"a tuple or list of {len(value)} results"
+    kind = torch.as_tensor(value)
+    if not kind.ndim:
+        return "a single number"
+    return f"a {'boolean mask' if kind.dtype == torch.bool else 'tensor'} of shape {tuple(kind.shape)}"
+
+
+def with_article(value: Any) -> str:
+    """The type of a value in words."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    """Normal random numbers that are the same on every machine."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
