@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results" / "one-shot.json"
 
 
+@pytest.mark.slow
 def test_a_cell_drawn_anew_each_time_is_measured_again(monkeypatch):
     """One cell of one-shot.json, from nothing but its protocol.
 
