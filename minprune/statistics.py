@@ -40,7 +40,7 @@ class Statistics:
             for part in X.split(4096):  # bounds the memory of the squares
                 self._sq_norm += part.square().sum(0)
         else:
-            for start in range(0, self.d_in, _PANEL):  # panels on and below the diagonal: half the work of X.T @ X
+            for start in range(0, self.d_in, _PANEL):  # on and below the diagonal: 5/8 of X.T @ X at 1536 inputs
                 panel = X[:, start : start + _PANEL]  # (tokens, panel)
                 self._gram[start:, start : start + _PANEL].addmm_(X[:, start:].T, panel)
             self._upper_is_stale = True
