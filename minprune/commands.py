@@ -3,7 +3,6 @@
 torch and transformers are imported inside the commands, so that help is immediate.
 """
 
-import inspect
 import json
 import re
 import sys
@@ -171,7 +170,7 @@ def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any
         if not equals:
             raise PruneError(f"--option {text!r} is not NAME=VALUE, as in --option damp=0.05")
         method.check_options(name, {key: value})
-        kind = inspect.signature(method.function).parameters[key].annotation
+        kind = method.options[key]
         if kind not in (int, float, str):
             raise PruneError(f"the option {key!r} of {name} cannot be set on the command line, only from Python")
         try:

@@ -9,7 +9,7 @@ Left out: choosing a sparsity per layer (allocate.py) and models that are larger
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from minprune.allocate import Allocation, allocate
 from minprune.data import fingerprint
 from minprune.errors import PruneError
-from minprune.methods import get_method
+from minprune.methods import Method, get_method
 from minprune.model import Layer, backbone, check_windows, find_layers
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
@@ -73,7 +73,7 @@ def prune(
     with tqdm(
         total=len(layers), desc=f"{method} {pattern}", unit="layer", disable=None if progress else True, leave=False
     ) as bar:
-        run = _Run(chosen.function, chosen.needs, patterns, options, calib, bar)
+        run = _Run(chosen, patterns, options, calib, bar)
         model.eval()
         try:
             if calib is None:
@@ -128,8 +128,8 @@ class Observed:
 class _Run:
     """One call of `prune`: prunes the layer it is given and keeps the books."""
 
-    def __init__(self, method: Callable, needs: str, patterns: dict[Layer, Pattern], options: dict, calib, bar):
-        self.method, self.needs, self.patterns, self.options, self.bar = method, needs, patterns, options, bar
+    def __init__(self, method: Method, patterns: dict[Layer, Pattern], options: dict, calib, bar):
+        self.method, self.needs, self.patterns, self.options, self.bar = method, method.needs, patterns, options, bar
         self.stride = max(1, calib.numel() // _SAMPLE) if calib is not None else 1
         self.rows: dict[Layer, LayerRow] = {}
         self.statistics_seconds = self.solve_seconds = 0.0

@@ -165,3 +165,17 @@ def test_magnitude_agrees_with_torchs_own_pruning_where_there_are_no_ties(genera
 def test_magnitude_can_prune_infinite_weights_last():
     W = torch.tensor([[math.inf, 1.0, -2.0, -math.inf]])
     assert mp.METHODS["magnitude"](W, None, mp.pattern("2:4")).keep.tolist() == [[True, False, False, True]]
+
+
+def test_a_method_behind_a_plus_works_on_the_mask_of_the_one_before_it():
+    W, stats = layer()
+    chain, pattern = get_method("wanda+sparsegpt"), mp.pattern("50%")
+    mask = mp.METHODS["wanda"](W, stats, pattern).keep
+    expected = mp.METHODS["sparsegpt"](W, stats, pattern, keep=mask, damp=0.1)
+    found = chain(W, stats, pattern, damp=0.1)
+    assert torch.equal(found.keep, mask) and torch.equal(found.weight, expected.weight)
+    assert chain.needs == "gram" and set(chain.options) == {"block_size", "damp"}
+    with pytest.raises(mp.PruneError, match="wanda cannot work on a given mask, only sparsegpt"):
+        get_method("magnitude+wanda")
+    with pytest.raises(mp.PruneError, match="'keep'"):
+        chain.check_options("wanda+sparsegpt", {"keep": mask})

@@ -2,11 +2,14 @@
 
 Every method is called as `method(W, stats, pattern, **options)` and returns a `Result`. It never changes its
 arguments and knows nothing of models, files or progress bars. A new method is one file and one line in `METHODS`.
+
+Methods that take a given mask as `keep=` can stand behind a plus: "wanda+sparsegpt" is Wanda's mask with SparseGPT's
+update of the weights. `get_method` reads such names.
 """
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minprune.errors import PruneError
 from minprune.methods import magnitude, sparsegpt, wanda
@@ -14,26 +17,51 @@ from minprune.methods.result import Result
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
 
+_NEEDS = ("nothing", "norms", "gram")  # from little to much: what is enough for the last is enough for all
+
 
 @dataclass(frozen=True)
 class Method:
     """A pruning function and what it must know of the layer's inputs.
 
     needs: "nothing", "norms" (Statistics without a Gram matrix) or "gram".
+    start: the method whose mask this one is given, as in "wanda+sparsegpt"; None if it chooses by itself.
     """
 
     function: Callable[..., Result]
     needs: str
+    start: "Method | None" = None
 
     def __call__(self, W, stats, pattern, **options) -> Result:
-        return self.function(W, stats, pattern, **options)
+        if self.start is None:
+            return self.function(W, stats, pattern, **options)
+        first = self.start(W, stats, pattern, **{o: options[o] for o in options if o in self.start.options})
+        own = {o: options[o] for o in options if o in self._parameters} | {"keep": first.keep}
+        result = self.function(W, stats, pattern, **own)
+        return replace(result, note="; ".join(note for note in (first.note, result.note) if note))
+
+    @property
+    def _parameters(self) -> dict[str, type]:
+        """Its keyword-only parameters and their types."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    @property
+    def options(self) -> dict[str, type]:
+        """What a user may set, with its type; behind a plus the mask is given, so `keep` is not among them."""
+        if self.start is None:
+            return self._parameters
+        return self.start.options | {name: kind for name, kind in self._parameters.items() if name != "keep"}
+
+    def after(self, start: "Method") -> "Method":
+        """This method on the mask that `start` chooses."""
+        return replace(self, needs=max(self.needs, start.needs, key=_NEEDS.index), start=start)
 
     def check_options(self, name: str, options: dict) -> None:
         """Raise `PruneError` for an option that the function does not have."""
-        known = [p.name for p in inspect.signature(self.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         for option in options:
-            if option not in known:
-                has = f"its options are {', '.join(known)}" if known else "it has no options"
+            if option not in self.options:
+                has = f"its options are {', '.join(self.options)}" if self.options else "it has no options"
                 raise PruneError(f"method {name!r} does not know the option {option!r}: {has}")
 
 
@@ -45,7 +73,18 @@ METHODS = {
 
 
 def get_method(name: str) -> Method:
-    """The method of that name; `PruneError` lists the known ones otherwise."""
-    if name not in METHODS:
-        raise PruneError(f"unknown method {name!r}: choose one of {', '.join(METHODS)}")
-    return METHODS[name]
+    """The method of that name, or of several names joined by a plus, each working on the mask of the one before it.
+
+    Raises `PruneError`, which lists the known ones, for an unknown name or one that cannot take a mask.
+    """
+    chosen: Method | None = None
+    for part in name.split("+"):
+        if part not in METHODS:
+            raise PruneError(f"unknown method {part!r}: choose one of {', '.join(METHODS)}")
+        method = METHODS[part]
+        if chosen is not None and "keep" not in method.options:
+            able = ", ".join(known for known, other in METHODS.items() if "keep" in other.options)
+            raise PruneError(f"method {name!r}: {part} cannot work on a given mask, only {able} can")
+        chosen = method if chosen is None else method.after(chosen)
+    assert chosen is not None  # a split has at least one part
+    return chosen

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
+from minprune.methods.damping import checked_gram, damped_cholesky
 from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern, Unstructured
 from minprune.statistics import Statistics
@@ -48,11 +49,7 @@ def sparsegpt(
     pattern.check(*W.shape)
     if block_size < 1:
         raise PruneError(f"block size {block_size} is not positive: 128 is the published one")
-    if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
-        raise PruneError("the weights contain NaN or infinity")
-    if not 0 <= damp < float("inf"):
-        raise PruneError(f"damping {damp:g} is not a number from 0 up: 0.01 is the published one")
-    gram = stats.gram.to(W.device, torch.promote_types(W.dtype, torch.float32))  # (d_in, d_in)
+    gram = checked_gram(W, stats, damp)  # (d_in, d_in)
     U, note = inverse_factor(gram, damp)  # (d_in, d_in)
     U.diagonal()[gram.diagonal() == 0] = float("inf")  # an input that is always 0: its weights cost nothing, go first
     groups = pattern if keep is None and isinstance(pattern, NM) else None
@@ -118,20 +115,7 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
     H = (J L J)(J L J)^T with J L J upper triangular, so U = (J L J)^-1 = J L^-1 J: one factorisation and one
     triangular inverse, half the operations of factorising, inverting, and factorising the inverse.
     """
-    mean = float(gram.diagonal().mean())
-    if not mean > 0:  # also refuses NaN
-        raise PruneError(f"the mean of diag(gram) is {mean:g}: these statistics saw no input, only zeros, or NaN")
-    reversed_gram, note, raised = gram.flip(0, 1), "", damp
-    while True:
-        L, failed = torch.linalg.cholesky_ex(reversed_gram + raised * mean * torch.eye(len(gram)).to(gram))
-        if not failed:
-            break
-        if raised > 1:
-            raise PruneError(
-                f"the Gram matrix has no Cholesky factor even with damping {raised:g}: look for infinities"
-            )
-        raised = max(10 * raised, 1e-6)
-        note = f"damping raised from {damp:g} to {raised:g}"
+    L, _, note = damped_cholesky(gram.flip(0, 1), damp)
     return triangular_inverse(L).flip(0, 1), note
 
 
