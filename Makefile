@@ -7,7 +7,7 @@ JB     := $(BIN)/jupyter-book build . -W --keep-going -q
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow lint unit notebooks book lab bench assets clean
+.PHONY: help demo test test-slow lint unit notebooks book lab student bench assets clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -56,8 +56,11 @@ book: $(STAMP)  ## Build the book from the executed notebooks, warnings as error
 lab: assets  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
+student: $(STAMP)  ## Write the notebooks without solutions to student/ (minprune grade gives points)
+	@$(BIN)/python -m minprune.classroom.student student notebooks/*.ipynb
+
 bench: assets  ## Print the measured ratios of the solver and of the whole pipeline
 	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
 clean:  ## Remove what make and the book made, but not the assets
-	@rm -rf $(VENV) _build demo-output *.egg-info
+	@rm -rf $(VENV) _build demo-output student *.egg-info

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable
 
 from minprune import __version__
+from minprune.classroom.command import add_options, run_grade
 from minprune.commands import run_demo, run_eval, run_generate, run_info, run_prune, say
 from minprune.errors import PruneError
 
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minprune {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_prune, _add_eval, _add_generate, _add_info):
+    for add in (_add_demo, _add_prune, _add_eval, _add_generate, _add_info, _add_grade):
         add(commands)
     return parser
 
@@ -118,7 +119,11 @@ def _add_prune(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.add_argument(
-        "--method", metavar="M", default="sparsegpt", help="magnitude, wanda or sparsegpt (default: sparsegpt)"
+        "--method",
+        metavar="M",
+        default="sparsegpt",
+        help="magnitude, wanda, sparsegpt, obd, obs or ria (default: sparsegpt);\n"
+        "a + lets one work on the mask of another, such as wanda+obs",
     )
     parser.add_argument(
         "--pattern",
@@ -229,6 +234,20 @@ def _add_info(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.add_argument("--all", action="store_true", help="one row for each layer")
+
+
+def _add_grade(commands) -> None:
+    parser = _command(
+        commands,
+        "grade",
+        run_grade,
+        "give points to the exercises of a filled-in chapter",
+        "Each exercise is worth its difficulty. Its check and the parts of the notebook that it needs run in a process "
+        "of their own, with a time limit and with YOUR rights: grade only notebooks whose authors you trust, or do it "
+        "in a container or an account made for it. The exit code is 0 whatever the points.",
+        "minprune grade student/02-magnitude.ipynb",
+    )
+    add_options(parser)
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

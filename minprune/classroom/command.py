@@ -1,0 +1,59 @@
+"""`minprune grade`: its options, and what it prints."""
+
+import json
+import os
+import textwrap
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minprune.errors import PruneError
+
+if TYPE_CHECKING:
+    from minprune.classroom.grade import Grade
+
+WIDTH = 80
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The command line of `minprune grade`."""
+    parser.add_argument("notebook", metavar="NOTEBOOK", help="a filled-in chapter; it need not have been executed")
+    parser.add_argument("--json", metavar="PATH", help="write the points, verdicts and bugs to this file as well")
+    parser.add_argument("--seconds", metavar="S", type=float, default=60.0, help="time limit of each exercise (60)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file at --json")
+
+
+def run_grade(arguments: Namespace) -> None:
+    """Grade a notebook: a table, then what the checks said of exercises without points; perhaps a JSON file."""
+    from minprune.classroom.grade import grade
+    from minprune.commands import console
+
+    target = Path(arguments.json) if arguments.json else None
+    if target and target.exists() and not arguments.overwrite:
+        raise PruneError(f"{target} exists: choose another --json, or add --overwrite")
+    if target and not target.parent.is_dir():
+        raise PruneError(f"there is no folder {target.parent} for --json: make it first")
+    if not arguments.seconds > 0:
+        raise PruneError(f"--seconds {arguments.seconds:g} leaves no time: give a number above 0")
+    result = grade(arguments.notebook, arguments.seconds)
+    if target:
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, target)
+    console().print(as_text(result), soft_wrap=True)
+
+
+def as_text(result: "Grade") -> str:
+    """The table, at most 80 columns wide, and below it the whole verdict on each exercise without points."""
+    names = [mark.exercise for mark in result.marks]
+    first = max(map(len, ["exercise", *names]))
+    lines = [f"{result.notebook}, chapter {result.chapter:02d}", "", f"{'exercise':{first}}  points  verdict"]
+    for mark in result.marks:
+        verdict = "passed" if mark.passed else mark.bug or mark.message
+        short = textwrap.shorten(verdict, WIDTH - first - 10, placeholder=" ...")
+        lines.append(f"{mark.exercise:{first}}  {mark.points:2} / {mark.of}  {short}")
+    lines.append(f"{'total':{first}}  {result.points:2} / {result.of}")
+    for mark in result.marks:
+        if not mark.passed:
+            lines += ["", *textwrap.wrap(f"{mark.exercise}: {mark.message}", WIDTH)]
+    return "\n".join(lines)
