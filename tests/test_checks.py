@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+import answers_columns
 import numpy as np
 import pytest
 import torch
@@ -141,6 +142,7 @@ RIGHT = {
         lambda W, X: ((W**2).sum(0) * (X**2).sum(0)).tolist(),
     ],
     "best_mask": [best_mask_numpy, best_mask_loop],
+    **answers_columns.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -194,6 +196,7 @@ REJECTED = {
         lambda w, X, zeros: [True] * len(w),
         lambda w, X, zeros: best_mask_loop(w, X[:1], zeros),
     ],
+    **answers_columns.REJECTED,
 }
 
 

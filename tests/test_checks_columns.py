@@ -1,0 +1,66 @@
+"""`checks.sparsegpt` beyond what test_checks.py asks of every exercise: the package agrees, and two bugs at once."""
+
+import random
+from dataclasses import fields, replace
+from itertools import combinations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import minprune as mp
+from minprune import checks
+from minprune.checks.columns import _cases, _Recipe
+
+RECIPES = [(w.name, w.function) for w in checks.sparsegpt.wrong]
+CASES = [pytest.param(case, id=case.label) for case in _cases()]
+
+
+def changed(recipe):
+    """The fields in which a recipe differs from the right one."""
+    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
+
+
+def pairs(count):
+    """Pairs of bugs that can be made at once, since they are in different places."""
+    able = [p for p in combinations(RECIPES, 2) if not changed(p[0][1]).keys() & changed(p[1][1]).keys()]
+    return random.Random(4).sample(able, count)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_reference_is_the_package(case):
+    W, G, sparsity, block_size, damp = case.args
+    values, vectors = torch.linalg.eigh(G)
+    stats = mp.Statistics(len(G)).update((vectors * values.clamp(min=0).sqrt()).T)  # inputs with this Gram matrix
+    stats.gram.copy_(G)
+    result = mp.METHODS["sparsegpt"](W, stats, mp.Unstructured(sparsity), block_size=block_size, damp=damp)
+    assert_close(checks.sparsegpt.reference(*case.args), result.weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_choice_hangs_on_rounding(case):
+    """In float64, in float32 and with inputs disturbed in the sixth digit the zeros are the same."""
+    W, G, *rest = case.args
+    zeros = checks.sparsegpt.reference(W, G, *rest) == 0
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        other = W * (1 + 1e-5 * torch.randn(W.shape, generator=noise))
+        assert torch.equal(checks.sparsegpt.reference(other, G, *rest) == 0, zeros)
+    assert torch.equal(checks.sparsegpt.reference(W.double(), G.double(), *rest) == 0, zeros)
+
+
+@pytest.mark.parametrize(("one", "other"), [pytest.param(*p, id=f"{p[0][0]}, {p[1][0]}") for p in pairs(30)])
+def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
+    both = replace(one[1], **changed(other[1]))
+    verdict = checks.sparsegpt(both)
+    assert not verdict.passed and verdict.bug in (None, one[0], other[0]), str(verdict)
+
+
+def test_no_message_gives_the_solution_away():
+    right = _Recipe()
+    for exercise in (checks.backward_factor, checks.surgeon_2_4, checks.sparsegpt):
+        for wrong in exercise.wrong:
+            text = str(exercise(wrong.function))
+            for code in ("torch.linalg", "flip", "outer", ".inv(", "solve_triangular", "diagonal()"):
+                assert code not in text, (wrong.name, code)
+    assert checks.sparsegpt(right).passed
