@@ -15,6 +15,9 @@ from minprune.methods import get_method
 
 SETTINGS = settings(derandomize=True, max_examples=40, deadline=None)
 PATTERNS = ["50%", "30%:row", "70%:layer", "25%:block", "2:4", "1:4", "3:8", "1:1", "0:2", "block4:50%", "0%", "100%"]
+DEFAULT_GROUP = {
+    "magnitude": "layer", "wanda": "row", "sparsegpt": "block", "obd": "layer", "obs": "row", "ria": "layer",
+}  # fmt: skip
 
 
 def layer(d_out=12, d_in=24, tokens=60, dtype=torch.float32, seed=0):
@@ -43,7 +46,7 @@ def zeros_asked_for(text, d_out, d_in, default):
 
 
 @pytest.mark.parametrize("text", PATTERNS)
-@pytest.mark.parametrize("method, default", [("magnitude", "layer"), ("wanda", "row"), ("sparsegpt", "block")])
+@pytest.mark.parametrize("method, default", DEFAULT_GROUP.items())
 def test_every_method_prunes_exactly_the_number_asked_for(method, default, text):
     for d_out, d_in in ((12, 24), (20, 136)):
         W, stats = layer(d_out, d_in)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from minprune.errors import PruneError
-from minprune.methods import magnitude, sparsegpt, wanda
+from minprune.methods import magnitude, obs, ria, sparsegpt, wanda
 from minprune.methods.result import Result
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
@@ -69,6 +69,9 @@ METHODS = {
     "magnitude": Method(magnitude.magnitude, needs="nothing"),
     "wanda": Method(wanda.wanda, needs="norms"),
     "sparsegpt": Method(sparsegpt.sparsegpt, needs="gram"),
+    "obd": Method(obs.obd, needs="norms"),
+    "obs": Method(obs.obs, needs="gram"),
+    "ria": Method(ria.ria, needs="norms"),
 }
 
 

@@ -1,0 +1,132 @@
+"""Optimal Brain Damage and Optimal Brain Surgeon: which weight costs least, and how the others make up. Chapter 03.
+
+Of one output row w, with H = gram + damping, the loss is (w - w') H (w - w')^T. Removing weight q alone
+
+    and leaving the others as they are     costs  H_qq w_q^2 (/ 2: LeCun et al. 1990),
+    and moving the others as is best       costs  w_q^2 / [H^-1]_qq   with   w  <-  w - w_q / [H^-1]_qq * [H^-1]_q:
+                                                                                        (Hassibi and Stork 1993).
+
+The surgeon repeats this until enough is gone (exact and greedy, row by row: Frantar and Alistarh 2022). After each
+removal the inverse for the weights that are left follows by one elimination step,
+
+    H^-1  <-  H^-1 - u u^T    with    u = [H^-1]_:q / sqrt([H^-1]_qq),
+
+which would touch d_in^2 numbers of every row. But the next step reads only one column and the diagonal of it, so
+here all rows share the first inverse, each remembers its own u's, and a column is brought up to date when its weight
+is chosen: after t removals that takes t * d_in numbers. The u's are a Cholesky factor whose pivots each row picks.
+"""
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.methods.damping import checked_gram
+from minprune.methods.result import Result
+from minprune.methods.sparsegpt import inverse_factor
+from minprune.patterns import NM, Pattern, Unstructured, keep_largest
+from minprune.statistics import Statistics
+
+
+@torch.no_grad()
+def obd(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
+    """Prune the smallest W_ij^2 * H_jj / 2 and update nothing; plain "50%" compares over the whole layer.
+
+    W (d_out, d_in), any floating dtype; of stats only sq_norm (d_in,), the diagonal of H, is used. Raises
+    `ValueError` if the pattern does not fit the shape or a score is NaN.
+    """
+    saliency = W.to(torch.promote_types(W.dtype, torch.float32)).square() * stats.sq_norm / 2  # (d_out, d_in)
+    keep = pattern.with_default("layer").keep(saliency)
+    return Result(W.masked_fill(~keep, 0), keep)
+
+
+@torch.no_grad()
+def obs(
+    W: Tensor,
+    stats: Statistics,
+    pattern: Pattern,
+    *,
+    damp: float = 0.01,
+    memory: float = 1e9,
+    keep: Tensor | None = None,
+) -> Result:
+    """Prune W (d_out, d_in) weight by weight, the cheapest of each row first, the others making up for each.
+
+    Plain "50%" removes the same number from each row. "50%:layer" follows every row down to nothing and then takes
+    the cheapest removals of all rows, a cheap one behind a dear one at the dear one's cost. In N:M a weight may go
+    while its group has more than N. A column block or a square block is chosen at the start by w^2 / [H^-1]_qq.
+    keep: (d_out, d_in) bool, a given mask instead; the result is then the exact optimum on it, as the order in which
+    weights go makes no difference. damp: fraction of mean(diag(gram)) added to the diagonal, raised tenfold (and
+    noted in the result) while the Gram matrix cannot be factorised. memory: bytes for the u's of the rows that are
+    worked on at a time, one row at the least; it never changes the result.
+    Raises `ValueError` if the pattern does not fit the shape, the statistics have no Gram matrix, saw no input or
+    only zeros, or hold NaN; or an option is out of range.
+    """
+    pattern = pattern.with_default("row")
+    pattern.check(*W.shape)
+    if not memory > 0:
+        raise PruneError(f"memory {memory:g} is not positive: it is the number of bytes to work in, such as 1e9")
+    gram = checked_gram(W, stats, damp)  # (d_in, d_in)
+    U, note = inverse_factor(gram, damp)
+    inverse = U.T @ U  # (d_in, d_in)
+    pivots = inverse.diagonal().clone()  # (d_in,)
+    pivots[gram.diagonal() == 0] = float("inf")  # an input that is always 0: its weights cost nothing, go first
+    if keep is None and not isinstance(pattern, NM) and getattr(pattern, "group", None) not in ("row", "layer"):
+        keep = pattern.keep(W.to(inverse.dtype).square() / pivots)
+
+    def run(keep: Tensor | None, width: int, zeros: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`surgery` on batches of rows; each removes `zeros` of every `width` columns, or the mask's."""
+        may_go = torch.ones_like(W, dtype=torch.bool) if keep is None else ~keep
+        steps = d_in // width * zeros if keep is None else int(may_go.sum(1).max())
+        rows = max(1, int(memory / (max(steps, 1) * d_in * inverse.element_size())))
+        parts = [
+            surgery(w.to(inverse.dtype), inverse, pivots, allowed, width, zeros, steps)
+            for w, allowed in zip(W.split(rows), may_go.split(rows), strict=True)
+        ]
+        weight, kept, order, costs = (torch.cat(part) for part in zip(*parts, strict=True))
+        return weight, kept, order, costs
+
+    d_in = W.shape[1]
+    if keep is None and isinstance(pattern, Unstructured) and pattern.group == "layer":
+        _, _, order, costs = run(None, d_in, d_in)
+        later = keep_largest(costs.cummax(1).values.view(1, -1), round(pattern.sparsity * W.numel())).view(W.shape)
+        keep = torch.empty_like(later).scatter_(1, order, later)  # a row loses its first so many, as costs only rise
+    if keep is None:
+        width, zeros = (pattern.m, pattern.m - pattern.n) if isinstance(pattern, NM) else (d_in, 0)
+        zeros = zeros if isinstance(pattern, NM) else round(pattern.sparsity * d_in)
+    else:
+        width, zeros = d_in, d_in
+    weight, kept, _, _ = run(keep, width, zeros)
+    return Result(weight.to(W.dtype), kept, note)
+
+
+def surgery(
+    w: Tensor, inverse: Tensor, pivots: Tensor, may_go: Tensor, width: int, zeros: int, steps: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Remove the cheapest weight of each row, let the others make up for it, and again, `steps` times.
+
+    w (rows, d_in), inverse (d_in, d_in) = H^-1, pivots (d_in,) its diagonal (infinite: costs nothing and moves no
+    other), may_go (rows, d_in) bool; at most `zeros` of every `width` neighbours go. Returns the weights, the keep
+    mask, and for each step the column it removed and by how much that raised the loss, both (rows, steps): infinity
+    where a row had nothing left to remove.
+    """
+    rows, d_in = w.shape
+    each = torch.arange(rows, device=w.device)
+    w, may_go, pivots = w.clone(), may_go.clone(), pivots.repeat(rows, 1)
+    keep = torch.ones_like(may_go)
+    left = torch.full((rows, d_in // width), zeros, device=w.device)  # how many more may go of each group
+    order, costs = torch.empty(rows, steps, dtype=torch.long, device=w.device), w.new_empty(rows, steps)
+    U = w.new_empty(rows, steps, d_in)
+    for t in range(steps):
+        lowest, q = (w.abs() / pivots.sqrt()).masked_fill_(~may_go, float("inf")).min(1)  # the root of the cost
+        costs[:, t], order[:, t], going = lowest.square(), q, lowest < float("inf")
+        column = inverse[q][:, None].baddbmm_(U[each, :t, q][:, None], U[:, :t], alpha=-1)[:, 0]  # (rows, d_in)
+        root = pivots[each, q].sqrt().where(going, float("inf"))  # (rows,)
+        u = U[:, t] = column / root[:, None]
+        w -= (w[each, q] / root)[:, None] * u
+        pivots -= u.square()
+        keep[each, q] &= ~going
+        left[each, q // width] -= 1
+        may_go[each, q] = False
+        full = left[each, q // width] == 0
+        may_go.view(rows, -1, width)[each, q // width] &= ~full[:, None]
+    return w.masked_fill_(~keep, 0), keep, order, costs
