@@ -58,21 +58,18 @@ def sparsegpt(
         keep = pattern.keep((W / U.diagonal()).square())
     block_size += -block_size % groups.m if groups else 0  # so that no group of M lies in two blocks
 
-    d_out, d_in = W.shape
-    weight, keep_out = torch.empty_like(W), torch.empty_like(W, dtype=torch.bool)
-    E = torch.empty(d_in, d_out, dtype=U.dtype, device=W.device)  # row q: w_q / U_qq where q was pruned, 0 where kept
-    for start in range(0, d_in, block_size):
-        cols = slice(start, min(start + block_size, d_in))
-        w = W[:, cols].T.to(U.dtype, copy=True, memory_format=torch.contiguous_format)  # (block, d_out)
-        w.addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what all earlier blocks sent
+    w = W.to(U.dtype).T.clone(memory_format=torch.contiguous_format)  # (d_in, d_out): a column of W is a row in memory
+    E = torch.empty_like(w)  # row q: w_q / U_qq where q was pruned, 0 where kept
+    kept = torch.zeros_like(w, dtype=torch.bool) if keep is None else keep.T.contiguous()  # (d_in, d_out)
+    for start in range(0, len(w), block_size):
+        cols = slice(start, start + block_size)
+        w[cols].addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what all earlier blocks sent
         if by_block:  # one threshold for the block; of equal scores the leftmost column goes first
-            kept = Unstructured(pattern.sparsity, "layer").keep((w / U.diagonal()[cols, None]).square())
-        else:
-            kept = torch.zeros_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
-        _prune_block(w, U[cols, cols], E[cols], kept, groups)
-        weight[:, cols] = w.mul_(kept).add_(0.0).T  # adding 0 turns the product's -0.0 into 0.0
-        keep_out[:, cols] = kept.T
-    return Result(weight, keep_out, note)
+            scores = (w[cols] / U.diagonal()[cols, None]).square_()
+            kept[cols] = Unstructured(pattern.sparsity, "layer").keep(scores)
+        _prune_block(w[cols], U[cols, cols], E[cols], kept[cols], groups)
+    weight = w.masked_fill_(~kept, 0).T.contiguous().to(W.dtype)
+    return Result(weight, kept.T.contiguous(), note)
 
 
 def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, groups: NM | None) -> None:
