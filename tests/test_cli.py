@@ -17,7 +17,7 @@ from minprune import cli, commands
 from minprune.cli import main
 from minprune.output import default_name
 
-COMMANDS = ("demo", "prune", "eval", "generate", "info")
+COMMANDS = ("demo", "prune", "eval", "generate", "info", "grade")
 
 
 @pytest.fixture(autouse=True)
