@@ -6,7 +6,7 @@ what was expected of it and what came. No name is given on a guess.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ class Exercise:
         wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._agree(e, e, g)]
         if not wrongs:
             return Verdict(self.name, True, f"Right on all {len(cases)} cases.", points=self.points)
-        matching = [w for w in self.wrong if self._same(expected, [_run(w.function, case) for case in cases], got)]
+        matching = [w for w in self.wrong if self._same(expected, _runs(w.function, cases), got)]
         if matching and len({w.name for w in matching}) == 1:
             return self._fail(matching[0].message, matching[0].name)
         first = wrongs[0]
@@ -114,13 +114,13 @@ class Exercise:
     def agree(self, one: Callable, other: Callable) -> bool:
         """Whether two functions cannot be told apart by the cases of this exercise."""
         cases = self.cases()
-        runs = [[_run(f, case) for case in cases] for f in (self.reference, one, other)]
-        return self._same(*runs)
+        return self._same(*(_runs(f, cases) for f in (self.reference, one, other)))
 
     def _fail(self, message: str, bug: str | None = None) -> Verdict:
         return Verdict(self.name, False, message, bug)
 
-    def _same(self, like: "list[_Outcome]", one: "list[_Outcome]", other: "list[_Outcome]") -> bool:
+    def _same(self, like: "Iterable[_Outcome]", one: "Iterable[_Outcome]", other: "Iterable[_Outcome]") -> bool:
+        """Whether all outcomes agree; what comes after the first that do not is never run."""
         return all(self._agree(*outcomes) for outcomes in zip(like, one, other, strict=True))
 
     def _agree(self, like: "_Outcome", one: "_Outcome", other: "_Outcome") -> bool:
@@ -186,6 +186,11 @@ def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:
             raise PruneError(f"two exercises are called {exercise.name!r}: rename one")
         exercises[exercise.name] = exercise
     return exercises
+
+
+def _runs(function: Callable, cases: Sequence[Case]) -> Iterator[_Outcome]:
+    for case in cases:
+        yield _run(function, case)
 
 
 def _run(function: Callable, case: Case) -> _Outcome:
