@@ -65,7 +65,7 @@ def obs(
     pattern.check(*W.shape)
     if not memory > 0:
         raise PruneError(f"memory {memory:g} is not positive: it is the number of bytes to work in, such as 1e9")
-    gram = checked_gram(W, stats, damp)  # (d_in, d_in)
+    gram, d_in = checked_gram(W, stats, damp), W.shape[1]  # (d_in, d_in)
     U, note = inverse_factor(gram, damp)
     inverse = U.T @ U  # (d_in, d_in)
     pivots = inverse.diagonal().clone()  # (d_in,)
@@ -74,10 +74,10 @@ def obs(
         keep = pattern.keep(W.to(inverse.dtype).square() / pivots)
 
     def run(keep: Tensor | None, width: int, zeros: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`surgery` on batches of rows; each removes `zeros` of every `width` columns, or the mask's."""
+        """`surgery` in batches of rows, each of which loses `zeros` of every `width` columns, or what `keep` says."""
         may_go = torch.ones_like(W, dtype=torch.bool) if keep is None else ~keep
         steps = d_in // width * zeros if keep is None else int(may_go.sum(1).max())
-        rows = max(1, int(memory / (max(steps, 1) * d_in * inverse.element_size())))
+        rows = max(1, int(min(len(W), memory / (max(steps, 1) * d_in * inverse.element_size()))))
         parts = [
             surgery(w.to(inverse.dtype), inverse, pivots, allowed, width, zeros, steps)
             for w, allowed in zip(W.split(rows), may_go.split(rows), strict=True)
@@ -85,17 +85,14 @@ def obs(
         weight, kept, order, costs = (torch.cat(part) for part in zip(*parts, strict=True))
         return weight, kept, order, costs
 
-    d_in = W.shape[1]
     if keep is None and isinstance(pattern, Unstructured) and pattern.group == "layer":
         _, _, order, costs = run(None, d_in, d_in)
         later = keep_largest(costs.cummax(1).values.view(1, -1), round(pattern.sparsity * W.numel())).view(W.shape)
         keep = torch.empty_like(later).scatter_(1, order, later)  # a row loses its first so many, as costs only rise
-    if keep is None:
-        width, zeros = (pattern.m, pattern.m - pattern.n) if isinstance(pattern, NM) else (d_in, 0)
-        zeros = zeros if isinstance(pattern, NM) else round(pattern.sparsity * d_in)
+    if keep is None and isinstance(pattern, NM):
+        weight, kept, _, _ = run(None, pattern.m, pattern.m - pattern.n)
     else:
-        width, zeros = d_in, d_in
-    weight, kept, _, _ = run(keep, width, zeros)
+        weight, kept, _, _ = run(keep, d_in, round(pattern.sparsity * d_in) if keep is None else d_in)
     return Result(weight.to(W.dtype), kept, note)
 
 
