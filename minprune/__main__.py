@@ -1,0 +1,7 @@
+"""`python -m minprune` is the `minprune` command."""
+
+import sys
+
+from minprune.cli import main
+
+sys.exit(main())
