@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _SOLUTION_START = re.compile(r"^(`{3,}|:{3,})\{solution-start\}.*?^\1 *$\n?", re.M | re.S)
 _SOLUTION_END = re.compile(r"^(`{3,}|:{3,})\{solution-end\}.*?^\1 *$\n?", re.M | re.S)
 _QUIZ = re.compile(r"^## [^\n]*\bquiz\b.*?(?=^## |\Z)", re.M | re.S | re.I)
-_DROPDOWN = re.compile(r"^(`{3,}|:{3,})\{\w+\}[^\n]*\n:class: [^\n]*dropdown.*?^\1 *$", re.M | re.S)
+_DROPDOWN = re.compile(r"^(`{3,}|:{3,})\{\w+\}[^\n]*\n(?::\w+:[^\n]*\n)*?:class: [^\n]*dropdown.*?^\1 *$", re.M | re.S)
 _YOURS = "*Your answer:*"
 
 
@@ -67,24 +67,23 @@ def _without_answers(source: str, in_quiz: bool) -> tuple[str, bool]:
 
 def _dependent(cells: list[Cell]) -> list[tuple[Cell, list[str]]]:
     """The cells outside the exercises that need a learner's function, each with the checks to be passed, as code."""
-    needs_of: dict[str, list[str]] = {}  # name -> the checks that its value depends on
+    check_of: dict[str, str] = {}  # a learner's function -> the call that judges it
+    for cell in cells:
+        for call in (call for statement in cell.statements for _, call in statement.calls()):
+            if cell.region == "exercise":
+                names = (part.id for arg in call.args for part in ast.walk(arg) if isinstance(part, ast.Name))
+                check_of |= dict.fromkeys(names, ast.unparse(call))
+    needs_of: dict[str, list[str]] = {}  # name -> the checks that its value depends on, at this place
     of_solutions: set[str] = set()
     found: list[tuple[Cell, list[str]]] = []
-    theirs: set[str] = set()
     for cell in cells:
         needs: list[str] = []
-        calls = [call for statement in cell.statements for _, call in statement.calls()]
-        handed_in = {
-            part.id for call in calls for arg in call.args for part in ast.walk(arg) if isinstance(part, ast.Name)
-        }
         for statement in cell.statements:
             if cell.region == "solution":
-                of_solutions |= statement.binds - theirs
+                of_solutions |= statement.binds - needs_of.keys()
                 continue
             if cell.region == "exercise":
-                if statement.defines or statement.binds & handed_in:
-                    theirs |= statement.binds
-                    needs_of |= {name: [ast.unparse(call) for call in calls] for name in statement.binds}
+                needs_of |= {name: [check_of[name]] for name in statement.binds if name in check_of}
             else:
                 if missing := sorted(statement.uses & of_solutions):
                     raise PruneError(
@@ -93,7 +92,6 @@ def _dependent(cells: list[Cell]) -> list[tuple[Cell, list[str]]]:
                     )
                 needs += [check for name in sorted(statement.uses) for check in needs_of.get(name, [])]
                 needs_of = {name: checks for name, checks in needs_of.items() if name not in statement.binds}
-                theirs -= statement.binds
                 needs_of |= {name: list(needs) for name in statement.binds if needs}
             of_solutions -= statement.binds
         if needs:
@@ -112,7 +110,7 @@ def _guarded(cell: Cell, needs: list[str]) -> str:
         if isinstance(part, (ast.Constant, ast.JoinedStr)) and part.end_lineno
         for line in range(part.lineno + 1, part.end_lineno + 1)
     }  # the lines of a text in several lines are not to be moved
-    lines = cell.source.strip("\n").splitlines()
+    lines = cell.source.rstrip().splitlines()
     moved = [
         line if number in inside or not line else f"    {line}" for number, line in enumerate(lines, 1) if line != MARK
     ]
