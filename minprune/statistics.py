@@ -58,6 +58,18 @@ class Statistics:
             self._upper_is_stale = True
         return self
 
+    def permuted(self, order: Tensor) -> "Statistics":
+        """New statistics, those of the same inputs in another order, X[:, order]. order (d_in,) int64."""
+        gram = None if self._gram is None else self.gram[order][:, order]
+        other = Statistics(self.d_in, gram=False, dtype=self._sum.dtype, device=self._sum.device)
+        other.tokens, other._sum, other._sq_norm, other._gram = (
+            self.tokens,
+            self._sum[order],
+            self._sq_norm[order],
+            gram,
+        )
+        return other
+
     @property
     def gram(self) -> Tensor:
         """G = X.T @ X, (d_in, d_in): a sum over tokens, not a mean. The buffer itself: clone it before changing it."""

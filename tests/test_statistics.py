@@ -106,6 +106,21 @@ def test_inputs_are_not_changed_and_no_graph_is_kept(generator):
     assert not stats.gram.requires_grad and not stats.mean.requires_grad
 
 
+@pytest.mark.parametrize("gram", [True, False])
+def test_permuted_statistics_are_those_of_permuted_inputs_and_can_go_on(gram, generator):
+    X, more = (torch.randn(20, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    order = torch.randperm(6, generator=generator)
+    plain = mp.Statistics(6, gram, dtype=torch.float64).update(X)
+    permuted = plain.permuted(order).update(more[:, order])
+    expected = mp.Statistics(6, gram, dtype=torch.float64).update(X[:, order]).update(more[:, order])
+    torch.testing.assert_close(permuted.sq_norm, expected.sq_norm)
+    torch.testing.assert_close(permuted.mean, expected.mean)
+    assert permuted.tokens == 40 and plain.tokens == 20
+    torch.testing.assert_close(plain.sq_norm, X.square().sum(0))  # nothing was shared
+    if gram:
+        torch.testing.assert_close(permuted.gram, expected.gram)
+
+
 def test_no_token_seen_means_zero_sums():
     stats = mp.Statistics(3)
     assert stats.tokens == 0
