@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from minprune.errors import PruneError
-from minprune.methods import exact, magnitude, obs, ria, sparsegpt, wanda
+from minprune.methods import admm, exact, magnitude, obs, ria, sparsegpt, wanda
 from minprune.methods.result import Result
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
@@ -73,6 +73,7 @@ METHODS = {
     "obs": Method(obs.obs, needs="gram"),
     "ria": Method(ria.ria, needs="norms"),
     "exact": Method(exact.exact, needs="gram"),
+    "admm": Method(admm.admm, needs="gram"),
 }
 
 
