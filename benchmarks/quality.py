@@ -10,7 +10,9 @@ import argparse
 import datetime
 import json
 import platform
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -27,15 +29,25 @@ PROTOCOL = {
 }
 
 
-def recompute(method: str, pattern: str) -> tuple[float, float]:
-    """(perplexity, fraction of zeros) of one cell, from nothing but the protocol. "dense" is a method, too."""
+def recompute(method: str, pattern: str) -> dict:
+    """One cell from nothing but the protocol: perplexity, fraction of zeros, seconds. "dense" is a method, too.
+
+    seconds: processor time of the whole pruning run, over all threads. error: relative layer error, the median layer's.
+    """
     model, tokenizer = mp.load_model("smollm2")
-    zeros = 0.0
-    if method != "dense":
-        calib = mp.load_tokens(tokenizer, "wikipedia", samples=64, length=512, seed=0)
-        zeros = mp.prune(model, calib, method=method, pattern=pattern).sparsity
     test = mp.load_tokens(tokenizer, "wikipedia", split="test", samples=32, length=512)
-    return mp.perplexity(model, test), zeros
+    if method == "dense":
+        return {"perplexity": mp.perplexity(model, test), "zeros": 0.0}
+    calib = mp.load_tokens(tokenizer, "wikipedia", samples=64, length=512, seed=0)
+    start = time.process_time()
+    report = mp.prune(model, calib, method=method, pattern=pattern)
+    seconds = time.process_time() - start
+    return {
+        "perplexity": mp.perplexity(model, test),
+        "zeros": report.sparsity,
+        "error": statistics.median(row.error for row in report.layers if row.error is not None),
+        "seconds": seconds,
+    }
 
 
 def draw(cells: list[dict], path: Path) -> None:
@@ -70,21 +82,21 @@ def main() -> None:
     """Fill in what is missing of the results file; with --figure also draw it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     cells = json.loads(args.output.read_text())["cells"] if args.output.exists() else []
     done = {(cell["method"], cell["pattern"]) for cell in cells}
-    wanted = [("dense", ""), *((method, pattern) for pattern in PATTERNS for method in METHODS)]
+    wanted = [("dense", ""), *((method, pattern) for pattern in args.patterns for method in args.methods)]
     for method, pattern in wanted:
         if (method, pattern) in done:
             continue
-        perplexity, zeros = recompute(method, pattern)
-        cells.append(
-            {"method": method, "pattern": pattern, "perplexity": round(perplexity, 4), "zeros": round(zeros, 6)}
-        )
+        found = {name: float(f"{value:.6g}") for name, value in recompute(method, pattern).items()}
+        cells.append({"method": method, "pattern": pattern, **found})
         print(cells[-1], file=sys.stderr)
         facts = {
-            "command": f"python benchmarks/quality.py {args.output.as_posix()}",
+            "command": f"python benchmarks/quality.py {args.output.as_posix()} (--methods, --patterns: see the cells)",
             "protocol": PROTOCOL,
             "date": datetime.date.today().isoformat(),
             "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s), no GPU",
