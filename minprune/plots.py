@@ -11,11 +11,19 @@ class Look(NamedTuple):
     hatch: str
 
 
+# of these colours no two look alike to a reader who cannot tell red from green; the markers tell them apart in print
 LOOKS = {
     "dense": Look("#4d565e", "s", ""),
     "magnitude": Look("#d55e00", "v", "///"),
     "wanda": Look("#0072b2", "o", "..."),
     "sparsegpt": Look("#009e73", "D", "xxx"),
+    "obd": Look("#cc79a7", "^", "\\\\\\"),
+    "obs": Look("#332288", "P", "+++"),
+    "ria": Look("#56b4e9", "p", "ooo"),
+    "exact": Look("#5c3d1e", "*", "***"),
+    "admm": Look("#e69f00", "X", "---"),
+    "alps": Look("#a65628", ">", "|||"),
+    "swaps": Look("#5aae61", "<", "//.."),
 }
 
 
