@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from minprune.errors import PruneError
-from minprune.methods import admm, exact, magnitude, obs, ria, sparsegpt, wanda
+from minprune.methods import admm, exact, magnitude, obs, ria, sparsegpt, swaps, wanda
 from minprune.methods.result import Result
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
@@ -74,6 +74,7 @@ METHODS = {
     "ria": Method(ria.ria, needs="norms"),
     "exact": Method(exact.exact, needs="gram"),
     "admm": Method(admm.admm, needs="gram"),
+    "swaps": Method(swaps.swaps, needs="gram"),
 }
 
 
