@@ -122,8 +122,12 @@ def _add_prune(commands) -> None:
         "--method",
         metavar="M",
         default="sparsegpt",
-        help="magnitude, wanda, sparsegpt, obd, obs or ria (default: sparsegpt);\n"
-        "a + lets one work on the mask of another, such as wanda+obs",
+        help="how to choose and update the weights (default: sparsegpt):\n"
+        "magnitude, obd, wanda, ria: from quick scores; nothing is updated\n"
+        "sparsegpt, admm, alps, obs: choose and update, the later the slower\n"
+        "a+b: b works on the mask of a; b may be swaps (a better mask), exact\n"
+        "(the best weights), sparsegpt, admm, alps or obs:\n"
+        "wanda+swaps+exact",
     )
     parser.add_argument(
         "--pattern",
