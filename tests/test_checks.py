@@ -4,6 +4,8 @@ import math
 from itertools import combinations
 
 import answers_columns
+import answers_wanda
+import answers_surgeon
 import numpy as np
 import pytest
 import torch
@@ -142,7 +144,9 @@ RIGHT = {
         lambda W, X: ((W**2).sum(0) * (X**2).sum(0)).tolist(),
     ],
     "best_mask": [best_mask_numpy, best_mask_loop],
+    **answers_surgeon.RIGHT,
     **answers_columns.RIGHT,
+    **answers_wanda.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -196,7 +200,9 @@ REJECTED = {
         lambda w, X, zeros: [True] * len(w),
         lambda w, X, zeros: best_mask_loop(w, X[:1], zeros),
     ],
+    **answers_surgeon.REJECTED,
     **answers_columns.REJECTED,
+    **answers_wanda.REJECTED,
 }
 
 

@@ -1,0 +1,324 @@
+"""The first exercises of chapter 03: what each removal costs, several at once, and the inverse without an input."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from minprune.checks.core import Case, Exercise, Wrong
+from minprune.checks.values import normal
+
+# saliency(w, X, damp): what the removal of each weight costs, if the others make up for it
+
+
+def _damped(X: Tensor, damp: float) -> Tensor:
+    G = X.T @ X
+    return G + damp * G.diagonal().mean() * torch.eye(len(G))
+
+
+def _from(H: Tensor, w: Tensor) -> Tensor:
+    return w.square() / torch.linalg.inv(H).diagonal()
+
+
+def _saliency(w: Tensor, X: Tensor, damp: float) -> Tensor:
+    return _from(_damped(X, damp), w)
+
+
+def _inputs(d_in: int, seed: int, loudness: Sequence[float] = (1.0,)) -> Tensor:
+    """(6 * d_in tokens, d_in): inputs with one cause in common and a mean that is not zero."""
+    X = normal(6 * d_in, d_in, seed=seed) + normal(6 * d_in, 1, seed=seed + 1) + 0.5
+    return X * torch.tensor(loudness).repeat(d_in // len(loudness))
+
+
+saliency = Exercise(
+    name="saliency",
+    chapter=3,
+    title="what the removal of each weight costs if the others make up for it, with damping",
+    reference=_saliency,
+    points=2,
+    difficulty=2,
+    rtol=1e-3,
+    atol=1e-5,
+    wrong=(
+        Wrong(
+            "divided by diag(H)",
+            lambda w, X, damp: w.square() / _damped(X, damp).diagonal(),
+            "The squares were divided by the diagonal of H itself. That makes the weights of loud inputs cheap. What "
+            "stands under the fraction bar of the cost?",
+        ),
+        Wrong(
+            "repair left out",
+            lambda w, X, damp: w.square() * _damped(X, damp).diagonal(),
+            "This is the cost if the other weights stay as they are. One over the diagonal of H is the diagonal of "
+            "the inverse only if inputs are uncorrelated.",
+        ),
+        Wrong(
+            "multiplied by the inverse",
+            lambda w, X, damp: w.square() * torch.linalg.inv(_damped(X, damp)).diagonal(),
+            "The squares were multiplied with the diagonal of the inverse, not divided by it: a loud input has a "
+            "small one.",
+        ),
+        Wrong(
+            "magnitude",
+            lambda w, X, damp: w.square(),
+            "These are the squares of the weights: the inputs have no say in them.",
+        ),
+        Wrong(
+            "no damping",
+            lambda w, X, damp: _saliency(w, X, 0.0),
+            "It is right without damping. What is added to the diagonal of X^T X?",
+        ),
+        Wrong(
+            "absolute damping",
+            lambda w, X, damp: _from(X.T @ X + damp * torch.eye(len(w)), w),
+            "damp itself was added to the diagonal. It is a *fraction* of something, so that it means the same for "
+            "loud and for quiet layers.",
+        ),
+        Wrong(
+            "fraction of the trace",
+            lambda w, X, damp: _saliency(w, X, damp * len(w)),
+            "The damping is a fraction of the mean of the diagonal, not of its sum.",
+        ),
+        Wrong(
+            "each input's own damping",
+            lambda w, X, damp: _from(X.T @ X + damp * torch.diag((X.T @ X).diagonal()), w),
+            "Every diagonal entry grew by a fraction of itself. All should grow by the same amount.",
+        ),
+        Wrong(
+            "mean over tokens",
+            lambda w, X, damp: _saliency(w, X, damp) / len(X),
+            "The cost is per token. In this book the Gram matrix is a sum over tokens.",
+        ),
+        Wrong(
+            "root of the cost",
+            lambda w, X, damp: _saliency(w, X, damp).sqrt(),
+            "This is the square root of the cost. It ranks the weights alike, but it is no loss.",
+        ),
+        Wrong(
+            "weight not squared",
+            lambda w, X, damp: w.abs() / torch.linalg.inv(_damped(X, damp)).diagonal(),
+            "The cost of a weight twice as large is four times as high.",
+        ),
+        Wrong(
+            "half the cost",
+            lambda w, X, damp: _saliency(w, X, damp) / 2,
+            "It is half of the squared error. Papers that have a 2 here write 2 X^T X for H: the two cancel.",
+        ),
+        Wrong(
+            "inputs centred",
+            lambda w, X, damp: _saliency(w, X - X.mean(0), damp),
+            "The mean of the inputs was taken away. A layer's output has it, so the loss does, too.",
+        ),
+    ),
+    cases=lambda: [
+        Case("four correlated inputs", (normal(4, seed=300), _inputs(4, 301), 0.01)),
+        Case("inputs of different loudness", (normal(6, seed=303), _inputs(6, 304, (0.3, 1.0, 4.0)), 0.02)),
+        Case("no damping", (normal(5, seed=306), _inputs(5, 307), 0.0)),
+        Case("strong damping", (normal(5, seed=309), _inputs(5, 310), 0.5)),
+        Case("fewer tokens than inputs", (normal(6, seed=312), _inputs(6, 313)[:4], 0.1)),
+    ],
+)
+
+# eliminate(P, q): the inverse of H without row and column q, from P = inverse of H alone
+
+
+def _step(P: Tensor, q: int, scale: Callable[[Tensor], Tensor]) -> Tensor:
+    """Row and column q crossed out after their product, times a function of the pivot, was taken away."""
+    o = torch.arange(len(P)) != q
+    return P[o][:, o] - torch.outer(P[o, q], P[q, o]) * scale(P[q, q])
+
+
+def _eliminate(P: Tensor, q: int) -> Tensor:
+    return _step(P, q, torch.reciprocal)
+
+
+def spd(d_in: int, seed: int, loudness: Sequence[float] = (1.0,)) -> Tensor:
+    """A well-conditioned matrix H of correlated inputs, (d_in, d_in)."""
+    X = _inputs(d_in, seed, loudness)
+    return X.T @ X / len(X) + 0.02 * torch.eye(d_in)
+
+
+eliminate = Exercise(
+    name="eliminate",
+    chapter=3,
+    title="the inverse of H without row and column q, from the inverse of H alone",
+    reference=_eliminate,
+    points=1,
+    difficulty=2,
+    rtol=1e-3,
+    atol=1e-5,
+    wrong=(
+        Wrong(
+            "crossed out only",
+            lambda P, q: _step(P, q, torch.zeros_like),
+            "Row and column q of the inverse are gone, but the rest is as before. Inverting and crossing out do not "
+            "commute: try it with two correlated inputs.",
+        ),
+        Wrong(
+            "added instead of subtracted",
+            lambda P, q: _step(P, q, lambda pivot: -1 / pivot),
+            "The step goes in the wrong direction. With fewer inputs to stand in for each other, does the diagonal of "
+            "the inverse grow or shrink?",
+        ),
+        Wrong(
+            "not divided by the pivot",
+            lambda P, q: _step(P, q, torch.ones_like),
+            "The product of column and row is right, but its size is not. After the step, column q would have to be "
+            "zero if it had not been crossed out.",
+        ),
+        Wrong(
+            "divided by the root of the pivot",
+            lambda P, q: _step(P, q, torch.rsqrt),
+            "The product was divided by the root of the pivot. Each of its *two* factors takes a root.",
+        ),
+        Wrong(
+            "divided by the square of the pivot",
+            lambda P, q: _step(P, q, lambda pivot: pivot**-2),
+            "Column and row were each divided by the whole pivot.",
+        ),
+        Wrong(
+            "inverted once more",
+            lambda P, q: torch.linalg.inv(_eliminate(P, q)),
+            "This is H without row and column q. Asked for is its inverse.",
+        ),
+        Wrong(
+            "Schur complement of H",
+            lambda P, q: _step(torch.linalg.inv(P), q, torch.reciprocal),
+            "The step was made with H instead of its inverse. That gives the inverse of what is left of P.",
+        ),
+        Wrong(
+            "another input",
+            lambda P, q: _eliminate(P, 0 if q else len(P) - 1),
+            "The step is right, but it struck out another input than q.",
+        ),
+        Wrong(
+            "diagonal only",
+            lambda P, q: torch.where(torch.eye(len(P) - 1) == 1, _eliminate(P, q), _step(P, q, torch.zeros_like)),
+            "The diagonal is right, but the entries beside it are those of the old inverse.",
+        ),
+    ),
+    cases=lambda: [
+        Case("the first of two inputs", (torch.linalg.inv(torch.tensor([[2.0, 1.0], [1.0, 5.0]])), 0)),
+        Case("an input in the middle", (torch.linalg.inv(spd(5, 320)), 2)),
+        Case("the last input", (torch.linalg.inv(spd(6, 322, (0.5, 2.0, 1.0))), 5)),
+        Case("uncorrelated inputs", (torch.diag(torch.tensor([4.0, 1.0, 9.0])), 1)),
+    ],
+)
+
+
+# remove_several(w, H, gone): the best row without these weights, all of them removed at once
+
+
+def _repaired(w: Tensor, gone: list[int], factor: Tensor, rows: Tensor) -> Tensor:
+    """w - w_gone factor rows, with zeros where weights are gone: factor (removed, removed), rows (removed, d_in)."""
+    new = w - w[gone] @ factor @ rows
+    new[gone] = 0
+    return new
+
+
+def _remove_several(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    P = torch.linalg.inv(H)
+    return _repaired(w, gone, torch.linalg.inv(P[gone][:, gone]), P[gone])
+
+
+def _alone(w: Tensor, H: Tensor, gone: list[int], zero: bool, in_turn: bool) -> Tensor:
+    """Each removal's own update with the inverse of all inputs, in turn or all from the weights as they were."""
+    P, new = torch.linalg.inv(H), w.clone()
+    for q in gone:
+        new = new - (new if in_turn else w)[q] / P[q, q] * P[q]
+    if zero:
+        new[gone] = 0
+    return new
+
+
+def _with_H(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    return _repaired(w, gone, torch.linalg.inv(H[gone][:, gone]), H[gone])
+
+
+def _opposite(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    new = 2 * w - _remove_several(w, H, gone)
+    new[gone] = 0
+    return new
+
+
+def _without(w: Tensor, gone: list[int]) -> Tensor:
+    new = w.clone()
+    new[gone] = 0
+    return new
+
+
+def _block_of_H(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    return _repaired(w, gone, H[gone][:, gone], torch.linalg.inv(H)[gone])
+
+
+_STALE = (
+    "Each removal on its own is right, but they do not know of each other: once a weight is gone it cannot help to make "
+    "up for the next one. Which inverse does the second removal need?"
+)
+
+remove_several = Exercise(
+    name="remove_several",
+    chapter=3,
+    title="the best row without several weights, removed together",
+    reference=_remove_several,
+    points=3,
+    difficulty=3,
+    rtol=1e-3,
+    atol=1e-4,
+    wrong=(
+        Wrong(
+            "no update",
+            lambda w, H, gone: _without(w, gone),
+            "The weights are gone, but the others are as they were. They should make up for the lost ones.",
+        ),
+        Wrong("inverse of all inputs", lambda w, H, gone: _alone(w, H, gone, zero=True, in_turn=True), _STALE),
+        Wrong("inverse of all inputs", lambda w, H, gone: _alone(w, H, gone, zero=True, in_turn=False), _STALE),
+        Wrong(
+            "weights that came back",
+            lambda w, H, gone: _alone(w, H, gone, zero=False, in_turn=True),
+            "The repair of a later removal moved a weight that was gone already. Count the zeros.",
+        ),
+        Wrong(
+            "weights that came back",
+            lambda w, H, gone: _alone(w, H, gone, zero=False, in_turn=False),
+            "The updates of the single removals were added up, and each of them moves the other lost weights, too. "
+            "Count the zeros.",
+        ),
+        Wrong(
+            "H in place of its inverse",
+            _with_H,
+            "The update was made with H instead of its inverse. H says how inputs go together, its inverse how one "
+            "stands in for another.",
+        ),
+        Wrong(
+            "block of H",
+            _block_of_H,
+            "Close, but the inverse of a block of the inverse is not the block of H.",
+        ),
+        Wrong(
+            "wrong sign",
+            _opposite,
+            "The other weights moved by the right amount in the wrong direction.",
+        ),
+        Wrong(
+            "kept and removed exchanged",
+            lambda w, H, gone: _remove_several(w, H, [j for j in range(len(w)) if j not in gone]),
+            "The weights that were to go stayed, and the others went.",
+        ),
+    ),
+    cases=lambda: [
+        Case("one removal", (normal(4, seed=330), spd(4, 331), [1])),
+        Case("two of two twins", (torch.tensor([1.0, 2.0, -1.0]), _twins(), [0, 2])),
+        Case("three of eight", (normal(8, seed=333), spd(8, 334, (0.5, 1.0, 3.0, 1.0)), [6, 0, 3])),
+        Case("all but one", (normal(5, seed=336), spd(5, 337), [0, 1, 3, 4])),
+        Case("uncorrelated inputs", (normal(3, seed=339), torch.diag(torch.tensor([4.0, 1.0, 9.0])), [0, 2])),
+    ],
+)
+
+
+def _twins() -> Tensor:
+    """Two inputs that are nearly equal, and one that goes with neither much."""
+    return torch.tensor([[4.0, 3.9, 1.0], [3.9, 4.0, 0.5], [1.0, 0.5, 2.0]])
+
+
+EXERCISES = [saliency, eliminate, remove_several]
