@@ -8,7 +8,19 @@ checks.EXERCISES                        # name -> Exercise, all chapters, with p
 A new chapter is a module with a list `EXERCISES` and one line below.
 """
 
-from minprune.checks import columns, factors, inputs, magnitude, measures, norms, patient, removals, scores, surgeon
+from minprune.checks import (
+    columns,
+    factors,
+    inputs,
+    magnitude,
+    measures,
+    norms,
+    patient,
+    removals,
+    scores,
+    shares,
+    surgeon,
+)
 from minprune.checks.core import Case, Exercise, Verdict, Wrong, collect
 
 __all__ = ["EXERCISES", "Case", "Exercise", "Verdict", "Wrong"]
@@ -18,7 +30,7 @@ EXERCISES: dict[str, Exercise] = collect(
     magnitude.EXERCISES + inputs.EXERCISES,  # chapter 02
     removals.EXERCISES + surgeon.EXERCISES,  # chapter 03
     factors.EXERCISES + columns.EXERCISES,  # chapter 04
-    norms.EXERCISES + scores.EXERCISES,  # chapter 05
+    norms.EXERCISES + shares.EXERCISES + scores.EXERCISES,  # chapter 05
 )
 
 
