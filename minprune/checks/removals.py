@@ -252,7 +252,7 @@ def _block_of_H(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
 
 
 _STALE = (
-    "Each removal on its own is right, but they do not know of each other: once a weight is gone it cannot help to make "
+    "Each removal on its own is right, but they do not know of each other: once a weight is gone it cannot make "
     "up for the next one. Which inverse does the second removal need?"
 )
 

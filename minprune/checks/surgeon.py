@@ -50,12 +50,12 @@ def _nothing(P: Tensor, H: Tensor, q: int) -> Tensor:
 
 
 _STALE = (
-    "The inverse is that of all inputs, from beginning to end. A weight that is gone cannot help to make up for the next "
+    "The inverse is that of all inputs, from beginning to end. A weight that is gone cannot make up for the next "
     "one, nor does it share in its cost."
 )
 _AHEAD = (
-    "All weights were chosen from the costs at the beginning. With every removal the costs of the others change: of two "
-    "inputs that say the same, the first is cheap and then the second is dear."
+    "All weights were chosen from the costs at the beginning. With every removal the costs of the others change: of "
+    "two inputs that say the same, the first is cheap and then the second is dear."
 )
 _NO_UPDATE = "The weights that stay are as they were. They should make up for those that go."
 
