@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from minprune.errors import PruneError
-from minprune.methods import admm, exact, magnitude, obs, ria, sparsegpt, swaps, wanda
+from minprune.methods import admm, alps, exact, magnitude, obs, ria, sparsegpt, swaps, wanda
 from minprune.methods.result import Result
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
@@ -75,6 +75,7 @@ METHODS = {
     "exact": Method(exact.exact, needs="gram"),
     "admm": Method(admm.admm, needs="gram"),
     "swaps": Method(swaps.swaps, needs="gram"),
+    "alps": Method(alps.alps, needs="gram"),
 }
 
 

@@ -69,12 +69,15 @@ def unit_diagonal(W: Tensor, gram: Tensor, damp: float) -> tuple[Tensor, Tensor,
     """Scale the inputs so that the damped Gram matrix has ones on its diagonal.
 
     H = gram + damp * mean(diag(gram)) I -> V = W D (d_out, d_in), G = D^-1 H D^-1 (d_in, d_in) and the diagonal of D,
-    sqrt(diag(H)) (d_in,), with 1 for an input that is always 0 and not damped. V G V^T = W H W^T.
+    sqrt(diag(H)) (d_in,). V G V^T = W H W^T. An input that is always 0 is not damped and gets a scale of 1e-6, so that
+    its weights, which cost nothing, go first.
     """
-    diagonal = gram.diagonal() + damp * gram.diagonal().mean()
-    scale = torch.where(diagonal > 0, diagonal, 1).sqrt()
+    live = gram.diagonal() > 0
+    diagonal = (gram.diagonal() + damp * gram.diagonal().mean()) * live
+    least = 1e-12 * diagonal.mean()
+    scale = diagonal.clamp_min(least).sqrt()
     G = gram / scale / scale[:, None]
-    G.diagonal().copy_(diagonal > 0)  # exactly 1, damping included
+    G.diagonal().copy_(live)  # exactly 1, damping included
     return W * scale, G, scale
 
 

@@ -1,0 +1,122 @@
+"""ALPS: conjugate gradients end at exact least squares, masks have exact counts, and the errors fall as published."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minprune as mp
+from minprune.methods.admm import unit_diagonal
+from minprune.methods.alps import conjugate_gradients
+from minprune.methods.exact import least_squares
+
+SETTINGS = settings(derandomize=True, max_examples=30, deadline=None)
+PATTERNS = ["50%", "60%:row", "70%:block", "2:4", "1:4", "3:8", "1:1", "0:2", "block4:50%", "0%", "100%"]
+alps = mp.METHODS["alps"]
+
+
+def correlated(d_out, d_in, tokens=None, seed=0, dtype=torch.float64):
+    """(W, statistics of correlated inputs of different sizes)."""
+    generator = torch.Generator().manual_seed(seed)
+    X = torch.randn(tokens or 4 * d_in, d_in, generator=generator, dtype=torch.float64)
+    mix = torch.eye(d_in, dtype=torch.float64) + 0.3 * torch.randn(d_in, d_in, generator=generator, dtype=torch.float64)
+    X = X @ mix * (0.3 + torch.rand(d_in, generator=generator, dtype=torch.float64))
+    W = torch.randn(d_out, d_in, generator=generator, dtype=torch.float64)
+    return W.to(dtype), mp.Statistics(d_in, dtype=torch.promote_types(dtype, torch.float32)).update(X.to(dtype))
+
+
+@given(st.integers(1, 8), st.integers(1, 16), st.floats(0, 1), st.integers(0, 999))
+@SETTINGS
+def test_conjugate_gradients_end_at_exact_least_squares_on_a_given_mask(d_out, d_in, sparsity, seed):
+    W, stats = correlated(d_out, d_in, seed=seed)
+    keep = torch.rand(d_out, d_in, generator=torch.Generator().manual_seed(seed)) >= sparsity
+    found = alps(W, stats, mp.pattern("50%"), keep=keep, refine=3 * d_in, damp=0.1)
+    assert torch.equal(found.keep, keep)
+    torch.testing.assert_close(found.weight, least_squares(W, stats, keep, damp=0.1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_conjugate_gradient_step_lowers_every_rows_error(dtype):
+    W, stats = correlated(10, 64, dtype=dtype)
+    V, G, _ = unit_diagonal(W, stats.gram, 0.01)
+    keep = mp.pattern("60%:row").keep(V.square())
+    costs = []
+    for steps in range(12):
+        E = V - conjugate_gradients(V, G, V, keep, steps)
+        costs.append(((E @ G) * E).sum(1))
+    costs = torch.stack(costs)  # (steps, d_out)
+    assert (costs[1:] < costs[:-1]).all()
+
+
+@pytest.mark.parametrize("text", PATTERNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_mask_is_the_patterns_and_only_kept_weights_are_left(text, dtype):
+    W, stats = correlated(12, 24, dtype=dtype)
+    pattern = mp.pattern(text)
+    result = alps(W, stats, pattern)
+    some = pattern.with_default("layer").keep(torch.rand(12, 24, generator=torch.Generator().manual_seed(0)))
+    assert int(result.keep.sum()) == int(some.sum())
+    assert torch.equal(result.weight != 0, result.keep)
+    if isinstance(pattern, mp.NM):
+        assert (result.keep.view(-1, pattern.m).sum(1) == pattern.n).all()
+    if text == "60%:row":
+        assert ((~result.keep).sum(1) == round(0.6 * 24)).all()
+
+
+@pytest.mark.parametrize("text", ["60%", "60%:row", "2:4"])
+def test_alps_beats_admm_and_admm_beats_sparsegpt_on_most_layers(text):
+    methods = ("sparsegpt", "admm", "alps")
+    first = second = 0
+    for seed in range(20):
+        W, stats = correlated(24, 48, seed=seed)
+        errors = [mp.layer_error(W, mp.METHODS[m](W, stats, mp.pattern(text)).weight, stats.gram) for m in methods]
+        first += errors[1] < errors[0]
+        second += errors[2] < errors[1]
+    assert first >= 18 and second >= 18
+
+
+def test_refinement_closes_most_of_the_gap_to_the_exact_weights_of_its_mask():
+    W, stats = correlated(24, 96)
+    H = stats.gram + 0.01 * stats.gram.diagonal().mean() * torch.eye(96, dtype=W.dtype)
+    results = [alps(W, stats, mp.pattern("60%"), refine=steps) for steps in (0, 10, 300)]
+    assert torch.equal(results[0].keep, results[1].keep)
+    exact = least_squares(W, stats, results[0].keep)
+    none, some, many, best = (float((((W - w) @ H) * (W - w)).sum()) for w in (*(r.weight for r in results), exact))
+    assert best < some < best + 0.3 * (none - best)
+    assert many == pytest.approx(best, rel=1e-8)
+
+
+@pytest.mark.parametrize("text", ["50%", "2:4"])
+def test_a_diagonal_gram_matrix_leaves_what_is_kept_as_it_is(text):
+    W = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sizes = torch.rand(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    stats = mp.Statistics(16, dtype=torch.float64).update(torch.diag(sizes))
+    result = alps(W, stats, mp.pattern(text), damp=0)
+    torch.testing.assert_close(result.weight, W * result.keep)
+
+
+@pytest.mark.parametrize("damp", [0.0, 0.01])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dead_inputs_go_first_and_too_few_tokens_do_no_harm(damp, dtype):
+    W, stats = correlated(8, 32, tokens=6, dtype=dtype)
+    dead = torch.tensor([0, 3, 17])
+    X = torch.randn(40, 32, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    X[:, dead] = 0
+    assert alps(W, stats, mp.pattern("50%"), damp=damp).weight.isfinite().all()
+    assert alps(W, stats, mp.pattern("2:4"), damp=damp).weight.isfinite().all()
+    dead_stats = mp.Statistics(32, dtype=dtype).update(X)
+    result = alps(W, dead_stats, mp.Unstructured(3 / 32, "layer"), damp=damp)
+    assert not result.keep[:, dead].any()
+
+
+def test_nothing_to_prune_leaves_the_weights_as_they_are():
+    W, stats = correlated(6, 16)
+    for text in ("0%", "1:1"):
+        torch.testing.assert_close(alps(W, stats, mp.pattern(text)).weight, W, rtol=1e-12, atol=0)
+
+
+def test_options_that_make_no_sense_are_refused():
+    W, stats = correlated(8, 16)
+    for options in ({"steps": 0}, {"refine": -1}, {"rho": 0.0}, {"rho": float("nan")}):
+        with pytest.raises(mp.PruneError, match="out of range"):
+            alps(W, stats, mp.pattern("50%"), **options)
