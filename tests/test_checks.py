@@ -4,6 +4,7 @@ import math
 from itertools import combinations
 
 import answers_columns
+import answers_groups
 import answers_wanda
 import answers_surgeon
 import numpy as np
@@ -146,6 +147,7 @@ RIGHT = {
     "best_mask": [best_mask_numpy, best_mask_loop],
     **answers_surgeon.RIGHT,
     **answers_columns.RIGHT,
+    **answers_groups.RIGHT,
     **answers_wanda.RIGHT,
 }
 
@@ -202,6 +204,7 @@ REJECTED = {
     ],
     **answers_surgeon.REJECTED,
     **answers_columns.REJECTED,
+    **answers_groups.REJECTED,
     **answers_wanda.REJECTED,
 }
 

@@ -11,6 +11,8 @@ A new chapter is a module with a list `EXERCISES` and one line below.
 from minprune.checks import (
     columns,
     factors,
+    folding,
+    groups,
     inputs,
     magnitude,
     measures,
@@ -31,6 +33,7 @@ EXERCISES: dict[str, Exercise] = collect(
     removals.EXERCISES + surgeon.EXERCISES,  # chapter 03
     factors.EXERCISES + columns.EXERCISES,  # chapter 04
     norms.EXERCISES + shares.EXERCISES + scores.EXERCISES,  # chapter 05
+    groups.EXERCISES + folding.EXERCISES,  # chapter 06
 )
 
 
