@@ -46,7 +46,7 @@ def obs(
     pattern: Pattern,
     *,
     damp: float = 0.01,
-    memory: float = 1e9,
+    memory: float = 1e8,
     keep: Tensor | None = None,
 ) -> Result:
     """Prune W (d_out, d_in) weight by weight, the cheapest of each row first, the others making up for each.
@@ -64,7 +64,7 @@ def obs(
     pattern = pattern.with_default("row")
     pattern.check(*W.shape)
     if not memory > 0:
-        raise PruneError(f"memory {memory:g} is not positive: it is the number of bytes to work in, such as 1e9")
+        raise PruneError(f"memory {memory:g} is not positive: it is the number of bytes to work in, such as 1e8")
     gram, d_in = checked_gram(W, stats, damp), W.shape[1]  # (d_in, d_in)
     U, note = inverse_factor(gram, damp)
     inverse = U.T @ U  # (d_in, d_in)
