@@ -5,6 +5,7 @@ from itertools import combinations
 
 import answers_columns
 import answers_groups
+import answers_optimum
 import answers_wanda
 import answers_surgeon
 import numpy as np
@@ -148,6 +149,7 @@ RIGHT = {
     **answers_surgeon.RIGHT,
     **answers_columns.RIGHT,
     **answers_groups.RIGHT,
+    **answers_optimum.RIGHT,
     **answers_wanda.RIGHT,
 }
 
@@ -205,6 +207,7 @@ REJECTED = {
     **answers_surgeon.REJECTED,
     **answers_columns.REJECTED,
     **answers_groups.REJECTED,
+    **answers_optimum.REJECTED,
     **answers_wanda.REJECTED,
 }
 

@@ -17,9 +17,11 @@ from minprune.checks import (
     magnitude,
     measures,
     norms,
+    optimum,
     patient,
     removals,
     scores,
+    search,
     shares,
     surgeon,
 )
@@ -34,6 +36,7 @@ EXERCISES: dict[str, Exercise] = collect(
     factors.EXERCISES + columns.EXERCISES,  # chapter 04
     norms.EXERCISES + shares.EXERCISES + scores.EXERCISES,  # chapter 05
     groups.EXERCISES + folding.EXERCISES,  # chapter 06
+    optimum.EXERCISES + search.EXERCISES,  # chapter 07
 )
 
 
