@@ -22,6 +22,7 @@ from minprune.checks import (
     removals,
     scores,
     search,
+    several,
     shares,
     surgeon,
 )
@@ -32,7 +33,7 @@ __all__ = ["EXERCISES", "Case", "Exercise", "Verdict", "Wrong"]
 EXERCISES: dict[str, Exercise] = collect(
     patient.EXERCISES + measures.EXERCISES,  # chapter 01
     magnitude.EXERCISES + inputs.EXERCISES,  # chapter 02
-    removals.EXERCISES + surgeon.EXERCISES,  # chapter 03
+    removals.EXERCISES + several.EXERCISES + surgeon.EXERCISES,  # chapter 03
     factors.EXERCISES + columns.EXERCISES,  # chapter 04
     norms.EXERCISES + shares.EXERCISES + scores.EXERCISES,  # chapter 05
     groups.EXERCISES + folding.EXERCISES,  # chapter 06
