@@ -6,8 +6,8 @@ from itertools import combinations
 import answers_columns
 import answers_groups
 import answers_optimum
-import answers_wanda
 import answers_surgeon
+import answers_wanda
 import numpy as np
 import pytest
 import torch
