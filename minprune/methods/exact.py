@@ -91,7 +91,8 @@ def solve_on_support(A: Tensor, support: Tensor, right: Tensor) -> Tensor:
     stop = len(order)
     while stop and (size := int(sizes[stop - 1])):  # from the largest down; rows of size 0 have nothing to solve
         rows = order[max(0, stop - max(1, _NUMBERS // size**2)) : stop]
-        S = torch.where(support[rows], places, d).sort(1).values[:, :size]  # (chunk, size), padded with d
+        S = torch.full((len(rows), size), d, device=A.device)  # (chunk, size), padded with d
+        S[places[:size] < support[rows].sum(1, keepdim=True)] = support[rows].nonzero()[:, 1]
         matrices = torch.empty(len(rows), size, size, dtype=A.dtype, device=A.device)
         for matrix, s in zip(matrices, S, strict=True):  # copying whole rows, then columns, is three times faster
             torch.index_select(padded.index_select(0, s), 1, s, out=matrix)  # than indexing by both at once
