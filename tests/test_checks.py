@@ -220,7 +220,7 @@ def test_every_exercise_has_answers_here():
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.name)
 def test_reference_passes(exercise):
     verdict = exercise(exercise.reference)
-    assert verdict.passed and verdict.bug is None and verdict.points == exercise.points > 0
+    assert verdict.passed and verdict.bug is None and verdict.points == exercise.difficulty > 0
 
 
 @pytest.mark.parametrize(("exercise", "wrong"), VARIANTS)
@@ -309,7 +309,7 @@ TOY = Exercise(
     reference=_double,
     wrong=(Wrong("no scale", lambda x, factor: (x, float(x.sum())), "The factor is missing."),),
     cases=lambda: [Case("ones", (torch.ones(2, 2), 3.0)), Case("zeros", (torch.zeros(2), 2.0))],
-    points=4,
+    difficulty=4,
 )
 
 

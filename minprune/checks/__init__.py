@@ -3,7 +3,7 @@
 from minprune import checks
 
 checks.block_mask(my_function)      # a Verdict: .passed, .bug (the name of a recognised mistake, or None)
-checks.EXERCISES                        # name -> Exercise, all chapters, with points and difficulty
+checks.EXERCISES                        # name -> Exercise, all chapters, with their difficulty
 
 A new chapter is a module with a list `EXERCISES` and one line below.
 """

@@ -287,7 +287,6 @@ sparsegpt = Exercise(
     chapter=4,
     title="SparseGPT: choose block by block, prune column by column, update what is still to come",
     reference=_Recipe(),
-    points=6,
     difficulty=5,
     rtol=1e-3,
     atol=1e-4,

@@ -73,7 +73,7 @@ class Verdict:
 class Exercise:
     """A function to be written, and all it takes to judge one. Calling it with an answer gives a `Verdict`.
 
-    chapter: its number. title: what the function does, in a line. points, difficulty (1 to 5): for grading.
+    chapter: its number. title: what the function does, in a line. difficulty: 1 to 5, also the points.
     cases: returns the arguments to try, the same at every call. The reference returns a number, a tensor, or a
     tuple or list of these; answers may return the same as NumPy arrays or nested lists. Booleans and integers are
     compared exactly, floats within rtol and atol.
@@ -85,7 +85,6 @@ class Exercise:
     reference: Callable
     wrong: tuple[Wrong, ...]
     cases: Callable[[], Sequence[Case]]
-    points: int = 1
     difficulty: int = 1
     rtol: float = 1e-4
     atol: float = 1e-6
@@ -104,7 +103,7 @@ class Exercise:
         got = [_run(answer, case) for case in cases]
         wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._agree(e, e, g)]
         if not wrongs:
-            return Verdict(self.name, True, f"Right on all {len(cases)} cases.", points=self.points)
+            return Verdict(self.name, True, f"Right on all {len(cases)} cases.", points=self.difficulty)
         matching = [w for w in self.wrong if self._same(expected, _runs(w.function, cases), got)]
         if matching and len({w.name for w in matching}) == 1:
             return self._fail(matching[0].message, matching[0].name)

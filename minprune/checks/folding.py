@@ -36,7 +36,6 @@ fold_output = Exercise(
     chapter=6,
     title="the columns of o_proj after the rows of v_proj changed places within each value head",
     reference=_fold,
-    points=3,
     difficulty=4,
     wrong=(
         Wrong(

@@ -36,7 +36,6 @@ nm_mask = Exercise(
     chapter=6,
     title="the keep mask of n of every m neighbouring inputs, with exact counts",
     reference=lambda scores, n, m: NM(n, m).keep(scores),
-    points=2,
     difficulty=2,
     wrong=(
         Wrong(
@@ -146,7 +145,6 @@ snake_deal = Exercise(
     chapter=6,
     title="an order of the inputs in which each group gets one column of every band, dealt back and forth",
     reference=_dealt,
-    points=2,
     difficulty=3,
     wrong=(
         Wrong(

@@ -21,7 +21,6 @@ input_cost = Exercise(
     chapter=2,
     title="the squared output error that removing each whole input would cause",
     reference=_input_cost,
-    points=2,
     difficulty=2,
     wrong=(
         Wrong(
@@ -115,7 +114,6 @@ best_mask = Exercise(
     chapter=2,
     title="the best keep mask of one output, found by trying all",
     reference=_search,
-    points=3,
     difficulty=4,
     wrong=(
         Wrong(

@@ -64,7 +64,6 @@ block_mask = Exercise(
     chapter=2,
     title="the keep mask of magnitude pruning within blocks of columns, with exact counts",
     reference=_block_mask,
-    points=2,
     difficulty=2,
     wrong=(
         Wrong("<= threshold", lambda W, s, b: _per_block(W, b, lambda v: _above(v, s, clamp=False)), _LE),
@@ -198,7 +197,6 @@ global_sparsities = Exercise(
     chapter=2,
     title="how much of each layer goes when one threshold is used for the whole model",
     reference=_global_sparsities,
-    points=3,
     difficulty=3,
     wrong=(
         Wrong(

@@ -20,7 +20,6 @@ perplexity = Exercise(
     chapter=1,
     title="perplexity from the negative log-likelihoods of windows of different lengths",
     reference=lambda nlls: _mean_nll(nlls).exp(),
-    points=2,
     difficulty=2,
     wrong=(
         Wrong(
@@ -92,7 +91,6 @@ zero_shares = Exercise(
     chapter=1,
     title="the share of zeros of each matrix and, as the last entry, of all matrices together",
     reference=_zero_shares,
-    points=1,
     difficulty=2,
     wrong=(
         Wrong(

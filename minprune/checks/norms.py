@@ -58,7 +58,6 @@ input_norms = Exercise(
     chapter=5,
     title="the norm of each input over all real tokens of several padded batches",
     reference=lambda batches, real: _tokens(batches, real).norm(dim=0),
-    points=2,
     difficulty=2,
     wrong=(
         Wrong(

@@ -27,7 +27,6 @@ cut_windows = Exercise(
     chapter=1,
     title="a text's tokens as windows of one length, without overlap or padding",
     reference=_cut_windows,
-    points=1,
     difficulty=1,
     wrong=(
         Wrong(
@@ -112,7 +111,6 @@ count_parameters = Exercise(
     chapter=1,
     title="the number of parameters of a Llama-like model, from its config",
     reference=_count_parameters,
-    points=2,
     difficulty=3,
     wrong=(
         Wrong(

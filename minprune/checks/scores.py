@@ -91,7 +91,6 @@ wanda = Exercise(
     chapter=5,
     title="the keep mask of Wanda from the weights and the inputs",
     reference=_Recipe(),
-    points=3,
     difficulty=3,
     wrong=(
         Wrong(

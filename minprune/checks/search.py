@@ -43,7 +43,6 @@ swap_change = Exercise(
     chapter=7,
     title="by how much a row's loss changes if one kept and one pruned weight change places",
     reference=_change(),
-    points=3,
     difficulty=3,
     wrong=(
         Wrong(
@@ -146,7 +145,6 @@ ramp = Exercise(
     chapter=7,
     title="the share of zeros in each round of gradual ADMM: steep at first, flat at the end, then held",
     reference=_ramp(_bend),
-    points=1,
     difficulty=1,
     wrong=(
         Wrong(

@@ -62,7 +62,6 @@ remove_several = Exercise(
     chapter=3,
     title="the best row without several weights, removed together",
     reference=_remove_several,
-    points=3,
     difficulty=3,
     rtol=1e-3,
     atol=1e-4,

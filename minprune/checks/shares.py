@@ -30,7 +30,6 @@ error_split = Exercise(
     chapter=5,
     title="the error of a pruned row: the squared Wanda scores, and the cross terms",
     reference=lambda w, X, keep: _split(w, X, keep, _own, _cross),
-    points=2,
     difficulty=3,
     wrong=(
         Wrong(
@@ -132,7 +131,6 @@ ria_scores = Exercise(
     chapter=5,
     title="the scores of RIA: relative importance times a power of the input's norm",
     reference=_combined(lambda column, row, loud: (column + row) * loud),
-    points=2,
     difficulty=2,
     wrong=(
         Wrong(

@@ -64,7 +64,6 @@ obs_row = Exercise(
     chapter=3,
     title="optimal brain surgeon for one row: the cheapest goes, the others make up for it, and again",
     reference=_Surgeon(),
-    points=4,
     difficulty=4,
     rtol=1e-3,
     atol=1e-4,
