@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import correlated, statistics
 
 import minprune as mp
 from minprune.methods.admm import part_of, unit_diagonal
@@ -16,23 +17,10 @@ PATTERNS = ["50%", "60%:row", "70%:block", "2:4", "1:4", "3:8", "1:1", "0:2", "b
 admm = mp.METHODS["admm"]
 
 
-def correlated(d_out, d_in, tokens=None, seed=0, dtype=torch.float64):
-    """(W, X): random weights and correlated inputs of different sizes."""
-    generator = torch.Generator().manual_seed(seed)
-    X = torch.randn(tokens or 4 * d_in, d_in, generator=generator, dtype=torch.float64)
-    mix = torch.eye(d_in, dtype=torch.float64) + 0.3 * torch.randn(d_in, d_in, generator=generator, dtype=torch.float64)
-    sizes = 0.3 + torch.rand(d_in, generator=generator, dtype=torch.float64)
-    return torch.randn(d_out, d_in, generator=generator, dtype=torch.float64).to(dtype), (X @ mix * sizes).to(dtype)
-
-
-def statistics(X):
-    return mp.Statistics(X.shape[1], dtype=torch.promote_types(X.dtype, torch.float32)).update(X)
-
-
 @given(st.integers(1, 8), st.integers(1, 20), st.floats(0, 1), st.floats(0.3, 3), st.integers(0, 999))
 @SETTINGS
 def test_on_a_fixed_mask_it_converges_to_exact_least_squares(d_out, d_in, sparsity, rho, seed):
-    W, X = correlated(d_out, d_in, seed=seed)
+    W, X = correlated(d_out, d_in, seed=seed, sizes=True)
     stats = statistics(X)
     keep = torch.rand(d_out, d_in, generator=torch.Generator().manual_seed(seed)) >= sparsity
     exact = least_squares(W, stats, keep, damp=0.1)
@@ -42,7 +30,7 @@ def test_on_a_fixed_mask_it_converges_to_exact_least_squares(d_out, d_in, sparsi
 
 
 def test_on_a_fixed_mask_it_comes_nearer_from_round_to_round():
-    W, X = correlated(12, 64)
+    W, X = correlated(12, 64, sizes=True)
     stats = statistics(X)
     keep = mp.METHODS["wanda"](W, stats, mp.pattern("60%")).keep
     exact = least_squares(W, stats, keep)
@@ -53,7 +41,7 @@ def test_on_a_fixed_mask_it_comes_nearer_from_round_to_round():
 
 
 def test_two_rounds_by_the_published_recursion():
-    W, X = correlated(6, 16)
+    W, X = correlated(6, 16, sizes=True)
     gram = X.T @ X
     H = gram + 0.01 * gram.diagonal().mean() * torch.eye(16, dtype=gram.dtype)
     D = H.diagonal().sqrt()
@@ -75,7 +63,7 @@ def test_two_rounds_by_the_published_recursion():
 @pytest.mark.parametrize("text", PATTERNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_mask_is_the_patterns_and_only_kept_weights_are_left(text, dtype):
-    W, X = correlated(12, 24, dtype=dtype)
+    W, X = correlated(12, 24, dtype=dtype, sizes=True)
     pattern = mp.pattern(text)
     result = admm(W, statistics(X), pattern)
     some = pattern.with_default("layer").keep(torch.rand(12, 24, generator=torch.Generator().manual_seed(0)))
@@ -103,7 +91,7 @@ def test_on_the_way_to_a_pattern_zeros_only_grow_in_number_and_n_m_never_loses_m
 
 
 def test_scaling_leaves_the_error_as_it_is_and_a_diagonal_of_ones():
-    W, X = correlated(5, 12)
+    W, X = correlated(5, 12, sizes=True)
     gram = X.T @ X
     V, G, scale = unit_diagonal(W, gram, 0.1)
     H = gram + 0.1 * gram.diagonal().mean() * torch.eye(12, dtype=gram.dtype)
@@ -115,7 +103,7 @@ def test_scaling_leaves_the_error_as_it_is_and_a_diagonal_of_ones():
 def test_the_gradual_mask_beats_one_chosen_at_once_and_both_beat_sparsegpt():
     gradual, at_once = 0, 0
     for seed in range(20):
-        W, X = correlated(24, 48, seed=seed)
+        W, X = correlated(24, 48, seed=seed, sizes=True)
         stats = statistics(X)
         sparsegpt = mp.METHODS["sparsegpt"](W, stats, mp.pattern("60%")).weight
         errors = [
@@ -132,7 +120,7 @@ def test_the_gradual_mask_beats_one_chosen_at_once_and_both_beat_sparsegpt():
 
 
 def test_nothing_to_prune_leaves_the_weights_as_they_are():
-    W, X = correlated(6, 16)
+    W, X = correlated(6, 16, sizes=True)
     for text in ("0%", "1:1"):
         torch.testing.assert_close(admm(W, statistics(X), mp.pattern(text)).weight, W, rtol=1e-12, atol=0)
 
@@ -140,7 +128,7 @@ def test_nothing_to_prune_leaves_the_weights_as_they_are():
 @pytest.mark.parametrize("damp", [0.0, 0.01])
 @pytest.mark.parametrize("text", ["50%", "2:4"])
 def test_dead_inputs_and_too_few_tokens_need_no_more_damping(damp, text):
-    W, X = correlated(8, 32, tokens=6, dtype=torch.float32)
+    W, X = correlated(8, 32, tokens=6, dtype=torch.float32, sizes=True)
     X[:, [0, 3, 17]] = 0
     result = admm(W, statistics(X), mp.pattern(text), damp=damp)
     assert result.weight.isfinite().all() and result.note == ""
@@ -151,7 +139,7 @@ def test_dead_inputs_and_too_few_tokens_need_no_more_damping(damp, text):
 
 
 def test_options_that_make_no_sense_are_refused():
-    W, X = correlated(8, 16)
+    W, X = correlated(8, 16, sizes=True)
     for options in ({"steps": 0}, {"gradual": 0}, {"rho": 0.0}, {"rho": float("nan")}):
         with pytest.raises(mp.PruneError, match="must be positive"):
             admm(W, statistics(X), mp.pattern("50%"), **options)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import observed
 
 import minprune as mp
 from minprune.methods.admm import unit_diagonal
@@ -15,20 +16,10 @@ PATTERNS = ["50%", "60%:row", "70%:block", "2:4", "1:4", "3:8", "1:1", "0:2", "b
 alps = mp.METHODS["alps"]
 
 
-def correlated(d_out, d_in, tokens=None, seed=0, dtype=torch.float64):
-    """(W, statistics of correlated inputs of different sizes)."""
-    generator = torch.Generator().manual_seed(seed)
-    X = torch.randn(tokens or 4 * d_in, d_in, generator=generator, dtype=torch.float64)
-    mix = torch.eye(d_in, dtype=torch.float64) + 0.3 * torch.randn(d_in, d_in, generator=generator, dtype=torch.float64)
-    X = X @ mix * (0.3 + torch.rand(d_in, generator=generator, dtype=torch.float64))
-    W = torch.randn(d_out, d_in, generator=generator, dtype=torch.float64)
-    return W.to(dtype), mp.Statistics(d_in, dtype=torch.promote_types(dtype, torch.float32)).update(X.to(dtype))
-
-
 @given(st.integers(1, 8), st.integers(1, 16), st.floats(0, 1), st.integers(0, 999))
 @SETTINGS
 def test_conjugate_gradients_end_at_exact_least_squares_on_a_given_mask(d_out, d_in, sparsity, seed):
-    W, stats = correlated(d_out, d_in, seed=seed)
+    W, stats = observed(d_out, d_in, seed=seed, sizes=True)
     keep = torch.rand(d_out, d_in, generator=torch.Generator().manual_seed(seed)) >= sparsity
     found = alps(W, stats, mp.pattern("50%"), keep=keep, refine=3 * d_in, damp=0.1)
     assert torch.equal(found.keep, keep)
@@ -37,7 +28,7 @@ def test_conjugate_gradients_end_at_exact_least_squares_on_a_given_mask(d_out, d
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_conjugate_gradient_step_lowers_every_rows_error(dtype):
-    W, stats = correlated(10, 64, dtype=dtype)
+    W, stats = observed(10, 64, dtype=dtype, sizes=True)
     V, G, _ = unit_diagonal(W, stats.gram, 0.01)
     keep = mp.pattern("60%:row").keep(V.square())
     costs = []
@@ -51,7 +42,7 @@ def test_every_conjugate_gradient_step_lowers_every_rows_error(dtype):
 @pytest.mark.parametrize("text", PATTERNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_mask_is_the_patterns_and_only_kept_weights_are_left(text, dtype):
-    W, stats = correlated(12, 24, dtype=dtype)
+    W, stats = observed(12, 24, dtype=dtype, sizes=True)
     pattern = mp.pattern(text)
     result = alps(W, stats, pattern)
     some = pattern.with_default("layer").keep(torch.rand(12, 24, generator=torch.Generator().manual_seed(0)))
@@ -68,7 +59,7 @@ def test_alps_beats_admm_and_admm_beats_sparsegpt_on_most_layers(text):
     methods = ("sparsegpt", "admm", "alps")
     first = second = 0
     for seed in range(20):
-        W, stats = correlated(24, 48, seed=seed)
+        W, stats = observed(24, 48, seed=seed, sizes=True)
         errors = [mp.layer_error(W, mp.METHODS[m](W, stats, mp.pattern(text)).weight, stats.gram) for m in methods]
         first += errors[1] < errors[0]
         second += errors[2] < errors[1]
@@ -76,7 +67,7 @@ def test_alps_beats_admm_and_admm_beats_sparsegpt_on_most_layers(text):
 
 
 def test_refinement_closes_most_of_the_gap_to_the_exact_weights_of_its_mask():
-    W, stats = correlated(24, 96)
+    W, stats = observed(24, 96, sizes=True)
     H = stats.gram + 0.01 * stats.gram.diagonal().mean() * torch.eye(96, dtype=W.dtype)
     results = [alps(W, stats, mp.pattern("60%"), refine=steps) for steps in (0, 10, 300)]
     assert torch.equal(results[0].keep, results[1].keep)
@@ -98,7 +89,7 @@ def test_a_diagonal_gram_matrix_leaves_what_is_kept_as_it_is(text):
 @pytest.mark.parametrize("damp", [0.0, 0.01])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dead_inputs_go_first_and_too_few_tokens_do_no_harm(damp, dtype):
-    W, stats = correlated(8, 32, tokens=6, dtype=dtype)
+    W, stats = observed(8, 32, tokens=6, dtype=dtype, sizes=True)
     dead = torch.tensor([0, 3, 17])
     X = torch.randn(40, 32, generator=torch.Generator().manual_seed(0), dtype=dtype)
     X[:, dead] = 0
@@ -110,13 +101,13 @@ def test_dead_inputs_go_first_and_too_few_tokens_do_no_harm(damp, dtype):
 
 
 def test_nothing_to_prune_leaves_the_weights_as_they_are():
-    W, stats = correlated(6, 16)
+    W, stats = observed(6, 16, sizes=True)
     for text in ("0%", "1:1"):
         torch.testing.assert_close(alps(W, stats, mp.pattern(text)).weight, W, rtol=1e-12, atol=0)
 
 
 def test_options_that_make_no_sense_are_refused():
-    W, stats = correlated(8, 16)
+    W, stats = observed(8, 16, sizes=True)
     for options in ({"steps": 0}, {"refine": -1}, {"rho": 0.0}, {"rho": float("nan")}):
         with pytest.raises(mp.PruneError, match="out of range"):
             alps(W, stats, mp.pattern("50%"), **options)

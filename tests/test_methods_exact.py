@@ -5,29 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import correlated, hessian, statistics
 
 import minprune as mp
 from minprune.methods import exact as module
 from minprune.methods.exact import least_squares, solve_on_support
 
 SETTINGS = settings(derandomize=True, max_examples=40, deadline=None)
-
-
-def correlated(d_out, d_in, tokens=None, seed=0, dtype=torch.float64):
-    """(W, X): random weights and correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    X = torch.randn(tokens or 4 * d_in, d_in, generator=generator, dtype=torch.float64)
-    mix = torch.eye(d_in, dtype=torch.float64) + 0.3 * torch.randn(d_in, d_in, generator=generator, dtype=torch.float64)
-    return torch.randn(d_out, d_in, generator=generator, dtype=torch.float64).to(dtype), (X @ mix).to(dtype)
-
-
-def statistics(X):
-    return mp.Statistics(X.shape[1], dtype=torch.promote_types(X.dtype, torch.float32)).update(X)
-
-
-def hessian(X, damp):
-    gram = X.T @ X
-    return gram + damp * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
 
 
 def random_mask(d_out, d_in, sparsity, seed=0):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import correlated, cost, exact, hessian, statistics
 
 import minprune as mp
 from minprune.methods import get_method
@@ -15,37 +16,6 @@ from minprune.methods.obs import surgery
 
 SETTINGS = settings(derandomize=True, max_examples=30, deadline=None)
 obd, obs = mp.METHODS["obd"], mp.METHODS["obs"]
-
-
-def correlated(d_out, d_in, tokens=None, seed=0, dtype=torch.float64):
-    """(W, X): random weights and correlated inputs."""
-    generator = torch.Generator().manual_seed(seed)
-    X = torch.randn(tokens or 4 * d_in, d_in, generator=generator, dtype=torch.float64)
-    mix = torch.eye(d_in, dtype=torch.float64) + 0.3 * torch.randn(d_in, d_in, generator=generator, dtype=torch.float64)
-    return torch.randn(d_out, d_in, generator=generator, dtype=torch.float64).to(dtype), (X @ mix).to(dtype)
-
-
-def statistics(X):
-    return mp.Statistics(X.shape[1], dtype=torch.promote_types(X.dtype, torch.float32)).update(X)
-
-
-def hessian(X, damp=0.01):
-    """X^T X with damp times the mean of its diagonal added to it."""
-    gram = X.T @ X
-    return gram + damp * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-
-
-def exact(W, H, keep):
-    """The best weights on a mask: for each row, minimise (w - w') H (w - w')^T with w' zero where not kept."""
-    best = torch.zeros_like(W)
-    for w, b, k in zip(W, best, keep, strict=True):
-        if k.any():
-            b[k] = torch.linalg.solve(H[k][:, k], H[k] @ w)
-    return best
-
-
-def cost(W, W_pruned, H):
-    return float((((W - W_pruned) @ H) * (W - W_pruned)).sum())
 
 
 def cost_without(w, H, gone):

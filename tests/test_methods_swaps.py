@@ -6,21 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import observed
 
 import minprune as mp
 from minprune.methods import swaps as module
 
 SETTINGS = settings(derandomize=True, max_examples=40, deadline=None)
 swaps = mp.METHODS["swaps"]
-
-
-def correlated(d_out, d_in, seed=0, dtype=torch.float64):
-    """(W, statistics of correlated inputs)."""
-    generator = torch.Generator().manual_seed(seed)
-    X = torch.randn(4 * d_in, d_in, generator=generator, dtype=torch.float64)
-    mix = torch.eye(d_in, dtype=torch.float64) + 0.3 * torch.randn(d_in, d_in, generator=generator, dtype=torch.float64)
-    W = torch.randn(d_out, d_in, generator=generator, dtype=torch.float64)
-    return W.to(dtype), mp.Statistics(d_in, dtype=torch.promote_types(dtype, torch.float32)).update((X @ mix).to(dtype))
 
 
 def loss(w, keep, gram):
@@ -42,7 +34,7 @@ def every_swap(w, keep, gram, m):
 @given(st.integers(2, 12), st.floats(0, 1), st.integers(0, 999))
 @SETTINGS
 def test_no_single_swap_improves_the_last_mask_and_the_loss_fell(d_in, sparsity, seed):
-    W, stats = correlated(4, d_in, seed)
+    W, stats = observed(4, d_in, seed=seed)
     start = mp.METHODS["wanda"](W, stats, mp.Unstructured(sparsity, "row"))
     result = swaps(W, stats, mp.Unstructured(sparsity, "row"), max_swaps=1000)
     assert torch.equal(result.keep.sum(1), start.keep.sum(1))
@@ -58,7 +50,7 @@ def test_no_single_swap_improves_the_last_mask_and_the_loss_fell(d_in, sparsity,
 @SETTINGS
 def test_n_m_swaps_stay_within_their_group_and_end_where_none_improves(groups, m, seed):
     n = 1 + seed % (m - 1)
-    W, stats = correlated(3, groups * m, seed)
+    W, stats = observed(3, groups * m, seed=seed)
     start = mp.METHODS["wanda"](W, stats, mp.NM(n, m)).keep
     result = swaps(W, stats, mp.NM(n, m), max_swaps=1000)
     assert (result.keep.view(-1, m).sum(1) == n).all()
@@ -70,7 +62,7 @@ def test_n_m_swaps_stay_within_their_group_and_end_where_none_improves(groups, m
 
 @pytest.mark.parametrize("text", ["50%", "2:4"])
 def test_one_swap_is_the_best_of_all_and_changes_the_loss_as_predicted(text):
-    W, stats = correlated(20, 12)
+    W, stats = observed(20, 12)
     pattern, gram = mp.pattern(text), stats.gram
     start = mp.METHODS["wanda"](W, stats, pattern).keep
     result = swaps(W, stats, pattern, max_swaps=1)
@@ -90,7 +82,7 @@ def test_one_swap_is_the_best_of_all_and_changes_the_loss_as_predicted(text):
 def test_the_loss_falls_from_swap_to_swap_however_few_candidates_there_are(few, monkeypatch):
     monkeypatch.setattr(module, "_FEW", few)
     monkeypatch.setattr(module, "_NUMBERS", 1)  # one row at a time
-    W, stats = correlated(8, 20)
+    W, stats = observed(8, 20)
     losses = []
     for most in range(30):
         keep = swaps(W, stats, mp.pattern("50%"), max_swaps=most).keep
@@ -106,7 +98,7 @@ def test_the_loss_falls_from_swap_to_swap_however_few_candidates_there_are(few, 
 @pytest.mark.parametrize("text", ["50%", "60%:layer", "2:4"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_any_mask_can_be_improved_and_the_exact_weights_of_it_too(text, dtype):
-    W, stats = correlated(16, 64, dtype=dtype)
+    W, stats = observed(16, 64, dtype=dtype)
     pattern = mp.pattern(text)
     start = mp.METHODS["magnitude"](W, stats, pattern).keep
     before = start.clone()
@@ -121,14 +113,14 @@ def test_any_mask_can_be_improved_and_the_exact_weights_of_it_too(text, dtype):
 
 
 def test_rows_with_everything_or_nothing_kept_have_nothing_to_swap():
-    W, stats = correlated(5, 16)
+    W, stats = observed(5, 16)
     for text in ("0%", "100%", "1:1", "0:2"):
         result = swaps(W, stats, mp.pattern(text))
         assert result.keep.all() or not result.keep.any()
 
 
 def test_blocks_are_refused_with_a_remedy():
-    W, stats = correlated(8, 16)
+    W, stats = observed(8, 16)
     for text in ("block4:50%", "50%:block"):
         with pytest.raises(mp.PruneError, match="50%:row"):
             swaps(W, stats, mp.pattern(text))
