@@ -7,7 +7,7 @@ JB     := $(BIN)/jupyter-book build . -W --keep-going -q
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow lint unit notebooks book lab student bench assets clean
+.PHONY: help demo test test-slow lint unit notebooks book lab student bench results assets clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -59,8 +59,13 @@ lab: assets  ## Open the notebooks in JupyterLab
 student: $(STAMP)  ## Write the notebooks without solutions to student/ (minprune grade gives points)
 	@$(BIN)/python -m minprune.classroom.student student notebooks/*.ipynb
 
-bench: assets  ## Print the measured ratios of the solver and of the whole pipeline
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+bench: assets  ## Print the measured ratios: solver, methods, whole pipeline, peak memory
+	@for name in solver methods pipeline peak_memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+results: assets  ## Fill in what is missing of the measured data that pages quote (hours if all of it is)
+	@$(BIN)/python benchmarks/quality.py book/results/one-shot.json
+	@$(BIN)/python benchmarks/quality.py book/results/optimum.json --methods sparsegpt admm alps --patterns 50% 60% 70% 2:4
+	@$(BIN)/python benchmarks/layers.py book/results/layers.json
 
 clean:  ## Remove what make and the book made, but not the assets
 	@rm -rf $(VENV) _build demo-output student *.egg-info

@@ -8,19 +8,16 @@ Writes one JSON file; what it already holds is not measured again.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import torch
+from record import load_cells, save
 
 import minprune as mp
 from minprune.methods import get_method
 from minprune.methods.exact import least_squares
-from minprune.report import versions
 from minprune.statistics import layer_error
 
 BLOCKS = (0, 14, 29)
@@ -84,17 +81,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     args = parser.parse_args()
-    cells = json.loads(args.output.read_text())["cells"] if args.output.exists() else []
+    cells = load_cells(args.output)
     done = {(cell["layer"], cell["method"], cell["pattern"]) for cell in cells}
     torch.set_num_threads(1)
     patients = layers()
-    facts = {
-        "command": f"python benchmarks/layers.py {args.output.as_posix()}",
-        "protocol": PROTOCOL,
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()} CPU, 1 thread, no GPU",
-        "versions": versions(),
-    }
     for method in args.methods:
         for pattern in args.patterns:
             for name, (W, stats, held_out) in patients.items():
@@ -104,7 +94,7 @@ def main() -> None:
                 rounded = {key: float(f"{value:.4g}") for key, value in found.items()}
                 cells.append({"layer": name, "method": method, "pattern": pattern, **rounded})
                 print(cells[-1], file=sys.stderr)
-            args.output.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
+            save(args.output, f"python benchmarks/layers.py {args.output.as_posix()}", PROTOCOL, cells)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,14 @@ Writes one JSON file with the command, versions, seed, machine and date; runs th
 """
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
-import torch
+from record import load_cells, save
 
 import minprune as mp
-from minprune.report import versions
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 PATTERNS = ("50%", "2:4", "60%", "30%")
@@ -86,7 +82,7 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
-    cells = json.loads(args.output.read_text())["cells"] if args.output.exists() else []
+    cells = load_cells(args.output)
     done = {(cell["method"], cell["pattern"]) for cell in cells}
     wanted = [("dense", ""), *((method, pattern) for pattern in args.patterns for method in args.methods)]
     for method, pattern in wanted:
@@ -95,14 +91,8 @@ def main() -> None:
         found = {name: float(f"{value:.6g}") for name, value in recompute(method, pattern).items()}
         cells.append({"method": method, "pattern": pattern, **found})
         print(cells[-1], file=sys.stderr)
-        facts = {
-            "command": f"python benchmarks/quality.py {args.output.as_posix()} (--methods, --patterns: see the cells)",
-            "protocol": PROTOCOL,
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s), no GPU",
-            "versions": versions(),
-        }
-        args.output.write_text(json.dumps({**facts, "cells": cells}, indent=2) + "\n")
+        command = f"python benchmarks/quality.py {args.output.as_posix()} (--methods, --patterns: see the cells)"
+        save(args.output, command, PROTOCOL, cells)
     if args.figure:
         draw(cells, args.figure)
 
