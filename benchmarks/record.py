@@ -1,0 +1,27 @@
+"""Results files: the cells that were measured, under the facts that one needs to measure them again."""
+
+import datetime
+import json
+import platform
+from pathlib import Path
+
+import torch
+
+from minprune.report import versions
+
+
+def load_cells(path: Path) -> list[dict]:
+    """The cells that the file holds; none if there is no file yet."""
+    return json.loads(path.read_text())["cells"] if path.exists() else []
+
+
+def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) -> None:
+    """Write the cells with command, protocol, date, machine and versions."""
+    facts = {
+        "command": command,
+        "protocol": protocol,
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s), no GPU",
+        "versions": versions(),
+    }
+    path.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
