@@ -22,7 +22,7 @@ from minprune.statistics import layer_error
 
 BLOCKS = (0, 14, 29)
 KINDS = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
-METHODS = ("magnitude", "obd", "wanda", "ria", "sparsegpt", "obs", "wanda+swaps", "admm", "alps")
+METHODS = ("magnitude", "obd", "wanda", "ria", "sparsegpt", "wanda+swaps", "admm", "alps")  # obs takes minutes a layer
 PATTERNS = ("50%", "60%", "70%", "2:4", "4:8")
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised to float32)",

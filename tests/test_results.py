@@ -30,6 +30,20 @@ def test_a_cell_drawn_anew_each_time_is_measured_again(results, monkeypatch):
     assert found["zeros"] == pytest.approx(cell["zeros"], abs=2e-5), cell
 
 
+@pytest.mark.slow
+def test_a_layer_drawn_anew_each_time_is_measured_again(monkeypatch):
+    """One cell of layers.json: sums in another order move a few choices of mask, hence 3 %."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import layers
+
+    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "layers.json").read_text())["cells"])
+    print(f"recomputing {cell}", file=sys.stderr)
+    patient = layers.layers((cell["layer"],))[cell["layer"]]
+    found = layers.measure(*patient, cell["method"], cell["pattern"])
+    for name in ("error", "held_out", "exact", "exact_held_out"):
+        assert found[name] == pytest.approx(cell[name], rel=0.03), (name, cell)
+
+
 def test_the_readme_quotes_the_results_file():
     cells = {(cell["method"], cell["pattern"]): cell["perplexity"] for cell in json.loads(RESULTS.read_text())["cells"]}
     readme = (ROOT / "README.md").read_text()
