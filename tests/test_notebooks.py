@@ -56,6 +56,8 @@ def _of_code(cell) -> list[str]:
         found.append(f"{len(lines)} lines of code, more than {MAX_LINES}: split the cell")
     if MARK in cell.source and not cell.outputs:
         found.append(f"marked {MARK}, but it has no output")
+    if MARK in cell.source and cell.source.rstrip().endswith(";"):
+        found.append("marked, but a semicolon at its end hides a value from Jupyter and not from nbval")
     for output in cell.outputs:
         if output.output_type == "error":
             found.append(f"an error output, {output.ename}")
@@ -195,6 +197,7 @@ BROKEN = {  # what was done to the good chapter -> what must be said of it
     ),
     "nothing marked": (_unmark, "x.ipynb: no cell is marked"),
     "marked without output": (_set(1, outputs=[]), "x.ipynb, cell 2: marked # NBVAL_CHECK_OUTPUT, but"),
+    "marked and hushed": (_replace(1, "print(3)", "print(3);"), "x.ipynb, cell 2: marked, but a semicolon"),
     "long cell": (_set(3, source="x = 1\n" * 31 + "checks.three(f)"), "x.ipynb, cell 4: 32 lines of code"),
     "empty cell": (_set(1, source=" ", outputs=[]), "x.ipynb, cell 2: an empty code cell"),
     "path in the source": (_set(1, source=f"{MARK}\nopen('/ho" + "me/me')"), "x.ipynb, cell 2: a path of one machine"),
