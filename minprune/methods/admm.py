@@ -59,7 +59,7 @@ def admm(
     for step in range(1, steps + 1):
         if keep is None and step <= gradual:
             mask = part_of(pattern, B.square(), 1 - (1 - step / gradual) ** 3)
-        Z = B.masked_fill(~mask, 0)
+        Z = B * mask
         B = (B - Z).add_(V).addmm_(2 * Z - B - V, R)
     weight = (B / scale).to(W.dtype).masked_fill_(~mask, 0)
     return Result(weight, mask)

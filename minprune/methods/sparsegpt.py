@@ -68,7 +68,7 @@ def sparsegpt(
             scores = (w[cols] / U.diagonal()[cols, None]).square_()
             kept[cols] = Unstructured(pattern.sparsity, "layer").keep(scores)
         _prune_block(w[cols], U[cols, cols], E[cols], kept[cols], groups)
-    weight = w.masked_fill_(~kept, 0).T.contiguous().to(W.dtype)
+    weight = w.mul_(kept).add_(0.0).T.contiguous().to(W.dtype)  # adding 0 turns the product's -0.0 into 0.0
     return Result(weight, kept.T.contiguous(), note)
 
 
