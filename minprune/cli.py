@@ -122,12 +122,12 @@ def _add_prune(commands) -> None:
         "--method",
         metavar="M",
         default="sparsegpt",
-        help="how to choose and update the weights (default: sparsegpt):\n"
-        "magnitude, obd, wanda, ria: from quick scores; nothing is updated\n"
-        "sparsegpt, admm, alps, obs: choose and update, the later the slower\n"
-        "a+b: b works on the mask of a; b may be swaps (a better mask), exact\n"
-        "(the best weights), sparsegpt, admm, alps or obs:\n"
-        "wanda+swaps+exact",
+        help="sparsegpt (default), or one of\n"
+        "magnitude, obd, wanda, ria: quick scores, no update\n"
+        "admm, alps, obs: choose and update, slower and better\n"
+        "exact, swaps: the best weights, a better mask, for the\n"
+        "mask of the method before a plus: wanda+swaps+exact;\n"
+        "sparsegpt, admm, alps and obs can stand there, too",
     )
     parser.add_argument(
         "--pattern",

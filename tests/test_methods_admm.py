@@ -60,12 +60,13 @@ def test_two_rounds_by_the_published_recursion():
     torch.testing.assert_close(found.weight, mask * (A + U) / D, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["admm", "alps"])
 @pytest.mark.parametrize("text", PATTERNS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_mask_is_the_patterns_and_only_kept_weights_are_left(text, dtype):
+def test_the_mask_is_the_patterns_and_only_kept_weights_are_left(method, text, dtype):
     W, X = correlated(12, 24, dtype=dtype, sizes=True)
     pattern = mp.pattern(text)
-    result = admm(W, statistics(X), pattern)
+    result = mp.METHODS[method](W, statistics(X), pattern)
     some = pattern.with_default("layer").keep(torch.rand(12, 24, generator=torch.Generator().manual_seed(0)))
     assert int(result.keep.sum()) == int(some.sum())
     assert torch.equal(result.weight != 0, result.keep)
