@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minprune as mp
-from minprune import cli, commands
+from minprune import cli
 from minprune.cli import main
+from minprune.commands.common import console, kind_of
 from minprune.output import default_name
 
 COMMANDS = ("demo", "prune", "eval", "generate", "info", "grade")
@@ -184,7 +185,7 @@ def test_demo_compares_writes_a_figure_and_a_model_and_may_run_again(tiny_folder
     from minprune.demo import RUNS, demo
 
     for _ in range(2):
-        rows = demo("out", commands.console(), [].append, str(tiny_folder), str(text_file), (4, 4), 32)
+        rows = demo("out", console(), [].append, str(tiny_folder), str(text_file), (4, 4), 32)
     assert [(row.method, row.pattern) for row in rows] == [("dense", "-"), *RUNS]
     assert [round(row.zeros, 4) for row in rows] == [0, 0.5, 0.5, 0.5, 0.5, 0.5]
     out = capsys.readouterr().out
@@ -214,7 +215,7 @@ def test_the_default_output_is_safe_as_a_file_name(model, method, pattern, name)
 
 @pytest.mark.parametrize("name, kind", [("h.0.attn", "h.*.attn"), ("a.1.experts.w1.12", "a.*.experts.w1.*")])
 def test_layers_of_one_kind_differ_only_in_numbers(name, kind):
-    assert commands.kind_of(name) == kind
+    assert kind_of(name) == kind
 
 
 # --- help

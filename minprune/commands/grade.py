@@ -1,12 +1,13 @@
-"""`minprune grade`: its options, and what it prints."""
+"""`minprune grade`: points for the exercises of a filled-in chapter."""
 
 import json
 import os
 import textwrap
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from minprune.commands.common import command, console
 from minprune.errors import PruneError
 
 if TYPE_CHECKING:
@@ -15,18 +16,27 @@ if TYPE_CHECKING:
 WIDTH = 80
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """The command line of `minprune grade`."""
+def add(commands) -> None:
+    """The arguments of `minprune grade`."""
+    parser = command(
+        commands,
+        "grade",
+        run,
+        "give points to the exercises of a filled-in chapter",
+        "Each exercise is worth its difficulty. Its check and the parts of the notebook that it needs run in a process "
+        "of their own, with a time limit and with YOUR rights: grade only notebooks whose authors you trust, or do it "
+        "in a container or an account made for it. The exit code is 0 whatever the points.",
+        "minprune grade student/02-magnitude.ipynb",
+    )
     parser.add_argument("notebook", metavar="NOTEBOOK", help="a filled-in chapter; it need not have been executed")
     parser.add_argument("--json", metavar="PATH", help="write the points, verdicts and bugs to this file as well")
     parser.add_argument("--seconds", metavar="S", type=float, default=60.0, help="time limit of each exercise (60)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --json")
 
 
-def run_grade(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> None:
     """Grade a notebook: a table, then what the checks said of exercises without points; perhaps a JSON file."""
     from minprune.classroom.grade import grade
-    from minprune.commands import console
 
     target = Path(arguments.json) if arguments.json else None
     if target and target.exists() and not arguments.overwrite:

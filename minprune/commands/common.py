@@ -1,0 +1,145 @@
+"""What several commands share: their common arguments, and how they load, read and print.
+
+torch and transformers are imported inside the functions, so that help is immediate.
+"""
+
+import argparse
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minprune.errors import PruneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from transformers import PreTrainedModel
+
+
+MODEL = "an embedded model (smollm2), a folder, or a Hugging Face id"
+TEXT = "an embedded text (wikipedia, news), a hub data set (wikitext2, c4), or a .txt, .jsonl or .parquet file"
+LARGEST_SEED = 2**63 - 1
+
+
+class _Help(argparse.HelpFormatter):
+    """Wraps each line of a text on its own, so that examples and lists keep their lines."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return [part for line in text.splitlines() for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
+
+
+def command(commands, name: str, run: Callable, summary: str, more: str, example: str) -> argparse.ArgumentParser:
+    """A new subcommand, whose help says what it does and gives an example."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}. {more}",
+        epilog=f"example:\n  {example}",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """--device and --dtype."""
+    parser.add_argument("--device", metavar="D", default="cpu", help="where to compute: cpu, cuda, cuda:1, mps (cpu)")
+    parser.add_argument(
+        "--dtype", metavar="T", default="auto", help="float32, bfloat16, float16, or the checkpoint's own (auto)"
+    )
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A type for argparse: whole numbers of at least `least`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d{1,19}", text) or not least <= int(text) <= (most or sys.maxsize):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+        return int(text)
+
+    return read
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def say_on_terminal(message: str) -> None:
+    """For a wait that is short or comes before a check: a person should know, a log need not."""
+    if sys.stderr.isatty():
+        say(message)
+
+
+def kind_of(name: str) -> str:
+    """A layer's name with every number in it replaced by *: a glob for all layers of its kind."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
+
+
+def load(name: str, dtype: str, device: str):
+    """(model, tokenizer), all of its parameters finite."""
+    from minprune.model import load_model
+
+    calm_transformers()
+    say_on_terminal(f"loading {name}")
+    model, tokenizer = load_model(name, dtype, device, say)
+    _check_finite(name, model)
+    return model, tokenizer
+
+
+def _check_finite(name: str, model: "PreTrainedModel") -> None:
+    """Embeddings and norms too, which no method looks at: with NaN in them no number would mean anything."""
+    for key, parameter in model.named_parameters():
+        if parameter.numel() and not all(extreme.isfinite() for extreme in parameter.aminmax()):
+            raise PruneError(f"{key} of {name} holds NaN or infinity: the checkpoint is damaged, copy it again")
+
+
+def calm_transformers() -> None:
+    """No advice from transformers among our lines, and its progress bars only for a person."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # it reports every retry
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def tokens_of(tokenizer, source: str, split: str, samples: int, length: int, seed: int | None):
+    """Windows of a text, see `minprune.load_tokens`; a person is told."""
+    from minprune.data import load_tokens
+
+    say_on_terminal(f"cutting {source} into windows")
+    return load_tokens(tokenizer, source, split, samples, length, seed, say)
+
+
+def split_of(source: str, split: str) -> str | None:
+    """The split that counts: a file has none."""
+    return None if Path(source).is_file() else split
+
+
+def console() -> "Console":
+    """Where results are printed: stdout, without markup."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False)
+
+
+def table_of(first: str, *others: str) -> "Table":
+    """An empty table of results: names at the left, numbers at the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False, header_style="")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right", overflow="fold")
+    return table

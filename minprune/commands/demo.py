@@ -1,0 +1,33 @@
+"""`minprune demo`."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from minprune.commands.common import calm_transformers, command, console, say
+
+if TYPE_CHECKING:
+    pass
+
+
+def add(commands) -> None:
+    """The arguments of `minprune demo`."""
+    parser = command(
+        commands,
+        "demo",
+        run,
+        "prune SmolLM2-135M in five ways and compare them",
+        "Takes a few minutes on two cores. Prints a table and a continuation by each model; writes a figure and a "
+        "pruned model.",
+        "minprune demo",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", default="demo-output", help="folder to write to, or write again (demo-output)"
+    )
+
+
+def run(arguments: Namespace) -> None:
+    """The demonstration, into arguments.output."""
+    from minprune.demo import demo
+
+    calm_transformers()
+    demo(arguments.output, console(), say)

@@ -1,0 +1,41 @@
+"""`minprune generate`."""
+
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from minprune.commands.common import LARGEST_SEED, MODEL, add_place, command, load, whole
+
+if TYPE_CHECKING:
+    pass
+
+
+def add(commands) -> None:
+    """The arguments of `minprune generate`."""
+    parser = command(
+        commands,
+        "generate",
+        run,
+        "let a model continue a prompt",
+        "Prints the prompt and the continuation.",
+        "minprune generate smollm2 --prompt 'The largest planet is'",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--prompt", metavar="TEXT", required=True, help="the beginning of the text")
+    parser.add_argument("--tokens", metavar="N", type=whole(1), default=40, help="tokens to add at most (40)")
+    parser.add_argument(
+        "--temperature", metavar="T", type=float, default=0.0, help="0 takes the likeliest token (0), 1 samples freely"
+    )
+    parser.add_argument(
+        "--seed", metavar="S", type=whole(0, LARGEST_SEED), default=0, help="for a temperature above 0 (0)"
+    )
+    add_place(parser)
+
+
+def run(arguments: Namespace) -> None:
+    """A prompt and its continuation."""
+    from minprune.evaluate import generate
+
+    model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
+    text = generate(model, tokenizer, arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed)
+    sys.stdout.write(f"{arguments.prompt}{text}\n")

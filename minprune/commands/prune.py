@@ -1,0 +1,208 @@
+"""`minprune prune`: prune a model and write it to a new folder."""
+
+import json
+from argparse import Namespace
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprune.commands.common import (
+    LARGEST_SEED,
+    MODEL,
+    TEXT,
+    add_place,
+    command,
+    console,
+    kind_of,
+    load,
+    split_of,
+    table_of,
+    tokens_of,
+    whole,
+)
+from minprune.errors import PruneError
+
+if TYPE_CHECKING:
+    from minprune.methods import Method
+    from minprune.report import LayerRow, Report
+
+
+def add(commands) -> None:
+    """The arguments of `minprune prune`."""
+    parser = command(
+        commands,
+        "prune",
+        run,
+        "prune a model and write it to a new folder",
+        "AutoModelForCausalLM.from_pretrained loads the folder; minprune.json in it says how the model was made.",
+        "minprune prune smollm2 --method wanda --pattern 2:4 --exclude '*.layers.0.*'",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--method",
+        metavar="M",
+        default="sparsegpt",
+        help="sparsegpt (default), or one of\n"
+        "magnitude, obd, wanda, ria: quick scores, no update\n"
+        "admm, alps, obs: choose and update, slower and better\n"
+        "exact, swaps: the best weights, a better mask, for the\n"
+        "mask of the method before a plus: wanda+swaps+exact;\n"
+        "sparsegpt, admm, alps and obs can stand there, too",
+    )
+    parser.add_argument(
+        "--pattern",
+        metavar="P",
+        default="50%",
+        help="which zeros are allowed (default: 50%%):\n"
+        "50%%: in the comparison group that the method was published with\n"
+        "50%%:row: in each output row; also :layer and :block\n"
+        "2:4: 2 weights kept of every 4 consecutive inputs\n"
+        "block16:50%%: square blocks of 16 x 16 as a whole",
+    )
+    parser.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an option of the method, repeatable; sparsegpt has damp=0.01 and block_size=128",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="TEXT",
+        help=f"{TEXT} (default: wikipedia, its train split; magnitude needs no text)",
+    )
+    parser.add_argument("--samples", metavar="N", type=whole(1), default=64, help="calibration windows (64)")
+    parser.add_argument("--length", metavar="L", type=whole(1), default=512, help="tokens in a window (512)")
+    parser.add_argument(
+        "--seed", metavar="S", type=whole(0, LARGEST_SEED), default=0, help="which windows are drawn (0)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="B",
+        type=whole(1),
+        help="windows in one forward pass (default: all); fewer take less memory and more time, the result is the same",
+    )
+    parser.add_argument(
+        "--include",
+        metavar="GLOB",
+        action="append",
+        help="prune only layers whose name matches, repeatable (default: all linear layers of the blocks)",
+    )
+    parser.add_argument(
+        "--exclude", metavar="GLOB", action="append", default=[], help="leave these layers dense, repeatable"
+    )
+    parser.add_argument(
+        "--allocation",
+        metavar="TABLE",
+        help='a JSON file from globs to sparsities, the last match counts:\n{"*.mlp.*": 0.6, "*.layers.0.*": 0.3}',
+    )
+    parser.add_argument(
+        "--two-pass",
+        action="store_true",
+        help="the published loop: calibrate all layers of a block while it is still dense (kept to compare)",
+    )
+    add_place(parser)
+    parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-METHOD-PATTERN here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
+
+
+def run(arguments: Namespace) -> None:
+    """Prune a model and write it to a folder that appears only when it is complete."""
+    from minprune.driver import prune
+    from minprune.methods import get_method
+    from minprune.output import check_space, default_name, output_folder, write_model
+    from minprune.patterns import pattern as read_pattern
+
+    method, pattern = get_method(arguments.method), read_pattern(arguments.pattern)
+    options = read_options(arguments.method, method, arguments.option)
+    allocation = read_allocation(arguments.allocation) if arguments.allocation else None
+    target = Path(arguments.output or default_name(arguments.model, arguments.method, str(pattern)))
+    if target.resolve() == Path(arguments.model).resolve():
+        raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
+    with output_folder(target, arguments.overwrite) as folder:
+        model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
+        check_space(folder, model)
+        calib, source = None, arguments.calibration or "wikipedia"
+        if arguments.calibration or method.needs != "nothing":
+            calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
+        report = prune(
+            model,
+            calib,
+            arguments.method,
+            pattern,
+            allocation=allocation,
+            include=arguments.include,
+            exclude=arguments.exclude,
+            batch_size=arguments.batch_size,
+            sequential=not arguments.two_pass,
+            progress=True,
+            **options,
+        )
+        if calib is not None:
+            report.calibration |= {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
+        recipe = {
+            "model": arguments.model,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": arguments.device,
+            "allocation": allocation,
+            "include": arguments.include,
+            "exclude": arguments.exclude,
+            "batch_size": arguments.batch_size,
+            "sequential": not arguments.two_pass,
+        }
+        write_model(folder, model, tokenizer, recipe | report.as_dict())
+    _show_report(report)
+    console().print(f"written to {target}", soft_wrap=True)
+
+
+def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any]:
+    """The method's own options out of NAME=VALUE texts, as the types that its signature says."""
+    options = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise PruneError(f"--option {text!r} is not NAME=VALUE, as in --option damp=0.05")
+        method.check_options(name, {key: value})
+        kind = method.options[key]
+        if kind not in (int, float, str):
+            raise PruneError(f"the option {key!r} of {name} cannot be set on the command line, only from Python")
+        try:
+            options[key] = kind(value)
+        except ValueError:
+            raise PruneError(f"the option {key}={value} of {name} is not of type {kind.__name__}") from None
+    return options
+
+
+def read_allocation(path: str) -> dict[str, float]:
+    """The table in a JSON file: globs over layer names -> sparsity in 0..1."""
+    try:
+        table = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PruneError(f"cannot read the allocation {path} ({error.strerror}): name a JSON file") from None
+    except ValueError:
+        raise PruneError(f'the allocation {path} is not JSON: write a table like {{"*.mlp.*": 0.6}}') from None
+    if not isinstance(table, dict):
+        raise PruneError(f'the allocation {path} is not a table: write one like {{"*.mlp.*": 0.6}}')
+    return table
+
+
+def _show_report(report: "Report") -> None:
+    kinds: dict[str, list[LayerRow]] = defaultdict(list)
+    for row in report.layers:
+        kinds[kind_of(row.name)].append(row)
+    table = table_of("layers", "count", "zeros", "mean error", "seconds")
+    for name, rows in kinds.items():
+        sizes = [row.shape[0] * row.shape[1] for row in rows]
+        zeros = sum(row.sparsity * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes)
+        errors = [row.error for row in rows if row.error is not None]
+        error = f"{sum(errors) / len(errors):.4f}" if errors else "-"
+        table.add_row(name, str(len(rows)), f"{zeros:.1%}", error, f"{sum(row.seconds for row in rows):.1f}")
+    out = console()
+    out.print(table)
+    seconds = report.seconds["total"]
+    out.print(f"{report.method} {report.pattern}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
+    notes = [f"{row.name}: {row.note}" for row in report.layers if row.note]
+    for note in notes[:5]:
+        out.print(note)
+    if len(notes) > 5:
+        out.print(f"and {len(notes) - 5} more notes in minprune.json")
