@@ -42,21 +42,37 @@ def load_tokens(
     if length < 1 or (samples is not None and samples < 1):
         raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
     ids = tokenizer(load_text(source, split, say), add_special_tokens=False, verbose=False)["input_ids"]
-    bos = _bos(tokenizer)
-    stride = length - len(bos)
-    available = len(ids) // stride if stride > 0 else 0
+    bos = bos_of(tokenizer)
+    starts = window_starts(len(ids), length - len(bos), samples, seed, source=str(source))
+    return cut(torch.tensor(ids), starts, length, bos)
+
+
+def window_starts(
+    count: int, body: int, samples: int | None, seed: int | None = None, step: int | None = None, source: str = "text"
+) -> Tensor:
+    """Where `samples` windows of `body` tokens each begin in a text of `count` tokens: (samples,), int64.
+
+    Possible beginnings are 0, step, 2 step, ... (step=None: no overlap); see `load_tokens` for samples and seed.
+    """
+    step = step or body
+    available = (count - body) // step + 1 if 0 < body <= count else 0
     samples = available if samples is None else samples
     if available < max(samples, 1):
         raise PruneError(
-            f"{source} has {len(ids)} tokens, too few for {max(samples, 1)} windows of {length}: use a longer text, "
+            f"{source} has {count} tokens, too few for {max(samples, 1)} windows of {body}: use a longer text, "
             "fewer samples or a shorter length"
         )
     if seed is None:
         chosen = torch.arange(samples) * available // samples
     else:
         chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:samples]
-    windows = torch.tensor(ids[: available * stride]).view(available, stride)[chosen]  # (samples, stride)
-    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(samples, -1), windows], dim=1)  # (samples, length)
+    return chosen * step
+
+
+def cut(ids: Tensor, starts: Tensor, length: int, bos: list[int]) -> Tensor:
+    """The windows of `length` tokens that begin at `starts`, each after the tokens `bos`: (windows, length)."""
+    windows = ids[starts[:, None] + torch.arange(length - len(bos))]  # (windows, length - len(bos))
+    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(starts), -1), windows], dim=1)
 
 
 def load_text(source: str | Path, split: str = "train", say: Callable[[str], None] = lambda message: None) -> str:
@@ -82,7 +98,7 @@ def fingerprint(tokens: Tensor) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _bos(tokenizer) -> list[int]:
+def bos_of(tokenizer) -> list[int]:
     """[bos] if the tokenizer puts it before every text, else []."""
     with_special = tokenizer("a")["input_ids"]
     return with_special[:1] if with_special and with_special[0] == tokenizer.bos_token_id else []
