@@ -130,7 +130,7 @@ def record_calls(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor)
 
         return forward
 
-    with _replaced(blocks, recorder):
+    with replaced(blocks, recorder):
         backbone(model)(input_ids=batch, use_cache=False)
     return calls
 
@@ -139,14 +139,14 @@ def _prune_head(layer: Layer, model, blocks, batches, hidden: list[Tensor], retu
     """Prune an output head that was asked for, on what the final norm makes of the last block's outputs."""
     observed = None
     for batch, h in zip(batches, hidden, strict=True):
-        with _replaced(blocks, lambda original, h=h: lambda *args, **kwargs: (h,) if returns_tuple else h):
+        with replaced(blocks, lambda original, h=h: lambda *args, **kwargs: (h,) if returns_tuple else h):
             out = backbone(model)(input_ids=batch, use_cache=False).last_hidden_state
         observed = run.observe(out, observed)
     run.prune(layer, observed)
 
 
 @contextmanager
-def _replaced(blocks: nn.ModuleList, make):
+def replaced(blocks: nn.ModuleList, make):
     """Every block's forward replaced by make(its own forward), and put back."""
     own = [vars(block).get("forward") for block in blocks]  # a library that moves weights may have replaced it, too
     try:
