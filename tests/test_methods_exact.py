@@ -131,9 +131,12 @@ def test_float32_is_wide_enough(dtype, sparsity):
     torch.testing.assert_close(best.double(), wide, rtol=tolerance, atol=tolerance)
 
 
-def test_masks_of_another_shape_or_dtype_are_refused():
+@pytest.mark.parametrize("name", [name for name, method in mp.METHODS.items() if "keep" in method.options])
+def test_masks_of_another_shape_or_dtype_are_refused_by_every_method_that_takes_one(name):
     W, X = correlated(8, 16)
     for keep in (torch.ones(8, 15, dtype=torch.bool), torch.ones(8, 16)):
+        with pytest.raises(mp.PruneError, match="the mask is"):
+            mp.METHODS[name](W, statistics(X), mp.pattern("50%"), keep=keep)
         with pytest.raises(mp.PruneError, match="the mask is"):
             least_squares(W, statistics(X), keep)
 

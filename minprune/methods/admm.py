@@ -46,7 +46,7 @@ def admm(
     of mean(diag(gram)) added to the diagonal. keep: (d_out, d_in) bool, a given mask: only the weights are solved for.
     Raises `ValueError` if the pattern does not fit the shape, an option is out of range or the statistics are unusable.
     """
-    gram = checked_gram(W, stats, damp)
+    gram = checked_gram(W, stats, damp, keep)
     if not (steps >= 1 and gradual >= 1 and 0 < rho < float("inf")):
         raise PruneError(f"steps {steps}, gradual {gradual} and rho {rho:g} must be positive: 20, 15 and 1 are usual")
     V, G, scale = unit_diagonal(W, gram, damp)

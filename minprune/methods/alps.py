@@ -50,7 +50,7 @@ def alps(
     mask: only the refinement is done. Raises `ValueError` if the pattern does not fit the shape, an option is out of
     range or the statistics cannot be used.
     """
-    gram = checked_gram(W, stats, damp)
+    gram = checked_gram(W, stats, damp, keep)
     if steps < 1 or refine < 0 or not 0 < rho < float("inf"):
         raise PruneError(f"steps {steps}, refine {refine} or rho {rho:g} is out of range: 300, 10 and 0.1 are usual")
     V, G, scale = unit_diagonal(W, gram, damp)

@@ -7,14 +7,18 @@ from minprune.errors import PruneError
 from minprune.statistics import Statistics
 
 
-def checked_gram(W: Tensor, stats: Statistics, damp: float) -> Tensor:
+def checked_gram(W: Tensor, stats: Statistics, damp: float, keep: Tensor | None = None) -> Tensor:
     """The Gram matrix (d_in, d_in) on the device of W, float32 or wider: the statistics' own, never to be changed.
 
     Raises `PruneError` if W holds NaN or infinity, `damp` is not a finite number from 0 up, or the statistics have
-    no Gram matrix, saw no input or only zeros, or hold NaN.
+    no Gram matrix, saw no input or only zeros, or hold NaN; or a given mask is not (d_out, d_in) of bool.
     """
     if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
         raise PruneError("the weights contain NaN or infinity")
+    if keep is not None and (keep.shape != W.shape or keep.dtype != torch.bool):
+        raise PruneError(
+            f"the mask is {tuple(keep.shape)} of {keep.dtype}: it must be {tuple(W.shape)} of torch.bool, True = kept"
+        )
     if not 0 <= damp < float("inf"):
         raise PruneError(f"damping {damp:g} is not a number from 0 up: 0.01 is the published one")
     gram = stats.gram.to(W.device, torch.promote_types(W.dtype, torch.float32))

@@ -16,7 +16,6 @@ update of the weights on this mask can have a lower error; what is left is the m
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram, damped_cholesky
 from minprune.methods.result import Result
 from minprune.methods.wanda import wanda
@@ -34,7 +33,7 @@ def exact(W: Tensor, stats: Statistics, pattern: Pattern, *, damp: float = 0.01,
     of mean(diag(gram)) added to the diagonal, raised tenfold (and noted) while the Gram matrix cannot be factorised.
     Raises `ValueError` if the pattern does not fit the shape or the statistics cannot be used.
     """
-    gram = checked_gram(W, stats, damp)
+    gram = checked_gram(W, stats, damp, keep)
     keep = wanda(W, stats, pattern).keep if keep is None else keep.clone()
     weight, note = _best_weights(W, gram, keep, damp)
     return Result(weight, keep, note)
@@ -48,14 +47,10 @@ def least_squares(W: Tensor, stats: Statistics, keep: Tensor, damp: float = 0.01
     in the dtype of W, solved in float32 or wider. damp: fraction of mean(diag(gram)), raised if H has no Cholesky
     factor. Raises `ValueError` if the mask does not have the shape of W or the statistics cannot be used.
     """
-    return _best_weights(W, checked_gram(W, stats, damp), keep, damp)[0]
+    return _best_weights(W, checked_gram(W, stats, damp, keep), keep, damp)[0]
 
 
 def _best_weights(W: Tensor, gram: Tensor, keep: Tensor, damp: float) -> tuple[Tensor, str]:
-    if keep.shape != W.shape or keep.dtype != torch.bool:
-        raise PruneError(
-            f"the mask is {tuple(keep.shape)} of {keep.dtype}: it must be {tuple(W.shape)} of torch.bool, True = kept"
-        )
     L, damp, note = damped_cholesky(gram, damp)
     w = W.to(gram.dtype)
     best = w.masked_fill(~keep, 0)

@@ -65,7 +65,7 @@ def obs(
     pattern.check(*W.shape)
     if not memory > 0:
         raise PruneError(f"memory {memory:g} is not positive: it is the number of bytes to work in, such as 1e8")
-    gram, d_in = checked_gram(W, stats, damp), W.shape[1]  # (d_in, d_in)
+    gram, d_in = checked_gram(W, stats, damp, keep), W.shape[1]  # (d_in, d_in)
     U, note = inverse_factor(gram, damp)
     inverse = U.T @ U  # (d_in, d_in)
     pivots = inverse.diagonal().clone()  # (d_in,)

@@ -49,7 +49,7 @@ def sparsegpt(
     pattern.check(*W.shape)
     if block_size < 1:
         raise PruneError(f"block size {block_size} is not positive: 128 is the published one")
-    gram = checked_gram(W, stats, damp)  # (d_in, d_in)
+    gram = checked_gram(W, stats, damp, keep)  # (d_in, d_in)
     U, note = inverse_factor(gram, damp)  # (d_in, d_in)
     U.diagonal()[gram.diagonal() == 0] = float("inf")  # an input that is always 0: its weights cost nothing, go first
     groups = pattern if keep is None and isinstance(pattern, NM) else None

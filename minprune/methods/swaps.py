@@ -42,7 +42,7 @@ def swaps(
     if max_swaps < 0:
         raise PruneError(f"max_swaps {max_swaps} is negative: 0 changes nothing")
     pattern.check(*W.shape)
-    gram = checked_gram(W, stats, 0)
+    gram = checked_gram(W, stats, 0, keep)
     keep = wanda(W, stats, pattern).keep if keep is None else keep.clone()
     w = W.to(gram.dtype)
     g = w.masked_fill(keep, 0) @ gram  # (d_out, d_in)
