@@ -10,11 +10,11 @@ import re
 import sys
 
 from minprune import __version__
-from minprune.commands import demo, eval, generate, grade, info, prune
+from minprune.commands import demo, eval, generate, grade, info, prune, sweep
 from minprune.commands.common import say
 from minprune.errors import PruneError
 
-COMMANDS = (demo, prune, eval, generate, info, grade)  # in the order of `minprune --help`
+COMMANDS = (demo, prune, sweep, eval, generate, info, grade)  # in the order of `minprune --help`
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,123 @@
+"""`minprune sweep`."""
+
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from minprune.commands.common import (
+    LARGEST_SEED,
+    MODEL,
+    TEXT,
+    add_place,
+    command,
+    console,
+    load,
+    say,
+    say_on_terminal,
+    table_of,
+    whole,
+)
+from minprune.errors import PruneError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def add(commands) -> None:
+    """The arguments of `minprune sweep`."""
+    parser = command(
+        commands,
+        "sweep",
+        run,
+        "compare methods, patterns and seeds on one model, resumably",
+        "Every method with every pattern and every seed is one line of JSON in FILE. Runs that the file holds are not "
+        "repeated: after an interruption, or to add methods, patterns or seeds, give the same FILE.",
+        "minprune sweep smollm2 --methods wanda,sparsegpt --patterns 50%,2:4 --seeds 0,1,2 --output runs.jsonl",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("--output", metavar="FILE", required=True, help="the JSON lines file to write or to continue")
+    parser.add_argument(
+        "--methods", metavar="M,M", type=_list, default="magnitude,wanda,sparsegpt", help="(magnitude,wanda,sparsegpt)"
+    )
+    parser.add_argument("--patterns", metavar="P,P", type=_list, default="50%,2:4", help="(50%%,2:4)")
+    parser.add_argument(
+        "--seeds", metavar="S,S", type=_seeds, default="0", help="seeds of the calibration windows, such as 0,1,2 (0)"
+    )
+    parser.add_argument("--calibration", metavar="TEXT", default="wikipedia", help=f"{TEXT} (default: wikipedia)")
+    parser.add_argument("--samples", metavar="N", type=whole(1), default=64, help="calibration windows (64)")
+    parser.add_argument("--length", metavar="L", type=whole(2), default=512, help="tokens in any window (512)")
+    parser.add_argument(
+        "--texts", metavar="T,T", type=_list, default="wikipedia,news", help="what to measure on (wikipedia,news)"
+    )
+    parser.add_argument("--test-samples", metavar="N", type=whole(1), default=32, help="windows of each text (32)")
+    parser.add_argument(
+        "--batch-size", metavar="B", type=whole(1), help="calibration windows in one forward pass (default: all)"
+    )
+    add_place(parser)
+
+
+def run(arguments: Namespace) -> None:
+    """Fill in what is missing of the file and print means and spreads of all runs asked for."""
+    from minprune.methods import get_method
+    from minprune.patterns import pattern
+    from minprune.sweep import sweep
+
+    for method in arguments.methods:  # mistakes show before the model is loaded
+        get_method(method)
+    for text in arguments.patterns:
+        pattern(text)
+    model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
+    say_on_terminal("cutting the texts into windows")
+    runs = sweep(
+        model,
+        tokenizer,
+        arguments.output,
+        arguments.methods,
+        arguments.patterns,
+        arguments.seeds,
+        name=arguments.model,
+        calibration=arguments.calibration,
+        samples=arguments.samples,
+        length=arguments.length,
+        texts=arguments.texts,
+        test_samples=arguments.test_samples,
+        batch_size=arguments.batch_size,
+        say=say,
+    )
+    out = console()
+    out.print(_table(runs, arguments.texts))
+    out.print(
+        f"perplexity on {arguments.test_samples} windows of {arguments.length} tokens of each text, and how many times "
+        f"the dense model's it is,\nmean ± standard deviation over seeds; runs are in {arguments.output}",
+        soft_wrap=True,
+    )
+    failed = [run for run in runs if "failed" in run]
+    if failed:
+        first = failed[0]
+        raise PruneError(
+            f"{len(failed)} of {len(runs)} runs failed, the first is {first['method']} {first['pattern']}: "
+            f"{first['failed']}"
+        )
+
+
+def _table(runs: list[dict[str, Any]], texts: list[str]) -> "Table":
+    from minprune.runs import summarise
+
+    columns = [column for text in texts for column in (text, "x dense")]
+    table = table_of("method", "pattern", "runs", *columns, "error", "seconds")
+    for row in summarise(runs):
+        cells = []
+        for text in texts:
+            spread = row.spread[text]
+            times = f"{row.relative[text]:,.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+            cells += [f"{row.perplexity[text]:,.1f}", times]
+        error = "-" if row.error is None else f"{row.error:.4f}"
+        table.add_row(row.method, row.pattern or "-", str(row.runs), *cells, error, f"{row.seconds:.0f}")
+    return table
+
+
+def _list(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _seeds(text: str) -> list[int]:
+    return [whole(0, LARGEST_SEED)(part) for part in _list(text)]
