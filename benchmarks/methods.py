@@ -9,13 +9,17 @@ same shapes that lie ready. What is above the floor is choosing, gathering and P
 import argparse
 import statistics
 import time
+from functools import cache
+from unittest.mock import Mock, patch
 
 import torch
 from solver import block_products
 
 import minprune as mp
-from minprune.methods import get_method
+from minprune import patterns
+from minprune.methods import alps, get_method
 from minprune.methods.sparsegpt import inverse_factor
+from minprune.patterns import keep_largest
 from minprune.statistics import layer_error
 
 SURGEON_ROWS = 64  # obs costs the same for every row: a whole layer would take minutes
@@ -64,12 +68,32 @@ def obs_floor(W, gram):
         column.baddbmm_(u[:, t, :t, None].mT, u[:, :t], alpha=-1)
 
 
+def alps_floor(W, gram):
+    """As many factorisations with inverses, and as many products, as ALPS needs on this very layer."""
+    rounds, penalties = alps_counts(len(W), len(gram))
+    H, B = damped(gram), torch.zeros_like(W)
+    for _ in range(penalties):
+        R = torch.cholesky_inverse(torch.linalg.cholesky(H))
+    for _ in range(rounds + 11):  # the refinement begins with one and has ten steps
+        B.addmm_(W, R)
+
+
+@cache
+def alps_counts(rows: int, d: int) -> tuple[int, int]:
+    """The rounds of ALPS on `layer(d, rows)` at 50 %, and how many penalties it tried."""
+    W, stats = layer(d, rows)
+    chosen, inverted = (Mock(wraps=work) for work in (keep_largest, alps._inverse))
+    with patch.object(patterns, "keep_largest", chosen), patch.object(alps, "_inverse", inverted):
+        alps.alps(W, stats, mp.pattern("50%"))
+    return chosen.call_count - 2, inverted.call_count  # a choice before the rounds and one after them
+
+
 def damped(gram):
     """gram + 1 % of its mean diagonal."""
     return gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
 
 
-FLOORS = {"sparsegpt": sparsegpt_floor, "exact": exact_floor, "admm": admm_floor, "obs": obs_floor}
+FLOORS = {"sparsegpt": sparsegpt_floor, "exact": exact_floor, "admm": admm_floor, "alps": alps_floor, "obs": obs_floor}
 METHODS = ("magnitude", "wanda", "ria", "sparsegpt", "admm", "exact", "wanda+swaps", "alps", "obs")
 
 
@@ -98,6 +122,8 @@ def main() -> None:
             W, stats = layer(d, SURGEON_ROWS if name == "obs" else d)
             method, floor = get_method(name), FLOORS.get(name)
             times, floors = [], []
+            if floor:
+                floor(W, stats.gram)  # warm-up; ALPS's counts its rounds
             for _ in range(args.rounds):
                 times.append(seconds(lambda: method(W, stats, pattern)))  # noqa: B023, called at once
                 if floor:

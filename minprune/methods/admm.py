@@ -60,7 +60,8 @@ def admm(
         if keep is None and step <= gradual:
             mask = part_of(pattern, B.square(), 1 - (1 - step / gradual) ** 3)
         Z = B * mask
-        B = (B - Z).add_(V).addmm_(2 * Z - B - V, R)
+        B.sub_(Z).add_(V)
+        B.addmm_(Z.sub_(B), R)
     weight = (B / scale).to(W.dtype).masked_fill_(~mask, 0)
     return Result(weight, mask)
 

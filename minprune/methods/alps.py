@@ -66,11 +66,11 @@ def _settle(V: Tensor, G: Tensor, pattern: Pattern, steps: int, rho: float) -> t
     D, Y, mask, raised = V * first, torch.zeros_like(V), first, False
     inverse, rho = _inverse(G, rho, mean)
     for step in range(1, steps + 1):
-        B = V.addmm(rho * (D - V) - Y, inverse)
-        D = B + Y / rho
+        B = V.addmm((D - V).mul_(rho).sub_(Y), inverse)
+        D = B.add(Y, alpha=1 / rho)
         now = pattern.keep(D.square())
-        D.masked_fill_(~now, 0)
-        Y.add_(B - D, alpha=rho)
+        D.mul_(now)
+        Y.add_(B, alpha=rho).sub_(D, alpha=rho)
         if step % _EVERY:
             continue
         changed = int((now ^ mask).sum()) / max(kept, 1)
@@ -98,13 +98,13 @@ def conjugate_gradients(V: Tensor, G: Tensor, start: Tensor, keep: Tensor, steps
     V, start, keep (d_out, d_in), G (d_in, d_in) -> A (d_out, d_in). Exact after as many steps as a row keeps weights,
     but for rounding.
     """
-    A = start.masked_fill(~keep, 0)
-    residual = ((V - A) @ G).masked_fill_(~keep, 0)  # minus half the gradient on what is kept
+    A = start * keep
+    residual = ((V - A) @ G).mul_(keep)  # minus half the gradient on what is kept
     direction = residual
     size = residual.square().sum(1, keepdim=True)  # (d_out, 1)
     tiny = torch.finfo(V.dtype).tiny  # a row that is solved has residual and direction 0 and stays as it is
     for _ in range(steps):
-        G_direction = (direction @ G).masked_fill_(~keep, 0)
+        G_direction = (direction @ G).mul_(keep)
         pace = size / (direction * G_direction).sum(1, keepdim=True).clamp_min(tiny)
         A = A + pace * direction
         residual = residual - pace * G_direction
