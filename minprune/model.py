@@ -37,7 +37,10 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        stored = getattr(self.owner, self.parameter).data
+        return self.matrix(getattr(self.owner, self.parameter).data)
+
+    def matrix(self, stored: Tensor) -> Tensor:
+        """The (d_out, d_in) view of this layer in a tensor of the parameter's shape: its weight, gradient or mask."""
         if self.expert is not None:
             return stored[self.expert]
         return stored.T if is_conv1d(self.owner) else stored
