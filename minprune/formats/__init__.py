@@ -1,0 +1,17 @@
+"""How zeros are stored: one class for each format, all with `from_dense`, `to_dense`, `matmul` and `nbytes`. Part V.
+
+store(W)                                  # the smallest format for this matrix
+store(W, "bitmask").nbytes
+FORMATS["csr"].from_dense(W).matmul(X)    # X W^T
+"""
+
+from minprune.formats.bitmask import Bitmask
+from minprune.formats.block import BlockRows
+from minprune.formats.choose import FORMATS, predicted_bytes, store
+from minprune.formats.csr import CSC, CSR
+from minprune.formats.nm import NMGroups
+from minprune.formats.stored import Dense, Stored
+
+__all__ = [
+    "CSC", "CSR", "FORMATS", "BlockRows", "Bitmask", "Dense", "NMGroups", "Stored", "predicted_bytes", "store",
+]  # fmt: skip

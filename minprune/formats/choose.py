@@ -1,0 +1,73 @@
+"""Which format stores a matrix in the fewest bytes. Chapter 18."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.formats.bitmask import Bitmask
+from minprune.formats.block import BlockRows
+from minprune.formats.csr import CSC, CSR
+from minprune.formats.nm import NMGroups, code_bits
+from minprune.formats.stored import Dense, Stored, index_dtype, packed_bytes, stored_mask
+
+FORMATS: dict[str, type[Stored]] = {kind.name: kind for kind in (Dense, Bitmask, CSR, CSC, BlockRows, NMGroups)}
+LARGEST_GROUP = 32  # groups and blocks are powers of two
+LARGEST_BLOCK = 64
+
+
+def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> Stored:
+    """W (d_out, d_in) in the named format, with the settings (block size, N:M) that take the fewest bytes.
+
+    "auto" takes the smallest of all; of formats of equal size it takes the simplest, in the order of `FORMATS`. Raises
+    `PruneError` if the format is unknown, or is "nm" or "block" and the zeros of W are not of that kind.
+    """
+    if form != "auto" and form not in FORMATS:
+        raise PruneError(f"unknown format {form!r}: use auto, {', '.join(FORMATS)}")
+    sizes = predicted_bytes(stored_mask(W, keep), W.element_size())
+    dense = sizes["dense", ()]
+    if form in ("nm", "block"):
+        sizes = {choice: size for choice, size in sizes.items() if choice[0] == form and size < dense}
+        if not sizes:
+            raise PruneError(
+                f"the zeros of this {W.shape[0]} x {W.shape[1]} matrix make no {form} format pay: use auto"
+            )
+    elif form != "auto":
+        sizes = {choice: size for choice, size in sizes.items() if choice[0] == form}
+    name, settings = min(sizes, key=lambda choice: sizes[choice])
+    made: Any = FORMATS[name]
+    return made.from_dense(W, keep, **dict(settings))
+
+
+def predicted_bytes(keep: Tensor, value_bytes: int) -> dict[tuple[str, tuple[tuple[str, int], ...]], int]:
+    """The bytes of all formats that can hold a matrix with this mask (d_out, d_in), by (name, settings).
+
+    Exactly what `nbytes` would say, from counts alone, so that nothing needs to be built to compare.
+    """
+    d_out, d_in = keep.shape
+    kept = int(keep.sum())
+    sizes: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {
+        ("dense", ()): keep.numel() * value_bytes,
+        ("bitmask", ()): kept * value_bytes + d_out * packed_bytes(d_in, 1),
+        ("csr", ()): _lines_bytes(kept, value_bytes, d_out, d_in),
+        ("csc", ()): _lines_bytes(kept, value_bytes, d_in, d_out),
+    }
+    used, size = keep, 1
+    while used.shape[0] % 2 == used.shape[1] % 2 == 0 and size < LARGEST_BLOCK:
+        used, size = used[::2] | used[1::2], 2 * size
+        used = used[:, ::2] | used[:, 1::2]  # (d_out / size, d_in / size): whether a block holds anything
+        blocks = int(used.count_nonzero())
+        sizes["block", (("size", size),)] = _lines_bytes(blocks, size * size * value_bytes, *used.shape)
+    counts, m = keep.to(torch.uint8), 1
+    while d_in and counts.shape[1] % 2 == 0 and m < LARGEST_GROUP:
+        counts, m = counts[:, ::2] + counts[:, 1::2], 2 * m  # (d_out, d_in / m): how many each group holds
+        n = int(counts.max()) if len(counts) else 0
+        stored = d_in // m * n
+        sizes["nm", (("n", n), ("m", m))] = d_out * (stored * value_bytes + packed_bytes(stored, code_bits(m)))
+    return sizes
+
+
+def _lines_bytes(stored: int, value_bytes: int, lines: int, length: int) -> int:
+    index, pointer = index_dtype(max(length - 1, 0)).itemsize, index_dtype(stored).itemsize
+    return stored * (value_bytes + index) + (lines + 1) * pointer

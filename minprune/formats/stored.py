@@ -1,0 +1,176 @@
+"""What all formats have in common: one weight matrix, kept as a few arrays from which it can be had back.
+
+What is stored comes back bit by bit, NaN and its payload included. What is not stored comes back as +0.0. Which weights
+are stored is said by a keep mask, by default where the weight is not zero: -0.0 then counts as a zero, because
+masking by a product leaves it in the place of every negative weight that was pruned.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NoReturn, Self
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+
+UNSIGNED = {torch.uint8: 2**8 - 1, torch.uint16: 2**16 - 1, torch.uint32: 2**32 - 1, torch.int64: 2**63 - 1}
+TILE_ROWS = 256  # decoded at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(ABC):
+    """One weight matrix (d_out, d_in) in some format. Making one checks it, so that no index points outside.
+
+    The tensors among the fields are what is stored, the other fields (and the values' dtype) describe them.
+    `PruneError` says what is wrong with arrays that belong to no matrix.
+    """
+
+    name: ClassVar[str]
+    shape: tuple[int, int]
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 2 or not all(isinstance(side, int) and side >= 0 for side in self.shape):
+            self._refuse(f"the shape {self.shape!r} is not that of a matrix")
+        self._check()
+
+    @classmethod
+    @abstractmethod
+    def from_dense(cls, W: Tensor, keep: Tensor | None = None) -> Self:
+        """W (d_out, d_in), any dtype; keep (d_out, d_in) bool or None for W != 0 -> W in this format.
+
+        Raises `PruneError` if W is no matrix, has other values than zero outside the mask, or does not fit the format.
+        """
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise `PruneError` unless the arrays belong to a matrix of this shape."""
+
+    @abstractmethod
+    def tiles(self, rows: int = TILE_ROWS) -> Iterator[Tensor]:
+        """The dense matrix, `rows` rows at a time from the top: (at most rows, d_in) each."""
+
+    def to_dense(self) -> Tensor:
+        """The matrix (d_out, d_in), in the dtype of the values."""
+        return torch.cat(list(self.tiles()))
+
+    def matmul(self, X: Tensor) -> Tensor:
+        """X (..., d_in) -> X W^T (..., d_out) in the dtype of X, summed in float32 or wider.
+
+        What is not stored is not multiplied, or multiplied as zero: which, matters only if X is not finite.
+        """
+        if X.ndim < 1 or X.shape[-1] != self.shape[1]:
+            self._refuse(f"inputs {tuple(X.shape)} do not fit a weight {self.shape}: their last side is d_in")
+        wide = torch.promote_types(torch.promote_types(X.dtype, self.values.dtype), torch.float32)
+        flat = X.reshape(-1, self.shape[1]).to(wide)  # (tokens, d_in)
+        return self._multiply(flat).to(X.dtype).reshape(*X.shape[:-1], self.shape[0])
+
+    def _multiply(self, X: Tensor) -> Tensor:
+        """X (tokens, d_in), wide -> (tokens, d_out): here tile by tile, so that the dense matrix is never whole."""
+        return torch.cat([X @ tile.to(X.dtype).T for tile in self.tiles()], dim=1)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Everything that is stored, by name."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+
+    def settings(self) -> dict[str, Any]:
+        """What is needed beside the arrays to read them: the shape, and the numbers that some formats have."""
+        return {f.name: value for f in fields(self) if not isinstance(value := getattr(self, f.name), Tensor)}
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all arrays together."""
+        return sum(array.nbytes for array in self.arrays().values())
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise PruneError(f"{self.name}: {reason}")
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Stored):
+    """Every weight, zeros included: values (d_out, d_in). What all other formats have to beat."""
+
+    name = "dense"
+
+    @classmethod
+    def from_dense(cls, W: Tensor, keep: Tensor | None = None) -> Self:
+        stored_mask(W, keep)
+        return cls((W.shape[0], W.shape[1]), W.contiguous())
+
+    def _check(self) -> None:
+        if tuple(self.values.shape) != self.shape:
+            self._refuse(f"the values are {tuple(self.values.shape)}, not {self.shape}")
+
+    def tiles(self, rows: int = TILE_ROWS) -> Iterator[Tensor]:
+        yield from self.values.split(rows)
+
+
+def stored_mask(W: Tensor, keep: Tensor | None) -> Tensor:
+    """Which weights of W (d_out, d_in) a format stores: those of `keep`, or those that are not zero."""
+    if W.ndim != 2:
+        raise PruneError(f"a format stores a matrix (d_out, d_in), not a tensor {tuple(W.shape)}")
+    used = W != 0
+    if keep is None:
+        return used
+    if keep.dtype != torch.bool or keep.shape != W.shape:
+        raise PruneError(f"the keep mask must be bool {tuple(W.shape)}, not {keep.dtype} {tuple(keep.shape)}")
+    if left := int((used & ~keep).sum()):
+        raise PruneError(f"{left} weights outside the keep mask are not zero: multiply the weights by the mask first")
+    return keep
+
+
+def as_bits(values: Tensor) -> Tensor:
+    """The same memory as whole numbers: torch's gather and scatter change the payload of some NaN in float16."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return values.contiguous().view(whole[values.element_size()])
+
+
+def index_dtype(largest: int) -> torch.dtype:
+    """The narrowest dtype for indices 0..largest: one of 8, 16 or 32 bits without sign, else int64."""
+    return next(dtype for dtype, limit in UNSIGNED.items() if largest <= limit)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """codes (rows, n), whole numbers below 2^bits, at most 8 bits -> uint8 (rows, ceil(n * bits / 8)).
+
+    The first code is in the lowest bits of the first byte; each row begins a new byte, and its last one ends in zeros.
+    """
+    rows, n = codes.shape
+    if not bits or not n:
+        return torch.zeros(rows, 0, dtype=torch.uint8, device=codes.device)
+    single = codes.to(torch.uint8)[..., None] >> _steps(bits, codes.device) & 1  # (rows, n, bits)
+    stream = torch.nn.functional.pad(single.flatten(1), (0, -n * bits % 8))
+    return _weighed(stream, 8)
+
+
+def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
+    """uint8 (rows, ceil(n * bits / 8)) -> codes (rows, n), uint8: the way back from `pack`."""
+    if not bits or not n:
+        return torch.zeros(packed.shape[0], n, dtype=torch.uint8, device=packed.device)
+    stream = (packed[..., None] >> _steps(8, packed.device) & 1).flatten(1)[:, : n * bits]
+    return _weighed(stream, bits)
+
+
+def _weighed(stream: Tensor, bits: int) -> Tensor:
+    """Every `bits` neighbouring digits of stream (rows, n * bits), the lowest first, as one number: (rows, n)."""
+    numbers = stream[:, ::bits].clone()
+    for digit in range(1, bits):
+        numbers |= stream[:, digit::bits] << digit
+    return numbers
+
+
+def packed_bytes(n: int, bits: int) -> int:
+    """The bytes of one packed row of n codes."""
+    return -(-n * bits // 8)
+
+
+def spare_bits_are_zero(packed: Tensor, used: int) -> bool:
+    """Whether the bits behind the first `used` of each row of `packed` (rows, bytes) are zero."""
+    spare = 8 * packed.shape[1] - used
+    return not spare or not bool((packed[:, -1] >> (8 - spare)).any())
+
+
+def _steps(bits: int, device: torch.device) -> Tensor:
+    return torch.arange(bits, dtype=torch.uint8, device=device)
