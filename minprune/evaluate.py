@@ -1,11 +1,18 @@
-"""How good a model is after pruning. Chapters 01 and 09."""
+"""How good a model is after pruning: token by token, alone and beside the dense model. Chapters 01 and 09.
+
+What belongs to a perplexity so that it can be compared is in protocol.py, what needs words instead of tokens in
+cloze.py and pairs.py.
+"""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from tqdm.auto import tqdm
 
 from minprune.errors import PruneError
@@ -15,7 +22,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model's predictions are from a reference's, over `tokens` positions of the same windows.
+
+    kl: mean over positions of KL(reference || model), in nats; 0 only if every distribution is the same.
+    agreement: share of positions at which both find the same token the likeliest.
+    """
+
+    kl: float
+    agreement: float
+    tokens: int
+
+
 def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False) -> float:
     """exp of the mean negative log-likelihood, in nats, of every token but the first of its window.
 
@@ -23,26 +42,89 @@ def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, pr
     weighs the same. batch_size changes time and memory, never the result beyond rounding. Raises `PruneError` for
     windows that the model cannot read and for a model whose output is NaN.
     """
+    return exp(float(token_nats(model, tokens, batch_size, progress).mean(dtype=torch.float64)))
+
+
+def token_nats(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False) -> Tensor:
+    """-log p(token | the tokens before it in its window), in nats: (windows, length - 1), float32 or wider, on the CPU.
+
+    Column i belongs to token i + 1 of the window: nothing predicts the first. Raises as `perplexity` does.
+    """
+    found = []
+    with evaluating(model):
+        for batch in _batches(model, tokens, batch_size, progress):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]  # (batch, length - 1, vocabulary)
+            for window, target in zip(logits, batch[:, 1:], strict=True):  # one at a time: float32 logits are large
+                found.append(cross_entropy(_wide(window), target, reduction="none").cpu())
+    nats = torch.stack(found)
+    _check_nan(nats)
+    return nats
+
+
+def divergence(
+    model: "PreTrainedModel", reference: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False
+) -> Divergence:
+    """How far a pruned model's predictions are from those of the dense model, `reference`, on the same windows.
+
+    tokens: (windows, length) int64; every position counts, also a window's last, whose next token is not needed. Both
+    models run on each batch and only two sums are kept, so no logits are stored. KL is taken from the reference to the
+    model, KL(p || q) = sum_t p_t (log p_t - log q_t) with p of the reference: a token that the dense model expects and
+    the pruned one excludes costs most. Raises `PruneError` if the vocabularies differ in size, or as `perplexity` does.
+    """
+    check_windows(reference, tokens)
+    total, same = 0.0, 0
+    with evaluating(model), evaluating(reference):
+        place = next(reference.parameters()).device
+        for batch in _batches(model, tokens, batch_size, progress):
+            theirs = reference(input_ids=batch.to(place), use_cache=False).logits  # (batch, length, vocabulary)
+            ours = model(input_ids=batch, use_cache=False).logits
+            if ours.shape != theirs.shape:
+                raise PruneError(
+                    f"the models predict {ours.shape[-1]} and {theirs.shape[-1]} tokens: compare a model with the one "
+                    "that it was made from"
+                )
+            for q, p in zip(ours, theirs.to(ours.device), strict=True):  # (length, vocabulary)
+                log_q, log_p = log_softmax(_wide(q), dim=-1), log_softmax(_wide(p), dim=-1)
+                total += float(kl_div(log_q, log_p, reduction="sum", log_target=True))
+                same += int((log_q.argmax(-1) == log_p.argmax(-1)).sum())
+    _check_nan(torch.tensor(total))
+    return Divergence(total / tokens.numel(), same / tokens.numel(), tokens.numel())
+
+
+@contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """Without gradients, and without dropout, which would make the result random; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def exp(nats: float) -> float:
+    """e^nats, infinity instead of an overflow."""
+    return math.exp(nats) if nats < 700 else math.inf
+
+
+def _batches(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progress: bool) -> Iterator[Tensor]:
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token predict nothing: use length 2 or more")
-    device, total, was_training = next(model.parameters()).device, 0.0, model.training
-    model.eval()  # dropout would make the result random
-    try:
-        for batch in tqdm(
-            tokens.split(batch_size), desc="perplexity", unit="batch", disable=None if progress else True, leave=False
-        ):
-            batch = batch.to(device)  # (batch, length)
-            logits = model(input_ids=batch, use_cache=False).logits[:, :-1]  # (batch, length - 1, vocabulary)
-            for window, target in zip(logits, batch[:, 1:], strict=True):  # one at a time: float32 logits are large
-                wide = window.to(torch.promote_types(window.dtype, torch.float32))
-                total += float(cross_entropy(wide, target, reduction="sum"))
-    finally:
-        model.train(was_training)
-    if math.isnan(total):
+    device = next(model.parameters()).device
+    parts = tokens.split(batch_size)
+    for batch in tqdm(parts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):
+        yield batch.to(device)  # (batch, length)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _check_nan(nats: Tensor) -> None:
+    if nats.isnan().any():
         raise PruneError("the model's output is NaN: its weights are damaged, or its dtype is too narrow")
-    nats = total / tokens[:, 1:].numel()
-    return math.exp(nats) if nats < 700 else math.inf
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import torch
 from tiny import VOCABULARY, tiny_model, tiny_tokens
 
 import minprune as mp
+from minprune.evaluate import token_nats
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
@@ -87,6 +88,62 @@ def test_bfloat16_logits_are_evaluated_in_float32(family):
         logits = model(tokens).logits[:, :-1].double()
     nats = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), tokens[:, 1:].reshape(-1))
     assert mp.perplexity(model, tokens, batch_size=5) == pytest.approx(math.exp(nats), rel=1e-5)
+
+
+def test_token_nats_are_the_losses_that_transformers_gives_for_each_target_alone():
+    model, tokens = tiny_model("llama"), tiny_tokens(2, 6)
+    nats = token_nats(model, tokens)
+    assert nats.shape == (2, 5)
+    for window in range(2):
+        for position in range(1, 6):
+            labels = torch.full_like(tokens[:1], -100)
+            labels[0, position] = tokens[window, position]
+            with torch.no_grad():
+                loss = model(input_ids=tokens[window : window + 1], labels=labels).loss
+            assert nats[window, position - 1] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_divergence_is_the_sum_over_the_vocabulary_written_out():
+    dense, pruned, tokens = tiny_model("llama", seed=0), tiny_model("llama", seed=3), tiny_tokens(3, 7)
+    with torch.no_grad():
+        p, q = (model(tokens).logits.double().softmax(-1).flatten(0, 1).tolist() for model in (dense, pruned))
+    total = agree = 0
+    for row_p, row_q in zip(p, q, strict=True):
+        total += sum(a * math.log(a / b) for a, b in zip(row_p, row_q, strict=True))
+        agree += row_p.index(max(row_p)) == row_q.index(max(row_q))
+    found = mp.divergence(pruned, dense, tokens, batch_size=2)
+    assert found.tokens == len(p) == 21
+    assert found.kl == pytest.approx(total / 21, rel=1e-5)
+    assert found.agreement == agree / 21
+    assert mp.divergence(dense, pruned, tokens).kl != pytest.approx(found.kl, rel=1e-2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_divergence_from_equal_logits_is_the_missing_entropy_whatever_the_batch_size(batch_size):
+    dense, knows_nothing = tiny_model("llama", torch.float64), tiny_model("llama", torch.float64)
+    knows_nothing.model.norm.weight.data.zero_()
+    tokens = tiny_tokens()
+    with torch.no_grad():
+        entropy = torch.distributions.Categorical(logits=dense(tokens).logits).entropy().mean()
+    found = mp.divergence(knows_nothing, dense, tokens, batch_size)
+    assert found.kl == pytest.approx(math.log(VOCABULARY) - float(entropy), rel=1e-9)
+
+
+def test_a_model_does_not_diverge_from_itself_and_keeps_its_mode():
+    dense, copy = tiny_model("gpt2"), tiny_model("gpt2")
+    dense.train()
+    found = mp.divergence(copy, dense, tiny_tokens())
+    assert found.kl == 0 and found.agreement == 1
+    assert dense.training and not copy.training
+
+
+def test_models_that_cannot_be_compared_are_refused():
+    with pytest.raises(mp.PruneError, match="96 and 128 tokens"):
+        mp.divergence(tiny_model("llama"), tiny_model("llama", vocab_size=128), tiny_tokens())
+    broken = tiny_model("llama")
+    broken.model.norm.weight.data[3] = math.nan
+    with pytest.raises(mp.PruneError, match="NaN"):
+        mp.divergence(broken, tiny_model("llama"), tiny_tokens())
 
 
 def test_greedy_generation_is_the_argmax_token_by_token(tiny_folder):
