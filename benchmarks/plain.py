@@ -37,8 +37,8 @@ def sparsegpt(W: Tensor, gram: Tensor, sparsity: float = 0.5, block_size: int = 
 def prune_two_pass(model, calib: Tensor, sparsity: float = 0.5) -> None:
     """Prune all layers of the blocks with the published loop, one window (1, length) at a time."""
     blocks = model.model.layers
-    calls = [record_calls(model, blocks, window) for window in calib.split(1)]
-    hidden = [call[0].hidden for call in calls]
+    recorded = [record_calls(model, blocks, window) for window in calib.split(1)]
+    hidden, calls = [hidden for hidden, _ in recorded], [calls for _, calls in recorded]
     for index, block in enumerate(blocks):
         layers = [layer for layer in find_layers(model) if layer.name.startswith(f"model.layers.{index}.")]
         grams = {layer: torch.zeros(layer.weight.shape[1], layer.weight.shape[1]) for layer in layers}

@@ -19,14 +19,14 @@ from tqdm.auto import tqdm
 from minprune.allocate import Allocation, allocate
 from minprune.data import fingerprint
 from minprune.errors import PruneError
-from minprune.methods import Method, get_method
+from minprune.methods import get_method
 from minprune.model import Layer, backbone, check_windows, find_layers
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
 from minprune.report import LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
-from minprune.watch import one_by_one, watch
+from minprune.watch import Receive, one_by_one, watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,40 +59,24 @@ def prune(
     Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
     stays pruned.
     """
-    chosen = get_method(method)
-    chosen.check_options(method, options)
-    layers = find_layers(model, include, exclude)
-    patterns = allocate(layers, read_pattern(pattern), allocation)
-    for layer in layers:
-        _check_layer(layer, patterns[layer])
-    if calib is None and chosen.needs != "nothing":
-        raise PruneError(f"method {method!r} needs calibration tokens: pass calib")
-    if batch_size is not None and batch_size < 1:
-        raise PruneError(f"batch size {batch_size} is not positive")
     start, was_training = time.perf_counter(), model.training
-    with tqdm(
-        total=len(layers), desc=f"{method} {pattern}", unit="layer", disable=None if progress else True, leave=False
-    ) as bar:
-        run = _Run(chosen, patterns, options, calib, bar)
+    run = Run(model, calib, method, pattern, allocation, include, exclude, batch_size, options, progress)
+    for layer in run.layers:
+        _check_weights(layer)
+    with run.bar, one_by_one(model, run.layers):
         model.eval()
         try:
-            if calib is None:
-                for layer in layers:
+            if run.calib is None:
+                for layer in run.layers:
                     run.prune(layer, None)
+            elif len(run.batches) == 1 and sequential:
+                _one_pass(model, run)
             else:
-                check_windows(model, calib)
-                calib = calib.to(next(model.parameters()).device)
-                with one_by_one(model, layers):
-                    if sequential and (batch_size is None or batch_size >= len(calib)):
-                        _one_pass(model, calib, layers, run)
-                    else:
-                        batches = calib.split(batch_size or len(calib))
-                        run_staged(model, batches, layers, run, whole_block=not sequential)
+                run_staged(model, run.batches, run, whole_block=not sequential)
         finally:
             model.train(was_training)
-    rows = [run.rows.get(layer) or _left_dense(layer, "received no token: left dense") for layer in layers]
-    seconds = {"total": time.perf_counter() - start, "statistics": run.statistics_seconds, "solve": run.solve_seconds}
-    return Report(method, str(read_pattern(pattern)), options, _describe(calib), rows, seconds)
+    run.settle(run.layers)
+    return run.report(time.perf_counter() - start)
 
 
 class Observed:
@@ -125,14 +109,47 @@ class Observed:
         return lost / whole if whole > 0 else float(lost > 0)
 
 
-class _Run:
-    """One call of `prune`: prunes the layer it is given and keeps the books."""
+class Run:
+    """One call of `prune` or `prune_checkpoint`: checks its arguments, prunes a layer it is given, keeps the books.
 
-    def __init__(self, method: Method, patterns: dict[Layer, Pattern], options: dict, calib, bar):
-        self.method, self.needs, self.patterns, self.options, self.bar = method, method.needs, patterns, options, bar
-        self.stride = max(1, calib.numel() // _SAMPLE) if calib is not None else 1
+    layers: what to prune. calib: the tokens on the model's device, or None; batches: the same, split. rows: a row per
+    finished layer. Raises `PruneError` for what cannot be done; the layers' weights need not be at hand for that.
+    """
+
+    def __init__(
+        self, model, calib, method, pattern, allocation, include, exclude, batch_size, options: dict, progress: bool
+    ):
+        self.method = get_method(method)
+        self.method.check_options(method, options)
+        self.layers = find_layers(model, include, exclude)
+        self.patterns = allocate(self.layers, read_pattern(pattern), allocation)
+        for layer in self.layers:
+            _check_pattern(layer, self.patterns[layer])
+        self.needs, self.options = self.method.needs, options
+        if calib is None and self.needs != "nothing":
+            raise PruneError(f"method {method!r} needs calibration tokens: pass calib")
+        if batch_size is not None and batch_size < 1:
+            raise PruneError(f"batch size {batch_size} is not positive")
+        self.calib, self.batches, self.stride = None, (), 1
+        if calib is not None:
+            check_windows(model, calib)
+            self.calib = calib.to(model.get_input_embeddings().weight.device)
+            self.batches = self.calib.split(batch_size or len(calib))
+            self.stride = max(1, calib.numel() // _SAMPLE)
+        self.name, self.pattern = method, str(read_pattern(pattern))
         self.rows: dict[Layer, LayerRow] = {}
         self.statistics_seconds = self.solve_seconds = 0.0
+        self.bar = tqdm(
+            total=len(self.layers),
+            desc=f"{method} {pattern}",
+            unit="layer",
+            disable=None if progress else True,
+            leave=False,
+        )
+
+    def layers_under(self, prefix: str) -> list[Layer]:
+        """The layers whose names begin with prefix, such as "model.layers.3."."""
+        return [layer for layer in self.layers if layer.name.startswith(prefix)]
 
     def observe(self, X: Tensor, into: Observed | None = None) -> Observed:
         """Take the statistics of X (..., d_in), into what is there or anew."""
@@ -162,34 +179,54 @@ class _Run:
         W.copy_(result.weight)
         self._book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, result.note))
 
+    def on_sight(self) -> Receive:
+        """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""
+        last: tuple[Tensor, int, Observed] | None = None  # the tensor itself: its address may be used again after it
+
+        def receive(layer: Layer, X: Tensor) -> None:
+            nonlocal last
+            if layer in self.rows or not X.numel():
+                return
+            if last is None or X is not last[0] or X._version != last[1]:
+                last = X, X._version, self.observe(X)
+            self.prune(layer, last[2])
+
+        return receive
+
+    def settle(self, layers: list[Layer]) -> None:
+        """Add the rows of those layers that nothing has reached."""
+        for layer in layers:
+            if layer not in self.rows:
+                self._book(layer, _left_dense(layer, "received no token: left dense"))
+
+    def report(self, seconds: float) -> Report:
+        """The report on all layers, after so many seconds in total."""
+        spent = {"total": seconds, "statistics": self.statistics_seconds, "solve": self.solve_seconds}
+        rows = [self.rows[layer] for layer in self.layers]
+        return Report(self.name, self.pattern, self.options, _describe(self.calib), rows, spent)
+
     def _book(self, layer: Layer, row: LayerRow) -> None:
         self.rows[layer] = row
         self.bar.update()
 
 
-def _one_pass(model: "PreTrainedModel", calib: Tensor, layers: list[Layer], run: _Run) -> None:
-    last: tuple[Tensor, int, Observed] | None = None  # the tensor itself: its address may be used again after it
-
-    def receive(layer: Layer, X: Tensor) -> None:
-        nonlocal last
-        if layer in run.rows or not X.numel():
-            return
-        if last is None or X is not last[0] or X._version != last[1]:
-            last = X, X._version, run.observe(X)
-        run.prune(layer, last[2])
-
-    with watch(layers, receive):
-        hidden = backbone(model)(input_ids=calib, use_cache=False).last_hidden_state
-    for layer in layers:
+def _one_pass(model: "PreTrainedModel", run: Run) -> None:
+    receive = run.on_sight()
+    with watch(run.layers, receive):
+        hidden = backbone(model)(input_ids=run.calib, use_cache=False).last_hidden_state
+    for layer in run.layers:
         if layer.owner is model.get_output_embeddings():
             receive(layer, hidden)
 
 
-def _check_layer(layer: Layer, pattern: Pattern) -> None:
+def _check_pattern(layer: Layer, pattern: Pattern) -> None:
     try:
         pattern.check(*layer.weight.shape)
     except PruneError as error:
         raise PruneError(f"{layer.name}: {error}") from None
+
+
+def _check_weights(layer: Layer) -> None:
     if not bool(torch.stack(layer.weight.aminmax()).isfinite().all()):
         raise PruneError(f"{layer.name}: its weights hold NaN or infinity: the checkpoint is damaged")
 

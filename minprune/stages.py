@@ -7,6 +7,7 @@ order and the statistics are those of one pass, so the result is too, up to the 
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -22,26 +23,50 @@ class _Enough(Exception):
     """Raised inside a block when the inputs of the current group have been seen."""
 
 
-def run_staged(
-    model: "PreTrainedModel", batches: tuple[Tensor, ...], layers: list[Layer], run, whole_block: bool
-) -> None:
-    """Prune `layers` with batches of token ids, each (windows, length).
+def run_staged(model: "PreTrainedModel", batches: tuple[Tensor, ...], run, whole_block: bool) -> None:
+    """Prune the layers of `run`, the driver's `Run`, with batches of token ids, each (windows, length).
 
-    run: the driver's `_Run`. whole_block: take the statistics of all layers of a block while it is still dense.
+    whole_block: take the statistics of all layers of a block while it is still dense.
     """
-    prefix, blocks = decoder_blocks(model)
-    calls = [record_calls(model, blocks, batch) for batch in batches]
-    hidden = [call[0].hidden for call in calls]  # per batch (windows, length, d_model): the input of the next block
-    for index, block in enumerate(blocks):
-        todo = [layer for layer in layers if layer.name.startswith(f"{prefix}.{index}.")]
-        here = [call[index] for call in calls]
+    walk = Walk(model, batches)
+    for index in range(len(walk.blocks)):
+        walk.prune(index, run, whole_block)
+    walk.prune_head(run)
+
+
+class Walk:
+    """Batches of windows on their way through the blocks of a model, one block at a time.
+
+    batches: token ids, each (windows, length). hidden: per batch the input of the next block, (windows, length,
+    d_model). Only the block that is named need have its weights at hand, and the first one at the beginning.
+    """
+
+    def __init__(self, model: "PreTrainedModel", batches: tuple[Tensor, ...]):
+        self.model, self.batches = model, batches
+        self.prefix, self.blocks = decoder_blocks(model)
+        recorded = [record_calls(model, self.blocks, batch) for batch in batches]
+        self.hidden = [hidden for hidden, _ in recorded]
+        self.calls = [calls for _, calls in recorded]  # per batch, per block
+
+    def through(self, index: int) -> None:
+        """Send every batch through block `index` as it is."""
+        for batch, calls in enumerate(self.calls):
+            self.hidden[batch] = calls[index].replay(self.blocks[index], self.hidden[batch])
+
+    def prune(self, index: int, run, whole_block: bool = False) -> None:
+        """Prune the layers of block `index` on what the batches bring there, and send every batch through it."""
+        block, todo = self.blocks[index], run.layers_under(f"{self.prefix}.{index}.")
+        if len(self.batches) == 1 and not whole_block:  # one pass: each layer is pruned right before it is applied
+            with watch(todo, run.on_sight()):
+                self.through(index)
+            return
         while todo:
             group = _Group(todo, run, whole_block)
-            for call, h in zip(here, hidden, strict=True):
+            for calls, hidden in zip(self.calls, self.hidden, strict=True):
                 group.start_batch()
                 try:
                     with watch(todo, group.receive):
-                        call.replay(block, h)
+                        calls[index].replay(block, hidden)
                 except _Enough:
                     pass
             for layer, observed in group.observed.items():
@@ -49,9 +74,34 @@ def run_staged(
             if not group.observed:
                 break  # experts that no token reached
             todo = [layer for layer in todo if layer not in group.observed]
-        hidden = [call.replay(block, h) for call, h in zip(here, hidden, strict=True)]
-    for layer in (layer for layer in layers if layer.owner is model.get_output_embeddings()):
-        _prune_head(layer, model, blocks, batches, hidden, calls[0][0].returns_tuple, run)
+        self.through(index)
+
+    def prune_head(self, run) -> None:
+        """Prune an output head that was asked for, on what the final norm makes of the last block's outputs."""
+        for layer in (layer for layer in run.layers if layer.owner is self.model.get_output_embeddings()):
+            observed = None
+            with self.at_the_end():
+                for batch in self.batches:
+                    out = backbone(self.model)(input_ids=batch, use_cache=False).last_hidden_state
+                    observed = run.observe(out, observed)
+            run.prune(layer, observed)
+
+    @contextmanager
+    def at_the_end(self):
+        """While open, the model reads the batches, which it must be given in their order, from `hidden` onwards."""
+        feed, numbers = iter(self.hidden), count()
+
+        def resume(original):
+            number = next(numbers)
+
+            def forward(hidden, *args, **kwargs):
+                hidden = hidden if number else next(feed)
+                return (hidden,) if self.calls[0][0].returns_tuple else hidden
+
+            return forward
+
+        with replaced(self.blocks, resume):
+            yield
 
 
 class _Group:
@@ -101,48 +151,39 @@ class _Group:
 
 @dataclass
 class _Call:
-    """One recorded call of one block: its hidden states, its other arguments, and whether it returns a tuple."""
+    """How one block is called for one batch: all arguments but the hidden states, and whether it returns a tuple."""
 
-    hidden: Tensor
     args: tuple
     kwargs: dict
     returns_tuple: bool
 
     def replay(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Call the block with other hidden states, all else being equal."""
+        """What the block makes of these hidden states."""
         out = block(hidden, *self.args, **self.kwargs)
         return out[0] if self.returns_tuple else out
 
 
-def record_calls(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor) -> list[_Call]:
-    """How the model calls each of its blocks for a batch: masks and position embeddings may differ between blocks.
+def record_calls(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor) -> tuple[Tensor, list[_Call]]:
+    """The first block's hidden states for a batch, and how the model calls each block: masks may differ between them.
 
     A dry run in which every block hands its input on unchanged. Whether this family's blocks return a tuple shows
     only when one really runs, so the first one does.
     """
     calls: list[_Call] = []
+    first: list[Tensor] = []
 
     def recorder(original):
         def forward(hidden, *args, **kwargs):
             is_tuple = calls[0].returns_tuple if calls else isinstance(original(hidden, *args, **kwargs), tuple)
-            calls.append(_Call(hidden, args, kwargs, is_tuple))
+            first.append(hidden)
+            calls.append(_Call(args, kwargs, is_tuple))
             return (hidden,) if is_tuple else hidden
 
         return forward
 
     with replaced(blocks, recorder):
         backbone(model)(input_ids=batch, use_cache=False)
-    return calls
-
-
-def _prune_head(layer: Layer, model, blocks, batches, hidden: list[Tensor], returns_tuple: bool, run) -> None:
-    """Prune an output head that was asked for, on what the final norm makes of the last block's outputs."""
-    observed = None
-    for batch, h in zip(batches, hidden, strict=True):
-        with replaced(blocks, lambda original, h=h: lambda *args, **kwargs: (h,) if returns_tuple else h):
-            out = backbone(model)(input_ids=batch, use_cache=False).last_hidden_state
-        observed = run.observe(out, observed)
-    run.prune(layer, observed)
+    return first[0], calls
 
 
 @contextmanager
