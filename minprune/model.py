@@ -52,32 +52,15 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     dtype: "auto" keeps the checkpoint's. Only safetensors weights are read, and code from a repository is never run.
     Raises `PruneError` if there is no such model, its weights are damaged or only pickled, or the device is unknown.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    source = name
-    if name in EMBEDDED:
-        from minprune.assets import smollm2_folder
-
-        source = smollm2_folder(say)
-    elif name and Path(name).is_dir():
-        _check_folder(Path(name))
-    elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
-        raise PruneError(
-            f"no model {str(name)!r}: name a folder that exists, an embedded model ({', '.join(EMBEDDED)}) or an id on "
-            "the Hugging Face hub"
-        )
-    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
-        raise PruneError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
-    place = check_device(device)
+    source = model_source(name, say)
+    wanted, place = read_dtype(dtype), check_device(device)
+    tokenizer = load_tokenizer(source, name)
     try:
         # without trust_remote_code=False transformers asks on the terminal, and a yes would run the repository's code
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=DTYPES.get(str(dtype), dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
+            source, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:
         raise PruneError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
@@ -88,6 +71,42 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
             "copy or download them again"
         )
     return model.to(place).eval(), tokenizer
+
+
+def model_source(name: str | Path, say=lambda message: None) -> str | Path:
+    """Where the files of a model are: its folder (that of an embedded model, after fetching it), or the id on the hub.
+
+    Raises `PruneError` if there is no such model or its folder offers no safetensors weights.
+    """
+    if name in EMBEDDED:
+        from minprune.assets import smollm2_folder
+
+        return smollm2_folder(say)
+    if name and Path(name).is_dir():
+        _check_folder(Path(name))
+    elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
+        raise PruneError(
+            f"no model {str(name)!r}: name a folder that exists, an embedded model ({', '.join(EMBEDDED)}) or an id on "
+            "the Hugging Face hub"
+        )
+    return name
+
+
+def load_tokenizer(source: str | Path, name: str | Path):
+    """The tokenizer of a model, from its `model_source`. name: what to call the model in a `PruneError`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise PruneError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
+
+
+def read_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The torch dtype of that name, or "auto"; `PruneError` for another word."""
+    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
+        raise PruneError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
+    return DTYPES.get(str(dtype), dtype)
 
 
 def check_device(device: str) -> torch.device:
