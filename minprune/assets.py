@@ -182,14 +182,17 @@ def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
 
 
 def articles(name: str, split: str, say: Callable[[str], None] = lambda message: None) -> list[str]:
-    """The plain texts of an embedded collection ("wikipedia" or "news") that belong to a split.
+    """The plain texts of an embedded collection ("wikipedia", "news" or "python") that belong to a split.
 
     Whole articles are dealt out, three to train, one to validation, one to test, so no article is in two splits.
     """
     if split not in SPLITS:
         raise PruneError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    path = fetch(name, say)
-    texts = _news(path) if name == "news" else _wikipedia(path)
+    if name == "python":
+        texts = _python()
+    else:
+        path = fetch(name, say)
+        texts = _news(path) if name == "news" else _wikipedia(path)
     places = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
     return [text for index, text in enumerate(texts) if index % 5 in places]
 
@@ -197,6 +200,22 @@ def articles(name: str, split: str, say: Callable[[str], None] = lambda message:
 def _news(path: Path) -> list[str]:
     """The articles, one a line, without the seven that the file holds twice, which would be in two splits."""
     return list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()))
+
+
+def _python() -> list[str]:
+    """The topics of the manual behind `help()`, of the running version, without those that another one repeats."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise PruneError("this Python came without its help topics (pydoc_data): choose another text") from None
+    kept: list[str] = []
+    seen: set[str] = set()
+    for text in sorted({text.strip() for text in topics.values()}, key=lambda text: (-len(text), text)):
+        long = {part for part in text.split("\n\n") if len(part) > 100}
+        if len(long & seen) <= 0.1 * len(long):  # a sentence or two stand in many topics
+            kept.append(text)
+            seen |= long
+    return sorted(kept)
 
 
 def _wikipedia(path: Path) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from minprune.assets import articles
 from minprune.errors import PruneError
 
-EMBEDDED = ("wikipedia", "news")
+EMBEDDED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
 HUB = {  # name -> (data set, config, column, what its splits are called there)
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text", {}),
     "c4": ("allenai/c4", "en", "text", {"test": "validation"}),
@@ -32,9 +32,9 @@ def load_tokens(
 ) -> Tensor:
     """`samples` windows of `length` tokens, (samples, length), int64, cut from one text without overlap.
 
-    source: an embedded text ("wikipedia", "news"), a data set on the hub ("wikitext2", "c4"), or a file (.txt,
-    .jsonl or .parquet with a "text" column); files have no splits. The text is tokenised as a whole and cut into
-    consecutive windows; a tokenizer that begins every text with a BOS token gets one at the start of each window.
+    source: an embedded text ("wikipedia", "news", "python"), a data set on the hub ("wikitext2", "c4"), or a file
+    (.txt, .jsonl or .parquet with a "text" column); files have no splits. The text is tokenised as a whole and cut
+    into consecutive windows; a tokenizer that begins every text with a BOS token gets one at the start of each window.
     seed: which windows are taken: None spreads them evenly over the text, a number draws them at random without
     replacement. samples=None takes all. Raises `PruneError` for a source that is unknown, missing, empty, not text,
     or too short.

@@ -1,5 +1,6 @@
 """Token windows: where they come from, that they do not overlap, and that a seed decides."""
 
+import itertools
 import json
 import re
 
@@ -114,15 +115,24 @@ def test_a_folder_is_no_text(tmp_path):
         mp.load_text(tmp_path)
 
 
-@pytest.mark.parametrize("name, count", [("wikipedia", 106), ("news", 293)])
+@pytest.mark.parametrize("name, count", [("wikipedia", 106), ("news", 293), ("python", None)])
 def test_splits_are_whole_articles_and_share_none(name, count):
     splits = {split: articles(name, split) for split in SPLITS}
     everything = [text for texts in splits.values() for text in texts]
+    count = count or len(everything)  # Python's manual differs by version
     assert len(everything) == count == len(set(everything))
     assert all(text.strip() for text in everything)
     assert len(splits["train"]) == pytest.approx(0.6 * count, abs=2)
     with pytest.raises(mp.PruneError, match="unknown split 'dev'"):
         articles(name, "dev")
+
+
+def test_python_topics_repeat_each_other_in_no_more_than_a_few_sentences():
+    texts = [text for split in SPLITS for text in articles("python", split)]
+    assert len(texts) > 40 and sum(map(len, texts)) > 200_000
+    for one, other in itertools.combinations(texts, 2):
+        shared = {p for p in one.split("\n\n") if len(p) > 100} & {p for p in other.split("\n\n") if len(p) > 100}
+        assert sum(map(len, shared)) < 0.1 * min(len(one), len(other)), (one[:60], other[:60])
 
 
 def test_wikipedia_is_prose_without_markup():

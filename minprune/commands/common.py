@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 MODEL = "an embedded model (smollm2), a folder, or a Hugging Face id"
-TEXT = "an embedded text (wikipedia, news), a hub data set (wikitext2, c4), or a .txt, .jsonl or .parquet file"
+TEXT = "an embedded text (wikipedia, news, python), a hub data set (wikitext2, c4), or a .txt, .jsonl or .parquet file"
 LARGEST_SEED = 2**63 - 1
 
 
