@@ -12,13 +12,17 @@ from pathlib import Path
 import minprune as mp
 from minprune.sweep import sweep
 
-MAIN = ("magnitude", "wanda", "sparsegpt", "admm")
-OTHERS = ("ria", "alps", "wanda+swaps+exact")
+QUICK = ("magnitude", "wanda", "sparsegpt")
 TELLING = ("50%", "60%", "70%", "2:4")  # where the methods differ and the model still speaks
 STAGES = (  # methods, patterns, seeds
-    (MAIN, (*TELLING, "30%", "80%", "40%", "4:8", "20%", "10%"), (0,)),
-    (MAIN, TELLING, (1, 2)),
-    (OTHERS, TELLING, (0,)),
+    ((*QUICK, "admm"), TELLING, (0,)),
+    (QUICK, ("30%", "80%", "40%", "4:8", "20%", "10%"), (0,)),
+    (("wanda", "sparsegpt"), TELLING, (1, 2)),
+    (("admm",), ("80%", "30%", "4:8", "40%"), (0,)),
+    (("alps", "ria"), TELLING, (0,)),
+    (("admm",), TELLING, (1, 2)),
+    (("admm",), ("20%", "10%"), (0,)),
+    (("wanda+swaps+exact",), TELLING, (0,)),
 )
 # 32 calibration windows, 16 test windows a text and bfloat16: sweep.json shows that this does not change the order
 PROTOCOL = {"calibration": "wikipedia", "samples": 32, "length": 512, "texts": ("wikipedia", "news")}

@@ -67,7 +67,6 @@ def sweep(
     tests = {text: load_tokens(tokenizer, text, "test", test_samples, length) for text in texts}
     protocol = {
         "model": name or Path(str(model.name_or_path)).name,
-        "weights": _hash(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": next(model.parameters()).device.type,
         "calibration": {"source": str(calibration), "split": "train", "samples": samples, "length": length},
@@ -75,6 +74,7 @@ def sweep(
             text: {"split": "test", "samples": test_samples, "length": length, "sha256": fingerprint(tokens)}
             for text, tokens in tests.items()
         },
+        "weights": _hash(model),
     }
     calibrate = cache(lambda seed: load_tokens(tokenizer, calibration, "train", samples, length, seed))
     found = {cell_of(run): run for run in continue_runs(path, protocol)}

@@ -31,7 +31,7 @@ def add(commands) -> None:
         "compare methods, patterns and seeds on one model, resumably",
         "Every method with every pattern and every seed is one line of JSON in FILE. Runs that the file holds are not "
         "repeated: after an interruption, or to add methods, patterns or seeds, give the same FILE.",
-        "minprune sweep smollm2 --methods wanda,sparsegpt --patterns 50%,2:4 --seeds 0,1,2 --output runs.jsonl",
+        "minprune sweep smollm2 --methods wanda,admm --seeds 0,1 --output runs.jsonl",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--output", metavar="FILE", required=True, help="the JSON lines file to write or to continue")
@@ -86,8 +86,8 @@ def run(arguments: Namespace) -> None:
     out = console()
     out.print(_table(runs, arguments.texts))
     out.print(
-        f"perplexity on {arguments.test_samples} windows of {arguments.length} tokens of each text, and how many times "
-        f"the dense model's it is,\nmean ± standard deviation over seeds; runs are in {arguments.output}",
+        f"perplexity on {arguments.test_samples} windows of {arguments.length} tokens of each text, and as a multiple\n"
+        f"of the dense model's (mean ± standard deviation over seeds); runs: {arguments.output}",
         soft_wrap=True,
     )
     failed = [run for run in runs if "failed" in run]
