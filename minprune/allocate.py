@@ -1,30 +1,54 @@
-"""How sparse each layer should be: the same everywhere, or what a user's table says."""
+"""How sparse each layer should be: the same everywhere, what a user's table says, or what a rule makes of the model.
+
+Chapter 11. The rules are in rules.py, the arithmetic that keeps their average exact in budget.py.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.model import Layer
 from minprune.patterns import NM, Pattern
+from minprune.rules import adjustable, get_rule
 
-Allocation = Mapping[str, float] | Callable[[list[Layer]], Mapping[str, float]] | None
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Allocation = str | Mapping[str, float] | Callable[[list[Layer]], Mapping[str, float]] | None
 
 
-def allocate(layers: list[Layer], pattern: Pattern, allocation: Allocation = None) -> dict[Layer, Pattern]:
+def allocate(
+    layers: list[Layer],
+    pattern: Pattern,
+    allocation: Allocation = None,
+    model: "PreTrainedModel | None" = None,
+    calib: Tensor | None = None,
+) -> dict[Layer, Pattern]:
     """The pattern of each layer.
 
-    allocation: glob -> sparsity; of several globs that match a layer the last one counts, and a layer that none
-    matches keeps the sparsity of `pattern`. Or a function from the layers to such a table. The average sparsity is
-    what the table makes it. Raises `PruneError` for a glob that matches nothing, a sparsity outside 0..1, or N:M.
+    allocation: the name of a rule ("owl", "ramp", "optimal", "inverse", "global"), which is given model and calib, and
+    whose average is exactly the sparsity of `pattern`, weighted by parameters. Or glob -> sparsity; of several globs
+    that match a layer the last one counts, a layer that none matches keeps the sparsity of `pattern`, and the average
+    is what the table makes it. Or a function from the layers to such a table. Raises `PruneError` for an unknown name,
+    a rule without the calibration it needs, a glob that matches nothing, a sparsity outside 0..1, or N:M.
     """
-    table = allocation(layers) if callable(allocation) else allocation or {}
+    if isinstance(allocation, str):
+        rule = get_rule(allocation)
+        if model is None or any(layer.weight.is_meta for layer in layers):
+            raise PruneError(f"allocation {allocation!r} needs the whole model in memory: give a table of sparsities")
+        table: Any = rule(model, layers, calib, adjustable(pattern))
+    else:
+        table = allocation(layers) if callable(allocation) else allocation or {}
     if not isinstance(table, Mapping):
         raise PruneError(f"an allocation is a table from globs to sparsities, not {type(table).__name__}")
     patterns = dict.fromkeys(layers, pattern)
     if isinstance(pattern, NM):
         if table:
-            raise PruneError(f"an allocation cannot change the sparsity of {pattern}: use a pattern like 50%")
+            adjustable(pattern)
         return patterns
     for glob, sparsity in table.items():
         matched = [layer for layer in layers if fnmatch(layer.name, glob)]

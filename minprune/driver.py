@@ -122,7 +122,7 @@ class Run:
         self.method = get_method(method)
         self.method.check_options(method, options)
         self.layers = find_layers(model, include, exclude)
-        self.patterns = allocate(self.layers, read_pattern(pattern), allocation)
+        self.patterns = allocate(self.layers, read_pattern(pattern), allocation, model, calib)
         for layer in self.layers:
             _check_pattern(layer, self.patterns[layer])
         self.needs, self.options = self.method.needs, options

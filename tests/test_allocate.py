@@ -52,7 +52,8 @@ def test_no_allocation_gives_every_layer_the_pattern_itself():
         ({"*": "50%"}, "'50%'.*number"),
         ({"*": True}, "True.*number"),
         ([("*", 0.5)], "table.*list"),
-        ("owl", "table.*str"),
+        ("owl", "'owl' needs the whole model"),
+        ("fair", "unknown allocation 'fair'.*owl"),
     ],
 )
 def test_a_table_that_means_nothing_is_refused(table, reason):
