@@ -167,7 +167,7 @@ class Run:
             if not energy < float("inf"):
                 raise PruneError(f"{layer.name}: its inputs hold NaN or infinity: check the model and its dtype")
             if energy == 0 and self.needs != "nothing":
-                self._book(layer, _left_dense(layer, "all its inputs were zero: left dense"))
+                self.book(layer, _left_dense(layer, "all its inputs were zero: left dense"))
                 return
         try:
             result = self.method(W, observed.stats if observed else None, self.patterns[layer], **self.options)
@@ -177,7 +177,7 @@ class Run:
         self.solve_seconds += seconds
         error = observed.error(W, result.weight) if observed else None
         W.copy_(result.weight)
-        self._book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, result.note))
+        self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, result.note))
 
     def on_sight(self) -> Receive:
         """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""
@@ -197,7 +197,7 @@ class Run:
         """Add the rows of those layers that nothing has reached."""
         for layer in layers:
             if layer not in self.rows:
-                self._book(layer, _left_dense(layer, "received no token: left dense"))
+                self.book(layer, _left_dense(layer, "received no token: left dense"))
 
     def report(self, seconds: float) -> Report:
         """The report on all layers, after so many seconds in total."""
@@ -205,7 +205,8 @@ class Run:
         rows = [self.rows[layer] for layer in self.layers]
         return Report(self.name, self.pattern, self.options, _describe(self.calib), rows, spent)
 
-    def _book(self, layer: Layer, row: LayerRow) -> None:
+    def book(self, layer: Layer, row: LayerRow) -> None:
+        """The layer is finished, and this is its row."""
         self.rows[layer] = row
         self.bar.update()
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minprune.card import model_card
 from minprune.errors import PruneError
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 RECORD = "minprune.json"
 
 
-def default_name(model: str, method: str, pattern: str) -> str:
-    """The folder name MODEL-METHOD-PATTERN in characters that every file system takes."""
-    parts = (Path(model).resolve().name if Path(model).is_dir() else model.split("/")[-1], method, pattern)
+def default_name(model: str, *made: str) -> str:
+    """A folder name, such as MODEL-METHOD-PATTERN, in characters that every file system takes."""
+    parts = (Path(model).resolve().name if Path(model).is_dir() else model.split("/")[-1], *made)
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
 
 
@@ -34,7 +35,7 @@ def output_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path).expanduser().resolve()
     partial = path.with_name(path.name + ".partial")
-    _check_free(path, overwrite)
+    check_free(path, overwrite)
     try:
         if overwrite and partial.is_dir():
             shutil.rmtree(partial)
@@ -47,15 +48,18 @@ def output_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
     try:
         yield partial
-        _move(partial, path)
+        move(partial, path)
     except BaseException:  # Ctrl-C included
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def check_space(folder: Path, model: "PreTrainedModel") -> None:
-    """Raise `PruneError` if the disk that `folder` is on has less room than the model's parameters need."""
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def check_space(folder: Path, model: "PreTrainedModel", there: int = 0) -> None:
+    """Raise `PruneError` if the disk that `folder` is on has less room than the model's parameters need.
+
+    there: bytes of them that are on the disk already.
+    """
+    needed = sum(_size(parameter) for parameter in model.parameters()) - there
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PruneError(
@@ -64,23 +68,71 @@ def check_space(folder: Path, model: "PreTrainedModel") -> None:
         )
 
 
-def write_model(folder: Path, model: "PreTrainedModel", tokenizer, record: dict[str, Any]) -> None:
-    """Write what `AutoModelForCausalLM.from_pretrained(folder)` needs, the tokenizer, and `record` as minprune.json.
+def write_model(
+    folder: Path, model: "PreTrainedModel", tokenizer, record: dict[str, Any], weight_map: dict[str, str] | None = None
+) -> None:
+    """Write what `AutoModelForCausalLM.from_pretrained(folder)` needs, the tokenizer, a model card, and minprune.json.
 
-    Raises `PruneError` if the disk is full or anything else keeps the files from being written.
+    record: what minprune.json says; it is written last. weight_map: the file of each tensor by name, if the weights are
+    in the folder already. Raises `PruneError` if the disk is full or anything else keeps the files from being written.
     """
+    with write_errors(folder):
+        if weight_map:
+            model.config.dtype, model.config.architectures = model.dtype, [type(model).__name__]
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+            state = model.state_dict()
+            size = {"total_size": sum(_size(state[name]) for name in weight_map)}
+            write_text(folder / "model.safetensors.index.json", _json({"metadata": size, "weight_map": weight_map}))
+        else:
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", model_card(record))
+        write_text(folder / RECORD, _json(record))
+
+
+@contextmanager
+def write_errors(folder: Path) -> Iterator[None]:
+    """What keeps a file in the folder from being written becomes a `PruneError`, as for a full disk."""
     from safetensors import SafetensorError
 
     try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
-        raise PruneError(f"cannot write the model to {folder.parent} ({reason}): choose another output") from None
+        raise PruneError(
+            f"cannot write the model to {folder.parent} ({_plain(error)}): free some space or choose another output"
+        ) from None
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, all of it or nothing, and have it on the disk before this returns."""
+    part = path.with_name(path.name + ".tmp")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        flush(file)
+    os.replace(part, path)
+
+
+def flush(file) -> None:
+    """Have what was written to an open file on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _json(value) -> str:
+    return json.dumps(value, indent=2, default=repr) + "\n"
+
+
+def _size(tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _plain(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raise `PruneError` unless `path` is free, or a finished output that may be overwritten."""
     if path.is_dir() and any(path.iterdir()):
         if not (path / RECORD).exists():
             raise PruneError(f"{path} holds other things than a model pruned by minprune: choose another output")
@@ -90,7 +142,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
         raise PruneError(f"{path} is a file, not a folder: choose another output")
 
 
-def _move(partial: Path, path: Path) -> None:
+def move(partial: Path, path: Path) -> None:
     """Rename partial to path; what was there is removed only after its successor is in place."""
     if not path.exists():
         os.rename(partial, path)

@@ -1,0 +1,66 @@
+"""The README.md of a pruned model: what it is, how it was made, how good it is, how to load it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """A model card in Markdown, with the YAML header that model hubs read, from what minprune.json says.
+
+    Licence and languages are those of the card in the source's folder, if it has one (`record["model"]`).
+    """
+    header = {"library_name": "transformers", "tags": ["pruned", "sparse", "minprune"], **inherited(record["model"])}
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()]  # JSON is YAML
+    name = Path(record["model"]).name
+    text = ["---", *lines, "---", "", f"# {name}, {record['method']} {record['pattern']}", ""]
+    text += [
+        f"{record['sparsity']:.2%} of the weights in {len(record['layers'])} layers of {name} are zero. Made by "
+        f"minprune {record['versions']['minprune']}; `minprune.json` has the recipe and a row for each layer.",
+        "",
+        *_table(record),
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'folder = "."  # where this file is',
+        "model = AutoModelForCausalLM.from_pretrained(folder)",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        "```",
+        "",
+        "The zeros are stored like other numbers: the files are as large as the dense model's, and run as fast.",
+    ]
+    return "\n".join(text) + "\n"
+
+
+def inherited(model: str) -> dict[str, Any]:
+    """What a model card takes over: the base model if it is one on the hub, and the lines on licence and language."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return {"base_model": model} if "/" in model else {}
+    path = folder / "README.md"
+    front = _FRONT.match(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else None
+    found = re.findall(r"^(license\w*|language|base_model):[ \t]*(\S.*)$", front[1], re.MULTILINE) if front else []
+    return {key: value.strip().strip("\"'") for key, value in found}
+
+
+def _table(record: dict[str, Any]) -> list[str]:
+    calibration = record.get("calibration") or {}
+    rows = {"method": record["method"], "pattern": record["pattern"]}
+    rows |= {f"option {key}": str(value) for key, value in record.get("options", {}).items()}
+    if calibration:
+        source = " ".join(str(calibration[key]) for key in ("source", "split") if calibration.get(key))
+        rows["calibration"] = f"{calibration['windows']} x {calibration['length']} tokens {source}".strip()
+    if measured := record.get("perplexity"):
+        protocol = measured["protocol"]
+        source = " ".join(str(protocol[key]) for key in ("text", "split") if protocol.get(key))
+        where = f"{protocol['windows']} x {protocol['length']} tokens {source}".strip()
+        rows[f"perplexity on {where}"] = f"{measured['before']:,.2f} before, {measured['after']:,.2f} after"
+    return ["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

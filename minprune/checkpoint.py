@@ -1,0 +1,227 @@
+"""prune_checkpoint(): from disk to disk, block by block, for models larger than memory. Chapters 08 and 21.
+
+Load a block's tensors, prune it, write one safetensors file, note that it is done, free it. The calibration windows
+wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run that was stopped goes
+on with the first unfinished block, and the finished files are the output. Pruning itself is the driver's: the same
+checks and books (`Run`), the same walk through the blocks (`Walk`).
+
+Left out: models with blocks that hand each other more than hidden states.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minprune.allocate import Allocation
+from minprune.data import fingerprint
+from minprune.driver import Run
+from minprune.evaluate import perplexity
+from minprune.journal import Journal, unfinished
+from minprune.model import check_windows
+from minprune.output import check_space, write_model
+from minprune.patterns import Pattern
+from minprune.report import LayerRow, Report, versions
+from minprune.stages import Walk
+from minprune.stream import Whole, open_checkpoint
+from minprune.watch import one_by_one
+
+_TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
+
+
+@torch.no_grad()
+def prune_checkpoint(
+    src: str | Path,
+    dst: str | Path,
+    calib: Tensor | None,
+    method: str = "sparsegpt",
+    pattern: str | Pattern = "50%",
+    *,
+    allocation: Allocation = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    sequential: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+    progress: bool = False,
+    test: Tensor | None = None,
+    about: Mapping[str, Any] | None = None,
+    **options,
+) -> Report:
+    """Prune the model in the folder (or of the id) `src` and write it to the new folder `dst`; see `minprune.prune`.
+
+    resume: go on where an earlier run with the same recipe was stopped; its folder is `DST.partial`, and the tensors
+    are those of an uninterrupted run, bit for bit. overwrite: replace an earlier output. dtype, device: as for
+    `load_model`. test: (windows, length) int64 token ids on which the perplexity is measured before and after, without
+    holding the model. about: what else minprune.json should say.
+    Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
+    """
+    start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
+    with unfinished(dst, resume, overwrite) as journal:
+        source = open_checkpoint(src, dtype, device)
+        run = Run(source.model, calib, method, pattern, allocation, include, exclude, batch_size, options, progress)
+        if test is not None:
+            check_windows(source.model, test)
+        recipe = {
+            "method": run.name,
+            "pattern": run.pattern,
+            "options": options,
+            "layers": {layer.name: str(run.patterns[layer]) for layer in run.layers},
+            "sequential": sequential,
+            "dtype": str(source.model.dtype).removeprefix("torch."),
+            "device": str(source.device),
+            "calibration": None if calib is None else fingerprint(calib),
+            "test": None if test is None else fingerprint(test),
+            "model": source.sha256(),
+            "versions": versions(),
+        }
+        journal.begin(recipe, len(source.blocks))
+        if not journal.lines:
+            source.check_finite(str(src))
+        check_space(journal.folder, source.model, journal.bytes())
+        with run.bar, one_by_one(source.model, run.layers):
+            job = _Job(source, run, journal, test, sequential, start)
+            measured = job.all_blocks()
+        report = run.report(job.seconds())
+        table = dict(allocation) if isinstance(allocation, Mapping) else getattr(allocation, "__name__", allocation)
+        record = {
+            "model": str(src),
+            "dtype": recipe["dtype"],
+            "device": device,
+            "allocation": table,
+            "include": include,
+            "exclude": exclude,
+            "batch_size": batch_size,
+            "sequential": sequential,
+            **({"perplexity": measured} if measured else {}),
+            **report.as_dict(),
+        }
+        _finish(source, journal, record, about or {})
+    return report
+
+
+class _Job:
+    """The blocks of one run, from the first unfinished one to the last."""
+
+    def __init__(self, source: Whole, run: Run, journal: Journal, test: Tensor | None, sequential: bool, start: float):
+        self.source, self.run, self.journal, self.test = source, run, journal, test
+        self.whole_block, self.start = not sequential, start
+        self.files = {block: path for block in range(len(source.blocks)) if (path := journal.finished(block))}
+        for block in self.files:
+            self._restore_rows(block)
+        last = journal.lines[max(journal.lines)] if journal.lines else None
+        self.before = last["seconds"]["total"] if last else 0.0
+        self.first = 0
+        hidden: dict[str, Tensor] = {}
+        complete = all(block in self.files for block in journal.lines)
+        if complete and (saved := journal.hidden()):  # else the input of a damaged block has to be found again
+            self.first, hidden = saved
+        self.walks: dict[str, Walk] = {}
+        if run.calib is not None or test is not None:
+            source.load(0)
+            batches = {"calib": run.batches}
+            if test is not None:
+                parts = test.to(source.device).split(_TEST_BATCH)
+                batches |= {"dense": parts, "pruned": parts}
+            self.walks = {name: Walk(source.model, parts) for name, parts in batches.items() if parts}
+            for name, walk in self.walks.items():
+                if self.first:
+                    walk.hidden = [
+                        part.to(source.device) for part in hidden[name].split([len(batch) for batch in walk.batches])
+                    ]
+            if self.first:
+                source.free(0)
+
+    def all_blocks(self) -> dict[str, Any] | None:
+        """Prune what is unfinished and return the perplexities, if there is a test."""
+        source, run = self.source, self.run
+        for block in range(self.first, len(source.blocks)):
+            source.load(block)
+            if "dense" in self.walks:
+                self.walks["dense"].through(block)
+            if path := self.files.get(block):
+                source.restore(block, path)
+                if "calib" in self.walks:
+                    self.walks["calib"].through(block)
+            else:
+                self._prune(block)
+            if "pruned" in self.walks:
+                self.walks["pruned"].through(block)
+            if block not in self.files:
+                self._write(block)
+            source.free(block)
+        before = self._perplexity("dense")
+        if "calib" in self.walks:
+            self.walks["calib"].prune_head(run)
+        for layer in run.layers:
+            if run.calib is None and layer not in run.rows:
+                run.prune(layer, None)
+        if self.test is None:
+            return None
+        protocol = {"windows": len(self.test), "length": self.test.shape[1], "sha256": fingerprint(self.test)}
+        return {"before": before, "after": self._perplexity("pruned"), "protocol": protocol}
+
+    def _prune(self, block: int) -> None:
+        layers = self.run.layers_under(f"{self.source.prefix}.{block}.")
+        if "calib" in self.walks:
+            self.walks["calib"].prune(block, self.run, self.whole_block)
+        else:
+            for layer in layers:
+                self.run.prune(layer, None)
+        self.run.settle(layers)
+
+    def _write(self, block: int) -> None:
+        run = self.run
+        rows = [asdict(run.rows[layer]) for layer in run.layers_under(f"{self.source.prefix}.{block}.")]
+        file, tensors = shard_name(self.source, block), self.source.tensors(block)
+        spent = {"total": self.seconds(), "statistics": run.statistics_seconds, "solve": run.solve_seconds}
+        self.journal.add(block, file, tensors, self._hidden if self.walks else None, {"rows": rows, "seconds": spent})
+
+    def _hidden(self) -> dict[str, Tensor]:
+        return {name: torch.cat(walk.hidden) for name, walk in self.walks.items()}
+
+    def seconds(self) -> float:
+        """Since the beginning, in this run and the ones that it goes on with."""
+        return self.before + time.perf_counter() - self.start
+
+    def _restore_rows(self, block: int) -> None:
+        named = {layer.name: layer for layer in self.run.layers}
+        line = self.journal.lines[block]
+        for row in line["rows"]:
+            self.run.book(named[row["name"]], LayerRow(**{**row, "shape": tuple(row["shape"])}))
+        self.run.statistics_seconds, self.run.solve_seconds = line["seconds"]["statistics"], line["seconds"]["solve"]
+
+    def _perplexity(self, name: str) -> float | None:
+        if self.test is None:
+            return None
+        with self.walks[name].at_the_end():
+            return perplexity(self.source.model, self.test, _TEST_BATCH)
+
+
+def shard_name(source: Whole, part: int | None) -> str:
+    """The file of a block, or of what is outside of the blocks (None), within the unfinished output."""
+    if not source.streamed:
+        return f"unfinished/block-{part:05d}.safetensors"
+    return f"model-{1 if part is None else part + 2:05d}-of-{len(source.blocks) + 1:05d}.safetensors"
+
+
+def _finish(source: Whole, journal: Journal, record: dict[str, Any], about: Mapping[str, Any]) -> None:
+    """Write all that is not in a block's file; minprune.json comes last."""
+    parts = {part: shard_name(source, part) for part in (None, *range(len(source.blocks)))} if source.streamed else {}
+    if parts:
+        journal.write(parts[None], source.tensors(None))
+    record = {**record, **{key: value for key, value in about.items() if key != "calibration"}}
+    record["calibration"] = {**record["calibration"], **about.get("calibration", {})}
+    weight_map = {name: file for part, file in parts.items() for name in source.names(part)}
+    write_model(journal.folder, source.model, source.tokenizer, record, weight_map)
+
+
+def _listed(globs: Iterable[str] | None) -> list[str] | None:
+    return [globs] if isinstance(globs, str) else None if globs is None else list(globs)

@@ -1,0 +1,181 @@
+"""What a run from disk to disk has finished, so that it can be stopped at any moment and go on. Chapter 08.
+
+PATH.partial holds the finished files of the output and a folder `unfinished`: the recipe, a journal with one line for
+each finished block, and the hidden states at a block boundary. Every file is written under another name, flushed to
+the disk and renamed; the journal's line comes last, and what has no line does not count.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.output import check_free, flush, move, write_errors, write_text
+
+_WORK, _RECIPE, _JOURNAL = "unfinished", "recipe.json", "journal.jsonl"
+Hidden = Callable[[], dict[str, Tensor]] | None
+_SHARE = 20  # saving hidden states takes at most one part in so many of the time
+
+
+class Journal:
+    """The unfinished output of one run. folder: PATH.partial; lines: the journal's line of each finished block.
+
+    A line is {"block", "file", "sha256", "hidden": None or {"file", "sha256"}} and what the run adds to it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.work = folder, folder / _WORK
+        self.lines: dict[int, dict[str, Any]] = {}
+        self.blocks = 0
+        self._saved, self._cost = time.perf_counter(), 0.0
+
+    def begin(self, recipe: dict[str, Any], blocks: int) -> None:
+        """Start with this recipe, or go on if an earlier run with the same one got here.
+
+        Raises `PruneError`, naming the difference, if the earlier run had another recipe.
+        """
+        recipe, self.blocks = json.loads(json.dumps(recipe, default=repr)), blocks
+        for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
+            path.unlink()
+        if not (self.work / _RECIPE).exists():
+            with write_errors(self.folder):
+                write_text(self.work / _RECIPE, json.dumps(recipe, indent=1))
+            return
+        before = json.loads((self.work / _RECIPE).read_text(encoding="utf-8"))
+        for key in [*recipe, *before]:
+            if recipe.get(key) != before.get(key):
+                raise PruneError(
+                    f"{self.folder} was begun with {key} {_short(before.get(key))}, not {_short(recipe.get(key))}: "
+                    "resume it as it was begun, overwrite it or choose another output"
+                )
+        self._read_lines()
+
+    def finished(self, block: int) -> Path | None:
+        """The file of a finished block, if it still holds what was written."""
+        line = self.lines.get(block)
+        path = self.folder / line["file"] if line else None
+        return path if path and line and _sha256(path) == line["sha256"] else None
+
+    def hidden(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(the number of blocks behind them, hidden states by name) of the last boundary that was kept undamaged."""
+        for block in sorted(self.lines, reverse=True):
+            saved = self.lines[block]["hidden"]
+            if saved and _sha256(self.work / saved["file"]) == saved["sha256"]:
+                return block + 1, load_file(self.work / saved["file"])
+        return None
+
+    def add(self, block: int, file: str, tensors: dict[str, Tensor], hidden: Hidden, more: dict) -> None:
+        """A block is finished: write its tensors to `file`, under `folder`, and its line with `more` in it.
+
+        hidden: gives the states behind it (None: there are none). They are saved unless that would take too large a
+        share of the time: going on from an older boundary, or from the beginning, leads to the same.
+        """
+        self.blocks = max(self.blocks, block + 1)
+        line = {"block": block, "file": file, "sha256": self.write(file, tensors), "hidden": None, **more}
+        start = time.perf_counter()
+        if hidden and start - self._saved >= _SHARE * self._cost:
+            name = f"hidden-{block + 1:05d}.safetensors"
+            line["hidden"] = {"file": name, "sha256": self.write(f"{_WORK}/{name}", hidden())}
+            self._saved = time.perf_counter()
+            self._cost = self._saved - start
+        with write_errors(self.folder), (self.work / _JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(line) + "\n")
+            flush(journal)
+        self.lines[block] = line
+        if line["hidden"]:
+            for path in self.work.glob("hidden-*"):
+                if path.name != line["hidden"]["file"]:
+                    path.unlink()
+
+    def write(self, file: str, tensors: dict[str, Tensor]) -> str:
+        """Write tensors to a file under `folder`, all of it or nothing, and return its sha256."""
+        path = self.folder / file
+        part = path.with_name(path.name + ".tmp")
+        with write_errors(self.folder):
+            save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata={"format": "pt"})
+            with part.open("rb+") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                flush(handle)
+            os.replace(part, path)
+        return digest
+
+    def bytes(self) -> int:
+        """How much of the output is on the disk already."""
+        files = {line["file"] for line in self.lines.values()}
+        return sum((self.folder / file).stat().st_size for file in files if (self.folder / file).exists())
+
+    def _read_lines(self) -> None:
+        path, good = self.work / _JOURNAL, []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break  # the machine went down while it was being written
+            self.lines[line["block"]] = line
+            good.append(text)
+        write_text(path, "".join(f"{text}\n" for text in good))
+
+
+@contextmanager
+def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) -> Iterator[Journal]:
+    """Yield the `Journal` of `PATH.partial`, which is renamed to `path` if the block ends well.
+
+    If the block fails or is interrupted, the folder is kept if it holds a finished block, and the exception says so.
+    resume: go on in a `PATH.partial` that is there already. overwrite: replace one, or a finished output of minprune.
+    Raises `PruneError` before the block if `path` cannot become the output.
+    """
+    path = Path(path).expanduser().resolve()
+    partial = path.with_name(path.name + ".partial")
+    check_free(path, overwrite)
+    journal = Journal(partial)
+    try:
+        if partial.is_dir() and overwrite and not resume:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=resume and journal.work.is_dir())
+        journal.work.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise PruneError(
+            f"{partial} is in the way: another run is writing it, or one was stopped; if so, resume or overwrite it"
+        ) from None
+    except OSError as error:
+        raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
+    try:
+        yield journal
+    except BaseException as error:  # Ctrl-C included
+        count = len(journal.lines)
+        if not count and not (journal.work / _JOURNAL).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if not count:  # another run's, which this one has refused to continue
+            raise
+        kept = f"{count} of {journal.blocks} blocks are kept in {partial}: continue with --resume"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
+        if isinstance(error, PruneError):
+            raise PruneError(f"{error}; {kept}") from error
+        error.add_note(kept)
+        raise
+    move(partial, path)
+    shutil.rmtree(path / _WORK)
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:20]}...{text[-12:]}"
