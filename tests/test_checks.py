@@ -6,6 +6,7 @@ from itertools import combinations
 import answers_columns
 import answers_groups
 import answers_optimum
+import answers_pipeline
 import answers_surgeon
 import answers_wanda
 import numpy as np
@@ -150,6 +151,7 @@ RIGHT = {
     **answers_columns.RIGHT,
     **answers_groups.RIGHT,
     **answers_optimum.RIGHT,
+    **answers_pipeline.RIGHT,
     **answers_wanda.RIGHT,
 }
 
@@ -208,6 +210,7 @@ REJECTED = {
     **answers_columns.REJECTED,
     **answers_groups.REJECTED,
     **answers_optimum.REJECTED,
+    **answers_pipeline.REJECTED,
     **answers_wanda.REJECTED,
 }
 

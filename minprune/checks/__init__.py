@@ -9,6 +9,7 @@ A new chapter is a module with a list `EXERCISES` and one line below.
 """
 
 from minprune.checks import (
+    chain,
     columns,
     factors,
     folding,
@@ -19,6 +20,7 @@ from minprune.checks import (
     norms,
     optimum,
     patient,
+    pipeline,
     removals,
     scores,
     search,
@@ -38,6 +40,7 @@ EXERCISES: dict[str, Exercise] = collect(
     norms.EXERCISES + shares.EXERCISES + scores.EXERCISES,  # chapter 05
     groups.EXERCISES + folding.EXERCISES,  # chapter 06
     optimum.EXERCISES + search.EXERCISES,  # chapter 07
+    pipeline.EXERCISES + chain.EXERCISES,  # chapter 08
 )
 
 
