@@ -147,12 +147,18 @@ def optimal(
     """
     groups, average = group_layers(layers, by), adjustable(pattern).sparsity
     low, high = _around(average, spread)
-    grid = np.unique([*np.linspace(low, average, steps + 1), *np.linspace(average, high, steps + 1)])
+    below, above = np.linspace(low, average, steps + 1)[:-1], np.linspace(average, high, steps + 1)[1:]
     with trial(model, layers, calib) as running:
-        if not alone:
+        if alone:
+            middle = error_curves(running, groups, pattern, [average])
+        else:
             running.set_rest(adjustable(pattern))
-        costs = error_curves(running, groups, pattern, grid)
-    return table_of(groups, cheapest(grid, costs, sizes_of(groups), average))
+            middle = np.full((len(groups), 1), running.cost({}))  # each group at the average: the same model
+        sides = [error_curves(running, groups, pattern, side) for side in (below, above)]
+    grid = np.concatenate([below, [average], above])
+    costs = np.concatenate([sides[0], middle, sides[1]], axis=1)  # (groups, levels)
+    kept = np.append(True, np.diff(grid) > 0)  # at sparsity 0 or 1 there is nothing on one side
+    return table_of(groups, cheapest(grid[kept], costs[:, kept], sizes_of(groups), average))
 
 
 def error_curves(

@@ -1,0 +1,107 @@
+"""Is it worth giving blocks different sparsities? Perplexity of SmolLM2 with each rule, at exactly the same average.
+
+Writes one JSON file; cells that it already holds are not repeated, and the most telling cells come first.
+
+    python benchmarks/allocation.py book/results/allocation.json
+"""
+
+import argparse
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from record import load_cells, save
+
+import minprune as mp
+from minprune.budget import group_layers, sizes_of
+from minprune.rules import get_rule
+
+PROTOCOL = {
+    "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised, here bfloat16)",
+    "calibration": "wikipedia train, 32 x 512 tokens, drawn by the cell's seed; rules see nothing else",
+    "test": "wikipedia test, 16 x 512 tokens, evenly spaced",
+    "blocks": "the sparsity of each block that the rule asked for, weighted by parameters",
+    "seconds": "processor time of the rule and of the pruning run",
+}
+RULES = ("uniform", "optimal", "ramp", "owl", "inverse", "global")
+FEW = ("uniform", "optimal", "ramp", "owl")
+ORDER = [
+    *((method, pattern, FEW, 0) for pattern in ("70%", "60%") for method in ("wanda", "sparsegpt")),
+    *(("wanda", pattern, FEW, seed) for seed in (1, 2) for pattern in ("70%", "60%")),
+    *(("sparsegpt", pattern, FEW, seed) for pattern in ("70%", "60%") for seed in (1, 2)),
+    *(("wanda", pattern, RULES, 0) for pattern in ("60%", "70%", "50%")),
+    *(("wanda", pattern, RULES, seed) for seed in (1, 2) for pattern in ("60%", "70%")),
+    ("sparsegpt", "50%", FEW, 0),
+]
+
+
+class Bench:
+    """One model in memory with a copy of its weights, so that a cell costs no loading."""
+
+    def __init__(self):
+        self.model, self.tokenizer = mp.load_model("smollm2", dtype="bfloat16")
+        self.layers = mp.find_layers(self.model)
+        self.dense = [layer.weight.clone() for layer in self.layers]
+        self.test = mp.load_tokens(self.tokenizer, "wikipedia", split="test", samples=16, length=512)
+        self.table = cache(self._table)
+
+    def calibration(self, seed: int) -> torch.Tensor:
+        """The calibration windows of a seed, (32, 512)."""
+        return mp.load_tokens(self.tokenizer, "wikipedia", samples=32, length=512, seed=seed)
+
+    def _table(self, rule: str, pattern: str, seed: int) -> tuple[dict, float]:
+        if rule == "uniform":
+            return {"*": mp.pattern(pattern).sparsity}, 0.0
+        start = time.process_time()
+        table = get_rule(rule)(self.model, self.layers, self.calibration(seed), pattern)
+        return table, time.process_time() - start
+
+    def measure(self, method: str, pattern: str, rule: str, seed: int) -> dict:
+        """One cell, from the dense weights and back to them."""
+        table, rule_seconds = self.table(rule, pattern, seed)
+        start = time.process_time()
+        report = mp.prune(self.model, self.calibration(seed), method, pattern, allocation=table)
+        seconds = time.process_time() - start
+        blocks = []
+        for members in group_layers(self.layers).values():
+            sizes = sizes_of({layer.name: [layer] for layer in members})
+            blocks.append(np.array([table.get(layer.name, table.get("*")) for layer in members]) @ sizes / sizes.sum())
+        try:
+            return {
+                "perplexity": float(f"{mp.perplexity(self.model, self.test):.6g}"),
+                "zeros": round(report.sparsity, 5),
+                "blocks": [round(float(sparsity), 4) for sparsity in blocks],
+                "seconds": [round(rule_seconds, 1), round(seconds, 1)],
+            }
+        finally:
+            for layer, weight in zip(self.layers, self.dense, strict=True):
+                layer.weight.copy_(weight)
+
+
+def recompute(cell: dict) -> dict:
+    """A cell of the file from nothing but its key."""
+    return Bench().measure(cell["method"], cell["pattern"], cell["allocation"], cell["seed"])
+
+
+def main() -> None:
+    """Fill in what is missing of the results file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    args = parser.parse_args()
+    cells = load_cells(args.output)
+    bench = Bench()
+    for method, pattern, rules, seed in ORDER:
+        for rule in rules:
+            key = {"method": method, "pattern": pattern, "allocation": rule, "seed": seed}
+            if any(key.items() <= cell.items() for cell in cells):
+                continue
+            cells.append(key | bench.measure(**{"rule" if k == "allocation" else k: v for k, v in key.items()}))
+            print({k: v for k, v in cells[-1].items() if k != "blocks"}, file=sys.stderr, flush=True)
+            save(args.output, f"python benchmarks/allocation.py {args.output.as_posix()}", PROTOCOL, cells)
+
+
+if __name__ == "__main__":
+    main()
