@@ -10,11 +10,11 @@ import re
 import sys
 
 from minprune import __version__
-from minprune.commands import demo, eval, generate, grade, info, prune, sweep
+from minprune.commands import demo, eval, export, generate, grade, info, prune, sensitivity, sweep
 from minprune.commands.common import say
 from minprune.errors import PruneError
 
-COMMANDS = (demo, prune, sweep, eval, generate, info, grade)  # in the order of `minprune --help`
+COMMANDS = (demo, prune, sweep, eval, sensitivity, generate, info, export, grade)  # in the order of `minprune --help`
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except PruneError as error:
         return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted: nothing half-written is left", 130)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted: nothing half-written is left", 130)
     except BrokenPipeError:  # the reader of our output has gone, as in `minprune info smollm2 | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
-            return _fail("out of memory: use a smaller --batch-size, fewer --samples or a shorter --length", 2)
+            notes = getattr(error, "__notes__", [])  # such as what is finished and kept
+            hint = "out of memory: use a smaller --batch-size, fewer --samples or a shorter --length"
+            return _fail("; ".join([hint, *notes]), 2)
         raise
 
 

@@ -49,13 +49,19 @@ class Layer:
 def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", say=lambda message: None):
     """(model, tokenizer) of an embedded name ("smollm2"), a Hugging Face id or a folder; in eval mode.
 
-    dtype: "auto" keeps the checkpoint's. Only safetensors weights are read, and code from a repository is never run.
-    Raises `PruneError` if there is no such model, its weights are damaged or only pickled, or the device is unknown.
+    The folder may be one that `minprune export` wrote. dtype: "auto" keeps the checkpoint's. Only safetensors weights
+    are read, and code from a repository is never run. Raises `PruneError` if there is no such model, its weights are
+    damaged or only pickled, or the device is unknown.
     """
     from transformers import AutoModelForCausalLM
 
-    source = model_source(name, say)
+    from minprune.formats.disk import is_exported, read_exported
+
     wanted, place = read_dtype(dtype), check_device(device)
+    if name and is_exported(name):  # its checksums cover the files of the tokenizer, which is therefore read last
+        stored: Any = read_exported(Path(name), wanted if isinstance(wanted, torch.dtype) else None)
+        return stored.to(place).eval(), load_tokenizer(name, name)
+    source = model_source(name, say)
     tokenizer = load_tokenizer(source, name)
     try:
         # without trust_remote_code=False transformers asks on the terminal, and a yes would run the repository's code

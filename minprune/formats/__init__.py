@@ -3,15 +3,18 @@
 store(W)                                  # the smallest format for this matrix
 store(W, "bitmask").nbytes
 FORMATS["csr"].from_dense(W).matmul(X)    # X W^T
+save_model(model, tokenizer, "folder")    # minprune.load_model("folder") reads it
 """
 
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.block import BlockRows
 from minprune.formats.choose import FORMATS, predicted_bytes, store
 from minprune.formats.csr import CSC, CSR
+from minprune.formats.disk import save_model
 from minprune.formats.nm import NMGroups
 from minprune.formats.stored import Dense, Stored
 
 __all__ = [
-    "CSC", "CSR", "FORMATS", "BlockRows", "Bitmask", "Dense", "NMGroups", "Stored", "predicted_bytes", "store",
+    "CSC", "CSR", "FORMATS", "BlockRows", "Bitmask", "Dense", "NMGroups", "Stored", "predicted_bytes", "save_model",
+    "store",
 ]  # fmt: skip

@@ -54,6 +54,11 @@ class BlockRows(Stored):
         if reason := lines_problem(self.indices, self.pointers, lines, length, len(self.values)):
             self._refuse(reason)
 
+    @property
+    def label(self) -> str:
+        """ "block 16"."""
+        return f"{self.name} {self.size}"
+
     def tiles(self, rows: int = TILE_ROWS) -> Iterator[Tensor]:
         yield from self.to_dense().split(rows)
 

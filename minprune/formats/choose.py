@@ -23,8 +23,7 @@ def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> Stored:
     "auto" takes the smallest of all; of formats of equal size it takes the simplest, in the order of `FORMATS`. Raises
     `PruneError` if the format is unknown, or is "nm" or "block" and the zeros of W are not of that kind.
     """
-    if form != "auto" and form not in FORMATS:
-        raise PruneError(f"unknown format {form!r}: use auto, {', '.join(FORMATS)}")
+    check_form(form)
     sizes = predicted_bytes(stored_mask(W, keep), W.element_size())
     dense = sizes["dense", ()]
     if form in ("nm", "block"):
@@ -38,6 +37,12 @@ def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> Stored:
     name, settings = min(sizes, key=lambda choice: sizes[choice])
     made: Any = FORMATS[name]
     return made.from_dense(W, keep, **dict(settings))
+
+
+def check_form(form: str) -> None:
+    """Raise `PruneError` unless `form` is "auto" or the name of a format."""
+    if form != "auto" and form not in FORMATS:
+        raise PruneError(f"unknown format {form!r}: use auto, {', '.join(FORMATS)}")
 
 
 def predicted_bytes(keep: Tensor, value_bytes: int) -> dict[tuple[str, tuple[tuple[str, int], ...]], int]:

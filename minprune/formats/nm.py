@@ -75,6 +75,11 @@ class NMGroups(Stored):
         if self.n > 1 and bool((places.diff(dim=2) <= 0).any()):
             self._refuse("the places in a group are not ascending")
 
+    @property
+    def label(self) -> str:
+        """ "nm 2:4"."""
+        return f"{self.name} {self.n}:{self.m}"
+
     def places(self) -> Tensor:
         """The place in its group of each stored value: int64 (d_out, groups, n)."""
         return self._places(self.codes)

@@ -71,13 +71,24 @@ class Stored(ABC):
         """X (tokens, d_in), wide -> (tokens, d_out): here tile by tile, so that the dense matrix is never whole."""
         return torch.cat([X @ tile.to(X.dtype).T for tile in self.tiles()], dim=1)
 
+    @classmethod
+    def parts(cls) -> tuple[list[str], list[str]]:
+        """The names of the arrays, and those of the settings: all fields."""
+        names = [[f.name for f in fields(cls) if (f.type is Tensor) == wanted] for wanted in (True, False)]
+        return names[0], names[1]
+
     def arrays(self) -> dict[str, Tensor]:
         """Everything that is stored, by name."""
-        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return {name: getattr(self, name) for name in self.parts()[0]}
 
     def settings(self) -> dict[str, Any]:
         """What is needed beside the arrays to read them: the shape, and the numbers that some formats have."""
-        return {f.name: value for f in fields(self) if not isinstance(value := getattr(self, f.name), Tensor)}
+        return {name: getattr(self, name) for name in self.parts()[1]}
+
+    @property
+    def label(self) -> str:
+        """The name of the format with its settings."""
+        return self.name
 
     @property
     def nbytes(self) -> int:

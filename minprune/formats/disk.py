@@ -1,0 +1,218 @@
+"""A whole model on disk with its matrices in sparse formats, and back: the same weights, bit by bit, in fewer bytes.
+
+A folder holds `stored.safetensors` (the arrays of every matrix, and all other parameters as they are), `formats.json`
+(the format of each matrix, and a checksum of every file), and the configuration and tokenizer as Hugging Face writes
+them. Nothing is unpickled, and no index is used before it was checked against the model's own shapes.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.formats.choose import FORMATS, store
+from minprune.formats.stored import Stored
+from minprune.model import Layer, find_layers
+from minprune.output import RECORD, output_folder, write_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+INDEX, ARRAYS, VERSION = "formats.json", "stored.safetensors", 1
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """One matrix of an exported model. shape: (d_out, d_in); format: with its settings, "nm 2:4".
+
+    bytes: as stored; dense_bytes: of the same matrix with all its zeros.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    format: str
+    bytes: int
+    dense_bytes: int
+
+
+def save_model(
+    model: "PreTrainedModel", tokenizer, path: str | Path, form: str = "auto", overwrite: bool = False
+) -> list[StoredRow]:
+    """Write a model to the folder `path`, which appears when it is complete: `minprune.load_model(path)` reads it.
+
+    Raises `PruneError` if the folder cannot become the output, or if a matrix does not fit the format.
+    """
+    with output_folder(path, overwrite) as folder:
+        return write_exported(folder, model, tokenizer, form)
+
+
+def write_exported(
+    folder: Path, model: "PreTrainedModel", tokenizer, form: str = "auto", record: dict[str, Any] | None = None
+) -> list[StoredRow]:
+    """Write the model into the empty `folder`, every matrix of its blocks in the format `form` (see `formats.store`).
+
+    record: what minprune.json says beside the format and the bytes. Raises `PruneError` if a matrix does not fit the
+    format, or the files cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    layers, rows = find_layers(model), []
+    arrays: dict[str, Tensor] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for layer in layers:
+        W = layer.weight.detach().cpu()
+        try:
+            stored = store(W, form)
+        except PruneError as error:
+            raise PruneError(f"{layer.name}: {error}") from None
+        arrays |= {
+            f"{layer.name}/{key}": array.clone(memory_format=torch.contiguous_format)  # an expert is a part of a tensor
+            for key, array in stored.arrays().items()
+        }
+        entries[layer.name] = {"format": stored.name} | stored.settings()
+        rows.append(StoredRow(layer.name, stored.shape, stored.label, stored.nbytes, W.nbytes))
+    arrays |= {name: tensor.detach().cpu().contiguous() for name, tensor in _others(model, layers).items()}
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], str(model.dtype).removeprefix("torch.")
+    with write_errors(folder):
+        config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        save_file(arrays, folder / ARRAYS)
+        files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        index = {"version": VERSION, "files": files, "matrices": entries}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        sizes = {"format": form, "bytes": sum(r.bytes for r in rows), "dense_bytes": sum(r.dense_bytes for r in rows)}
+        (folder / RECORD).write_text(json.dumps((record or {}) | sizes, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Whether a folder was written by `write_exported`."""
+    return (Path(folder) / INDEX).is_file()
+
+
+def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+    """The model in a folder of `write_exported`, on the CPU. dtype: None keeps the one it was written in.
+
+    Raises `PruneError` with the name of the file that is missing, truncated, edited, or of another model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    index = _read_index(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        # without the explicit False transformers would ask on the terminal whether to run code
+        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
+    except Exception as error:
+        raise PruneError(f"{folder / 'config.json'} describes no model ({_line(error)}): export it again") from error
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    layers = find_layers(model)
+    if index["matrices"].keys() != {layer.name for layer in layers}:
+        raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
+    _fill(folder / ARRAYS, model, layers, index["matrices"])
+    return model.to(dtype) if dtype else model
+
+
+def _fill(path: Path, model: "PreTrainedModel", layers: list[Layer], entries: dict[str, Any]) -> None:
+    """Put what is stored into the model's parameters, which take the dtype of what is stored."""
+    from safetensors import SafetensorError, safe_open
+
+    others = _others(model, layers)
+    wanted = {f"{name}/{array}" for name, entry in entries.items() for array in FORMATS[entry["format"]].parts()[0]}
+    try:
+        with safe_open(path, framework="pt") as file:
+            if set(file.keys()) != wanted | others.keys():
+                raise PruneError(f"{path} holds other arrays than {INDEX} says: export the model again")
+            for layer in layers:
+                stored = _read_matrix(path, file, layer, entries[layer.name])
+                parameter = getattr(layer.owner, layer.parameter)
+                parameter.data = parameter.data.to(stored.values.dtype)
+                layer.weight.copy_(stored.to_dense())
+            for name, target in others.items():
+                tensor = file.get_tensor(name)
+                if tensor.shape != target.shape or tensor.is_floating_point() != target.is_floating_point():
+                    raise PruneError(
+                        f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, the model needs {target.dtype} "
+                        f"{tuple(target.shape)}: export it again"
+                    )
+                target.data = tensor
+    except SafetensorError as error:
+        raise PruneError(f"{path} is damaged ({_line(error)}): copy or export it again") from None
+
+
+def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> Stored:
+    """One matrix in its format, checked to belong to this layer before anything of its size is made."""
+    (d_out, d_in), kind = layer.weight.shape, FORMATS[entry["format"]]
+    settings = {key: value for key, value in entry.items() if key not in ("format", "shape")}
+    if entry.get("shape") != [d_out, d_in] or settings.keys() | {"shape"} != set(kind.parts()[1]):
+        raise PruneError(
+            f"{path.parent / INDEX}: {layer.name} is {entry}, but the model has {d_out} x {d_in}: export it again"
+        )
+    arrays: dict[str, Any] = {key: file.get_tensor(f"{layer.name}/{key}") for key in kind.parts()[0]}
+    if not arrays["values"].is_floating_point():
+        raise PruneError(f"{path}: the values of {layer.name} are {arrays['values'].dtype}: export the model again")
+    try:
+        return kind(shape=(d_out, d_in), **arrays, **settings)
+    except PruneError as error:
+        raise PruneError(f"{path}: {layer.name}: {error}: export the model again") from None
+
+
+def _others(model: "PreTrainedModel", layers: list[Layer]) -> dict[str, Tensor]:
+    """All parameters and saved buffers that hold no matrix of `layers`, each once, even if it is tied to another."""
+    inside = {id(getattr(layer.owner, layer.parameter)) for layer in layers}
+    saved = model.state_dict().keys()
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]
+    return {name: tensor for name, tensor in named if id(tensor) not in inside}
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PruneError(f"{path} cannot be read ({_line(error)}): copy or export the model again") from None
+    problem = next(_index_problems(index), None)
+    if problem:
+        raise PruneError(f"{path}: {problem}: copy or export the model again")
+    for name, expected in index["files"].items():
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise PruneError(f"{folder / name} cannot be read ({error.strerror}): copy it again") from None
+        if found != expected:
+            raise PruneError(f"{folder / name} is not the file that was exported (its checksum differs): copy it again")
+    return index
+
+
+def _index_problems(index: Any) -> Iterator[str]:
+    if not isinstance(index, dict) or index.get("version") != VERSION:
+        yield f"it is not an index of version {VERSION}"
+        return
+    files, matrices = index.get("files"), index.get("matrices")
+    if not isinstance(files, dict) or not {ARRAYS, "config.json"} <= files.keys():
+        yield f"it has no checksums of {ARRAYS} and config.json"
+    elif any(Path(name).name != name for name in files):
+        yield "it names files outside the folder"
+    if not isinstance(matrices, dict) or not all(
+        isinstance(entry, dict) and entry.get("format") in list(FORMATS) for entry in matrices.values()
+    ):
+        yield "it does not say the format of each matrix"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
