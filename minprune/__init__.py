@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from minprune.checkpoint import prune_checkpoint
     from minprune.data import load_text, load_tokens
     from minprune.driver import prune
     from minprune.errors import PruneError
@@ -26,10 +27,11 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS", "NM", "Block", "LayerRow", "Method", "PruneError", "Report", "Result", "Statistics", "Unstructured",
     "find_layers", "generate", "layer_error", "load_model", "load_text", "load_tokens", "pattern",
-    "perplexity", "prune",
+    "perplexity", "prune", "prune_checkpoint",
 ]  # fmt: skip
 
 _HOME = {
+    "checkpoint": ["prune_checkpoint"],
     "data": ["load_text", "load_tokens"],
     "driver": ["prune"],
     "errors": ["PruneError"],

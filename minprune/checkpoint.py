@@ -20,6 +20,7 @@ from torch import Tensor
 from minprune.allocate import Allocation
 from minprune.data import fingerprint
 from minprune.driver import Run
+from minprune.errors import PruneError
 from minprune.evaluate import perplexity
 from minprune.journal import Journal, unfinished
 from minprune.model import check_windows
@@ -52,7 +53,7 @@ def prune_checkpoint(
     device: str = "cpu",
     progress: bool = False,
     test: Tensor | None = None,
-    about: Mapping[str, Any] | None = None,
+    texts: Mapping[str, Mapping[str, Any]] | None = None,
     **options,
 ) -> Report:
     """Prune the model in the folder (or of the id) `src` and write it to the new folder `dst`; see `minprune.prune`.
@@ -60,7 +61,7 @@ def prune_checkpoint(
     resume: go on where an earlier run with the same recipe was stopped; its folder is `DST.partial`, and the tensors
     are those of an uninterrupted run, bit for bit. overwrite: replace an earlier output. dtype, device: as for
     `load_model`. test: (windows, length) int64 token ids on which the perplexity is measured before and after, without
-    holding the model. about: what else minprune.json should say.
+    holding the model. texts: where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}.
     Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
@@ -69,6 +70,8 @@ def prune_checkpoint(
         run = Run(source.model, calib, method, pattern, allocation, include, exclude, batch_size, options, progress)
         if test is not None:
             check_windows(source.model, test)
+            if test.shape[1] < 2:
+                raise PruneError("test windows of 1 token predict nothing: use length 2 or more")
         recipe = {
             "method": run.name,
             "pattern": run.pattern,
@@ -88,8 +91,17 @@ def prune_checkpoint(
         check_space(journal.folder, source.model, journal.bytes())
         with run.bar, one_by_one(source.model, run.layers):
             job = _Job(source, run, journal, test, sequential, start)
-            measured = job.all_blocks()
-        report = run.report(job.seconds())
+            perplexities = job.all_blocks()
+        report, texts = run.report(job.seconds()), texts or {}
+        report.calibration |= texts.get("calibration", {})
+        if test is not None:
+            protocol = {
+                "windows": len(test),
+                "length": test.shape[1],
+                "sha256": recipe["test"],
+                **texts.get("test", {}),
+            }
+            report.perplexity = {**perplexities, "protocol": protocol}
         table = dict(allocation) if isinstance(allocation, Mapping) else getattr(allocation, "__name__", allocation)
         record = {
             "model": str(src),
@@ -100,10 +112,9 @@ def prune_checkpoint(
             "exclude": exclude,
             "batch_size": batch_size,
             "sequential": sequential,
-            **({"perplexity": measured} if measured else {}),
             **report.as_dict(),
         }
-        _finish(source, journal, record, about or {})
+        _finish(source, journal, record)
     return report
 
 
@@ -139,8 +150,8 @@ class _Job:
             if self.first:
                 source.free(0)
 
-    def all_blocks(self) -> dict[str, Any] | None:
-        """Prune what is unfinished and return the perplexities, if there is a test."""
+    def all_blocks(self) -> dict[str, float]:
+        """Prune what is unfinished, and measure the perplexities before and after if there is a test."""
         source, run = self.source, self.run
         for block in range(self.first, len(source.blocks)):
             source.load(block)
@@ -157,16 +168,13 @@ class _Job:
             if block not in self.files:
                 self._write(block)
             source.free(block)
-        before = self._perplexity("dense")
+        found = {"before": self._perplexity("dense")} if self.test is not None else {}  # the head is still dense
         if "calib" in self.walks:
             self.walks["calib"].prune_head(run)
         for layer in run.layers:
             if run.calib is None and layer not in run.rows:
                 run.prune(layer, None)
-        if self.test is None:
-            return None
-        protocol = {"windows": len(self.test), "length": self.test.shape[1], "sha256": fingerprint(self.test)}
-        return {"before": before, "after": self._perplexity("pruned"), "protocol": protocol}
+        return found | ({"after": self._perplexity("pruned")} if self.test is not None else {})
 
     def _prune(self, block: int) -> None:
         layers = self.run.layers_under(f"{self.source.prefix}.{block}.")
@@ -198,11 +206,9 @@ class _Job:
             self.run.book(named[row["name"]], LayerRow(**{**row, "shape": tuple(row["shape"])}))
         self.run.statistics_seconds, self.run.solve_seconds = line["seconds"]["statistics"], line["seconds"]["solve"]
 
-    def _perplexity(self, name: str) -> float | None:
-        if self.test is None:
-            return None
+    def _perplexity(self, name: str) -> float:
         with self.walks[name].at_the_end():
-            return perplexity(self.source.model, self.test, _TEST_BATCH)
+            return perplexity(self.source.model, self.test, _TEST_BATCH)  # type: ignore[arg-type]
 
 
 def shard_name(source: Whole, part: int | None) -> str:
@@ -212,14 +218,13 @@ def shard_name(source: Whole, part: int | None) -> str:
     return f"model-{1 if part is None else part + 2:05d}-of-{len(source.blocks) + 1:05d}.safetensors"
 
 
-def _finish(source: Whole, journal: Journal, record: dict[str, Any], about: Mapping[str, Any]) -> None:
+def _finish(source: Whole, journal: Journal, record: dict[str, Any]) -> None:
     """Write all that is not in a block's file; minprune.json comes last."""
-    parts = {part: shard_name(source, part) for part in (None, *range(len(source.blocks)))} if source.streamed else {}
-    if parts:
-        journal.write(parts[None], source.tensors(None))
-    record = {**record, **{key: value for key, value in about.items() if key != "calibration"}}
-    record["calibration"] = {**record["calibration"], **about.get("calibration", {})}
-    weight_map = {name: file for part, file in parts.items() for name in source.names(part)}
+    weight_map: dict[str, str] = {}
+    if source.streamed:
+        journal.write(shard_name(source, None), source.tensors(None))
+        for part in (None, *range(len(source.blocks))):
+            weight_map |= dict.fromkeys(source.names(part), shard_name(source, part))
     write_model(journal.folder, source.model, source.tokenizer, record, weight_map)
 
 

@@ -105,6 +105,7 @@ class Journal:
             with part.open("rb+") as handle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
                 flush(handle)
+            shutil.copymode(self.work / _RECIPE, part)  # safetensors files begin as readable by their owner alone
             os.replace(part, path)
         return digest
 

@@ -26,7 +26,10 @@ class LayerRow:
 
 @dataclass
 class Report:
-    """The recipe of a run, one row per layer, and where the time went (seconds: total, statistics, solve)."""
+    """The recipe of a run, one row per layer, and where the time went (seconds: total, statistics, solve).
+
+    perplexity: {"before", "after", "protocol"}, empty unless the run was given test tokens.
+    """
 
     method: str
     pattern: str
@@ -34,6 +37,7 @@ class Report:
     calibration: dict
     layers: list[LayerRow] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    perplexity: dict = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

@@ -157,6 +157,10 @@ def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[
             dtype = config.dtype or _first_dtype(stored)
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model.tie_weights()  # once more: each parameter was replaced when it was moved to the meta device
+        for module in model.modules():
+            if module._non_persistent_buffers_set:  # computed anew, as when weights are loaded: not in a narrow dtype
+                model._init_weights(module)
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         places = _match(model, stored)

@@ -11,10 +11,12 @@ from minprune.commands.common import (
     MODEL,
     TEXT,
     add_place,
+    calm_transformers,
     command,
     console,
     kind_of,
-    load,
+    say,
+    say_on_terminal,
     split_of,
     table_of,
     tokens_of,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from minprune.methods import Method
     from minprune.report import LayerRow, Report
 
+TEST_WINDOWS = 8  # for the perplexities that are reported; `minprune eval` measures on more
+
 
 def add(commands) -> None:
     """The arguments of `minprune prune`."""
@@ -34,7 +38,8 @@ def add(commands) -> None:
         "prune",
         run,
         "prune a model and write it to a new folder",
-        "AutoModelForCausalLM.from_pretrained loads the folder; minprune.json in it says how the model was made.",
+        "One block is in memory at a time, so the model may be larger than it. AutoModelForCausalLM.from_pretrained "
+        "loads the folder; minprune.json in it says how the model was made.",
         "minprune prune smollm2 --method wanda --pattern 2:4 --exclude '*.layers.0.*'",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -101,16 +106,30 @@ def add(commands) -> None:
         action="store_true",
         help="the published loop: calibrate all layers of a block while it is still dense (kept to compare)",
     )
+    parser.add_argument(
+        "--test",
+        metavar="TEXT",
+        help="measure the perplexity before and after on 8 windows of this text's\n"
+        "test split (default: the calibration text, if it is an embedded one)",
+    )
+    parser.add_argument("--no-test", action="store_true", help="measure no perplexity")
     add_place(parser)
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-METHOD-PATTERN here)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the same command was stopped, by whatever it was;\nwhat is finished is in DIR.partial",
+    )
 
 
 def run(arguments: Namespace) -> None:
-    """Prune a model and write it to a folder that appears only when it is complete."""
-    from minprune.driver import prune
+    """Prune a model, block by block, to a folder that appears only when it is complete."""
+    from minprune.checkpoint import prune_checkpoint
+    from minprune.data import EMBEDDED
     from minprune.methods import get_method
-    from minprune.output import check_space, default_name, output_folder, write_model
+    from minprune.model import load_tokenizer, model_source
+    from minprune.output import check_free, default_name
     from minprune.patterns import pattern as read_pattern
 
     method, pattern = get_method(arguments.method), read_pattern(arguments.pattern)
@@ -119,39 +138,43 @@ def run(arguments: Namespace) -> None:
     target = Path(arguments.output or default_name(arguments.model, arguments.method, str(pattern)))
     if target.resolve() == Path(arguments.model).resolve():
         raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
-    with output_folder(target, arguments.overwrite) as folder:
-        model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
-        check_space(folder, model)
-        calib, source = None, arguments.calibration or "wikipedia"
-        if arguments.calibration or method.needs != "nothing":
-            calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
-        report = prune(
-            model,
-            calib,
-            arguments.method,
-            pattern,
-            allocation=allocation,
-            include=arguments.include,
-            exclude=arguments.exclude,
-            batch_size=arguments.batch_size,
-            sequential=not arguments.two_pass,
-            progress=True,
-            **options,
-        )
-        if calib is not None:
-            report.calibration |= {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
-        recipe = {
-            "model": arguments.model,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": arguments.device,
-            "allocation": allocation,
-            "include": arguments.include,
-            "exclude": arguments.exclude,
-            "batch_size": arguments.batch_size,
-            "sequential": not arguments.two_pass,
-        }
-        write_model(folder, model, tokenizer, recipe | report.as_dict())
+    check_free(target.expanduser().resolve(), arguments.overwrite)
+    calm_transformers()
+    tokenizer = load_tokenizer(model_source(arguments.model, say), arguments.model)
+    calib, source = None, arguments.calibration or "wikipedia"
+    texts: dict[str, Any] = {}
+    if arguments.calibration or method.needs != "nothing":
+        calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
+        texts["calibration"] = {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
+    test, text = None, arguments.test or (source if calib is not None and source in EMBEDDED else None)
+    if text and not arguments.no_test:
+        test = tokens_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), None)
+        texts["test"] = {"text": text, "split": split_of(text, "test")}
+    say_on_terminal(f"pruning {arguments.model}")
+    report = prune_checkpoint(
+        arguments.model,
+        target,
+        calib,
+        arguments.method,
+        pattern,
+        allocation=allocation,
+        include=arguments.include,
+        exclude=arguments.exclude,
+        batch_size=arguments.batch_size,
+        sequential=not arguments.two_pass,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        progress=True,
+        test=test,
+        texts=texts,
+        **options,
+    )
     _show_report(report)
+    if report.perplexity:
+        before, after = report.perplexity["before"], report.perplexity["after"]
+        console().print(f"perplexity {before:,.2f} before, {after:,.2f} after ({after / before:.2f} times)")
     console().print(f"written to {target}", soft_wrap=True)
 
 
