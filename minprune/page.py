@@ -1,0 +1,180 @@
+"""write_page(): what a pruning run did, as one HTML file that needs nothing else: no script, no font, no network.
+
+It is read on a phone as on a wide screen, in the light and in the dark, and says all that minprune.json says. The
+charts are drawn here as inline SVG, so that they take the page's colours; the template escapes every text.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
+_ELSEWHERE = {"layers", "seconds", "versions", "sparsity", "perplexity"}  # of the record; the rest is the recipe
+
+
+def write_page(path: str | Path, record: dict[str, Any], samples: dict[str, str] | None = None) -> None:
+    """Write the page of one run to `path`.
+
+    record: the dict of minprune.json: `Report.as_dict()` with the recipe and, if it was measured, "perplexity" with
+    "before" and "after". samples: a text's beginning and its continuation by the dense and by the pruned model, as
+    {"prompt": ..., "before": ..., "after": ...}. Raises `OSError` if the file cannot be written.
+    """
+    Path(path).write_text(render(record, samples), encoding="utf-8")
+
+
+def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str:
+    """The page as one string of HTML; see `write_page`."""
+    from jinja2 import Environment
+
+    template = files("minprune").joinpath("page.html").read_text(encoding="utf-8")
+    layers = record["layers"]
+    return (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            title=" ".join([f"{record.get('model', 'a model')},", record["method"], record["pattern"]]),
+            facts=_facts(record),
+            figures=_figures(layers),
+            notes=[f"{row['name']}: {row['note']}" for row in layers if row.get("note")],
+            samples=samples,
+            lists=[
+                ("Recipe", [(key, _words(value)) for key, value in record.items() if key not in _ELSEWHERE and value]),
+                ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
+                ("Seconds", [(key, _number(value)) for key, value in record.get("seconds", {}).items()]),
+                ("Versions", list(record.get("versions", {}).items())),
+            ],
+            layers=[
+                {
+                    **row,
+                    "zeros": f"{row['sparsity']:.2%}",
+                    "lost": "-" if row["error"] is None else f"{row['error']:.3g}",
+                    "took": f"{row['seconds']:.2f}",
+                }
+                for row in layers
+            ],
+            width=_WIDTH,
+            height=_HEIGHT,
+            left=_LEFT,
+            bottom=_BOTTOM,
+        )
+    )
+
+
+def _facts(record: dict) -> list[tuple[str, str, str]]:
+    """The few numbers at the top: name, value, unit."""
+    facts = [("zeros", f"{record['sparsity']:.2%}", "of the weights in these layers")]
+    measured = record.get("perplexity") or {}
+    if {"before", "after"} <= set(measured):
+        before, after = measured["before"], measured["after"]
+        facts.append(("perplexity before", _number(before), "dense"))
+        facts.append(("perplexity after", _number(after), f"{_number(after / before)} times dense"))
+    errors = sorted(row["error"] for row in record["layers"] if row["error"] is not None)
+    if errors:
+        facts.append(
+            ("layer error", _number(errors[len(errors) // 2]), f"the median layer's, {errors[-1]:.3g} at most")
+        )
+    if "total" in record.get("seconds", {}):
+        facts.append(("time", _number(record["seconds"]["total"]), "seconds of pruning"))
+    return facts
+
+
+def _figures(layers: list[dict]) -> list[tuple[str, str, list[dict]]]:
+    """Heading, explanation and charts of layer error and of zeros, one chart for each type of layer."""
+    known = [row["error"] for row in layers if row["error"] is not None]
+    positive = [error for error in known if 0 < error < math.inf]
+    text = "There were no calibration tokens to measure it on."
+    charts = []
+    if known:
+        low = math.floor(math.log10(min(positive, default=0.1)))
+        high = max(math.ceil(math.log10(max(positive, default=1.0))), low + 1)
+        ticks = {10.0**k: f"{10.0**k:g}" if k > -4 else f"1e{k}" for k in range(low, high + 1)}
+
+        def place(row: dict) -> float | None:
+            error = row["error"]
+            return (math.log10(error) - low) / (high - low) if error is not None and 0 < error < math.inf else None
+
+        charts = _charts(
+            layers, place, {(math.log10(t) - low) / (high - low): label for t, label in ticks.items()}, False
+        )
+        text = (
+            "Share of a layer's output, on its calibration inputs, that pruning changed; against depth, on one "
+            "logarithmic scale for all types. A hollow mark has none: the error is zero or was not measured."
+        )
+    zeros = _charts(layers, lambda row: row["sparsity"], {0.0: "0 %", 0.5: "50 %", 1.0: "100 %"}, True)
+    return [
+        ("Layer error by depth and type", text, charts),
+        ("Zeros by depth and type", "Share of a layer's weights that are zero, against depth.", zeros),
+    ]
+
+
+def _charts(
+    layers: list[dict], place: Callable[[dict], float | None], ticks: dict[float, str], bars: bool
+) -> list[dict[str, Any]]:
+    """One chart for each type of layer, one mark for each layer. place: a mark's height in 0..1, None: unknown."""
+    kinds: dict[str, list[tuple[int, dict]]] = defaultdict(list)
+    for row in layers:
+        kind, depth = _kind_and_depth(row["name"])
+        kinds[kind].append((depth, row))
+    deepest = max((depth for rows in kinds.values() for depth, _ in rows), default=0)
+    step = (_WIDTH - _LEFT - 8) / (deepest + 1)  # of one block
+
+    def x(depth: int) -> float:
+        return round(_LEFT + 4 + step * (depth + 0.5), 2)
+
+    def y(height: float) -> float:
+        return round(_BOTTOM - height * (_BOTTOM - _TOP), 2)
+
+    return [
+        {
+            "kind": kind,
+            "bars": round(0.7 * step, 2) if bars else 0,
+            "ticks": [(y(height), label) for height, label in ticks.items()],
+            "depths": [(x(depth), depth) for depth in sorted({0, deepest})],
+            "marks": [
+                {"x": x(depth), "y": y(place(row) or 0), "known": place(row) is not None, "title": _title(row)}
+                for depth, row in rows
+            ],
+        }
+        for kind, rows in kinds.items()
+    ]
+
+
+def _kind_and_depth(name: str) -> tuple[str, int]:
+    """('self_attn.q_proj', 3) of 'model.layers.3.self_attn.q_proj'; the numbers of experts become *."""
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)
+    return (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", found[2]), int(found[1])) if found else (name, 0)
+
+
+def _title(row: dict) -> str:
+    error = "unknown" if row["error"] is None else f"{row['error']:.3g}"
+    return f"{row['name']}: error {error}, {row['sparsity']:.2%} zeros"
+
+
+def _protocol(measured: dict) -> list[tuple[str, str]]:
+    """How a perplexity was measured: all that the record holds beside the two numbers."""
+    rest = {key: value for key, value in measured.items() if key not in ("before", "after")}
+    nested = rest.pop("protocol", None)
+    rest |= nested if isinstance(nested, dict) else {} if nested is None else {"protocol": nested}
+    return [(key, _words(value)) for key, value in rest.items()]
+
+
+def _words(value: Any) -> str:
+    """A value of the record for a reader: tables and lists without brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """Four digits, without an exponent where that reads well."""
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
