@@ -22,8 +22,7 @@ def group_layers(layers: Sequence[Layer], by: str = "block") -> dict[str, list[L
     by: "block" (name "model.layers.3"), "type" ("mlp.down_proj", all blocks together) or "layer" (each on its own). A
     layer outside the blocks, such as an output head, is a group of its own. Raises `PruneError` for another `by`.
     """
-    if by not in GROUPINGS:
-        raise PruneError(f"cannot group layers by {by!r}: use one of {', '.join(GROUPINGS)}")
+    check_grouping(by)
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         inside = re.fullmatch(r"(.*?\.\d+)\.(.+)", layer.name)
@@ -34,6 +33,12 @@ def group_layers(layers: Sequence[Layer], by: str = "block") -> dict[str, list[L
             name = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", inside[2])
         groups.setdefault(name, []).append(layer)
     return groups
+
+
+def check_grouping(by: str) -> None:
+    """Raise `PruneError` unless layers can be grouped like that."""
+    if by not in GROUPINGS:
+        raise PruneError(f"cannot group layers by {by!r}: use one of {', '.join(GROUPINGS)}")
 
 
 def sizes_of(groups: dict[str, list[Layer]]) -> np.ndarray:

@@ -3,6 +3,7 @@
 import math
 from itertools import combinations
 
+import answers_allocation
 import answers_columns
 import answers_groups
 import answers_optimum
@@ -153,6 +154,7 @@ RIGHT = {
     **answers_optimum.RIGHT,
     **answers_pipeline.RIGHT,
     **answers_wanda.RIGHT,
+    **answers_allocation.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -212,6 +214,7 @@ REJECTED = {
     **answers_optimum.REJECTED,
     **answers_pipeline.REJECTED,
     **answers_wanda.REJECTED,
+    **answers_allocation.REJECTED,
 }
 
 

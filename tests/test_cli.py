@@ -18,7 +18,7 @@ from minprune.cli import main
 from minprune.commands.common import console, kind_of
 from minprune.output import default_name
 
-COMMANDS = ("demo", "prune", "sweep", "eval", "generate", "info", "export", "grade")
+COMMANDS = ("demo", "prune", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
 
 
 @pytest.fixture(autouse=True)

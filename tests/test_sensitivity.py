@@ -1,6 +1,8 @@
 """sensitivity.py: trial runs against whole models that are pruned and run by hand."""
 
 import copy
+import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from tiny import FAMILIES, tiny_model, tiny_tokens
 
 import minprune as mp
 from minprune.budget import group_layers
+from minprune.cli import main
 from minprune.sensitivity import HELD_OUT, sensitivity, trial
 
 CALIB = tiny_tokens(8, 16)
@@ -121,3 +124,46 @@ def test_calibration_that_cannot_be_split_is_refused():
     assert HELD_OUT == 2
     with pytest.raises(mp.PruneError, match="7"):
         sensitivity(model, CALIB, "3:7")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path, tiny_folder, text_file):
+    """run(...) -> (exit code, stdout, stderr) of `minprune sensitivity` on the tiny model and text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    place = (tiny_folder, "--calibration", text_file, "--samples", 6, "--length", 32)
+
+    def run(*more):
+        code = main(["sensitivity", *map(str, place), *map(str, more)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_writes_the_costs_and_lists_the_most_sensitive_first(run, tiny_folder, text_file, tmp_path):
+    code, out, err = run("--pattern", "60%", "--by", "type", "--seed", 3, "--output", "costs.json")
+    assert (code, err) == (0, "")
+    record = json.loads((tmp_path / "costs.json").read_text())
+    model, tokenizer = mp.load_model(tiny_folder)
+    calib = mp.load_tokens(tokenizer, text_file, samples=6, length=32, seed=3)
+    assert record["costs"] == [asdict(row) for row in sensitivity(model, calib, "60%", "type")]
+    assert (record["pattern"], record["by"], record["seed"], record["split"]) == ("60%", "type", 3, None)
+    order = [row["group"] for row in sorted(record["costs"], key=lambda row: -row["cost"])]
+    assert [line.split()[0] for line in out.splitlines()[3 : 3 + len(order)]] == order
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        (("--by", "depth"), "block, type, layer"),
+        (("--pattern", "150%"), "150%"),
+        (("--samples", "1"), "at least 2"),
+        (("--output", "missing/costs.json"), "folder that exists"),
+        (("--include", "*.w1"), "matches no layer"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(run, more, reason):
+    code, out, err = run(*more)
+    assert (code, out) == (2, "")
+    assert reason in err and err.count("\n") == 1

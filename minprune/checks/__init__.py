@@ -9,6 +9,7 @@ A new chapter is a module with a list `EXERCISES` and one line below.
 """
 
 from minprune.checks import (
+    allocation,
     chain,
     columns,
     factors,
@@ -21,6 +22,7 @@ from minprune.checks import (
     optimum,
     patient,
     pipeline,
+    prices,
     removals,
     scores,
     search,
@@ -41,6 +43,7 @@ EXERCISES: dict[str, Exercise] = collect(
     groups.EXERCISES + folding.EXERCISES,  # chapter 06
     optimum.EXERCISES + search.EXERCISES,  # chapter 07
     pipeline.EXERCISES + chain.EXERCISES,  # chapter 08
+    allocation.EXERCISES + prices.EXERCISES,  # chapter 11
 )
 
 
