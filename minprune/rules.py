@@ -112,7 +112,7 @@ def ramp(
     calib: Tensor,
     pattern: str | Pattern,
     *,
-    slopes: Sequence[float] = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.3, 0.4),
+    slopes: Sequence[float] = (-0.1, 0.0, 0.1, 0.2, 0.3),
 ) -> Table:
     """Sparsity linear in depth, with the one slope that costs least on held-out windows (as ATP, Huang et al. 2025).
 
@@ -135,7 +135,7 @@ def optimal(
     pattern: str | Pattern,
     *,
     by: str = "block",
-    spread: float = 0.15,
+    spread: float = 0.1,
     steps: int = 1,
     alone: bool = False,
 ) -> Table:

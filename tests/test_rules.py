@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny import tiny_model, tiny_tokens
 import minprune as mp
 from minprune import rules
 from minprune.budget import group_layers, shifted, sizes_of
+from minprune.cli import main
 
 CALIB = tiny_tokens(8, 16)
 MODELS = {family: tiny_model(family) for family in ("llama", "gpt2", "mixtral")}
@@ -179,3 +181,29 @@ def test_what_a_rule_cannot_do_is_refused(rule):
     else:
         with pytest.raises(mp.PruneError, match="calibration"):
             mp.prune(model, None, "magnitude", "50%", allocation=rule)
+
+
+@pytest.mark.parametrize("rule", ["owl", "optimal"])
+def test_the_command_takes_a_rule_by_name(rule, tmp_path, monkeypatch, capsys, tiny_folder, text_file):
+    monkeypatch.chdir(tmp_path)
+    asked = (
+        "prune",
+        str(tiny_folder),
+        "--calibration",
+        str(text_file),
+        "--samples",
+        "6",
+        "--length",
+        "32",
+        "--no-test",
+    )
+    assert main([*asked, "--method", "wanda", "--allocation", rule, "--exclude", "*.v_proj", "--output", "out"]) == 0
+    capsys.readouterr()
+    model, tokenizer = mp.load_model(tiny_folder)
+    calib = mp.load_tokens(tokenizer, text_file, samples=6, length=32, seed=0)
+    table = rules.get_rule(rule)(model, mp.find_layers(model, exclude=["*.v_proj"]), calib, "50%")
+    record = json.loads((tmp_path / "out" / "minprune.json").read_text())
+    assert record["allocation"] == table
+    assert len(set(table.values())) == 2
+    assert main([*asked, "--pattern", "2:4", "--allocation", rule, "--output", "other"]) == 2
+    assert "2:4" in capsys.readouterr().err

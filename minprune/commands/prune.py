@@ -15,6 +15,7 @@ from minprune.commands.common import (
     command,
     console,
     kind_of,
+    load,
     say,
     say_on_terminal,
     split_of,
@@ -99,7 +100,10 @@ def add(commands) -> None:
     parser.add_argument(
         "--allocation",
         metavar="TABLE",
-        help='a JSON file from globs to sparsities, the last match counts:\n{"*.mlp.*": 0.6, "*.layers.0.*": 0.3}',
+        help="how sparse each layer is, if not all alike: owl, ramp, optimal,\n"
+        "inverse or global keep the average of the pattern (and need\n"
+        "the model in memory); or a JSON file from globs to\n"
+        'sparsities, the last match counts:\n{"*.mlp.*": 0.6, "*.layers.0.*": 0.3}',
     )
     parser.add_argument(
         "--two-pass",
@@ -150,6 +154,8 @@ def run(arguments: Namespace) -> None:
     if text and not arguments.no_test:
         test = tokens_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), None)
         texts["test"] = {"text": text, "split": split_of(text, "test")}
+    if isinstance(allocation, str):
+        allocation = _table_by_rule(arguments, allocation, calib, pattern)
     say_on_terminal(f"pruning {arguments.model}")
     report = prune_checkpoint(
         arguments.model,
@@ -196,12 +202,29 @@ def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any
     return options
 
 
-def read_allocation(path: str) -> dict[str, float]:
-    """The table in a JSON file: globs over layer names -> sparsity in 0..1."""
+def _table_by_rule(arguments: Namespace, name: str, calib, pattern) -> dict[str, float]:
+    """What a rule makes of the model, which it must see as a whole: layer name -> sparsity."""
+    from minprune.model import find_layers
+    from minprune.rules import adjustable, get_rule
+
+    adjustable(pattern)
+    model, _ = load(arguments.model, arguments.dtype, arguments.device)
+    say_on_terminal(f"choosing sparsities: {name}")
+    return get_rule(name)(model, find_layers(model, arguments.include, arguments.exclude), calib, pattern)
+
+
+def read_allocation(path: str) -> dict[str, float] | str:
+    """The name of a rule as it is, or the table in a JSON file: globs over layer names -> sparsity in 0..1."""
+    from minprune.rules import RULES
+
+    if path in RULES:
+        return path
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise PruneError(f"cannot read the allocation {path} ({error.strerror}): name a JSON file") from None
+        raise PruneError(
+            f"cannot read the allocation {path} ({error.strerror}): name a JSON file, or one of {', '.join(RULES)}"
+        ) from None
     except ValueError:
         raise PruneError(f'the allocation {path} is not JSON: write a table like {{"*.mlp.*": 0.6}}') from None
     if not isinstance(table, dict):
