@@ -103,6 +103,7 @@ def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, groups: NM | Non
             torch.mul(w_here, gain_here, out=errors)
 
     visit(0, len(w))
+    del visit  # it refers to itself: a cycle, which would hold all of these tensors until Python looks for cycles
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
