@@ -23,6 +23,8 @@ from minprune.methods import get_method
 from minprune.model import Layer, backbone, check_windows, find_layers
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
+from minprune.recipe import Recipe, get_recipe
+from minprune.reconstruct import run_reconstructed
 from minprune.report import LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
@@ -38,9 +40,10 @@ _SAMPLE = 2048  # tokens on which the layer error of a method without a Gram mat
 def prune(
     model: "PreTrainedModel",
     calib: Tensor | None,
-    method: str = "sparsegpt",
+    method: str | None = None,
     pattern: str | Pattern = "50%",
     *,
+    recipe: str | Recipe | None = None,
     allocation: Allocation = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
@@ -51,15 +54,23 @@ def prune(
 ) -> Report:
     """Prune the linear layers of a Hugging Face causal LM in place and report on each.
 
-    calib: (windows, length) int64 token ids; None is allowed for a method that needs no data. pattern: see
-    `minprune.pattern`. allocation: see `minprune.allocate`. include, exclude: globs over layer names; embeddings and
-    `lm_head` stay dense unless included. batch_size: windows per forward pass; it changes time and memory, never
-    the result. sequential=False: the published loop in two passes, in which all layers of a block are calibrated
-    with the block still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
+    calib: (windows, length) int64 token ids; None is allowed for a method that needs no data. method: None means the
+    recipe's, or "sparsegpt". pattern: see `minprune.pattern`. recipe: "best" or a `Recipe`, which brings a method with
+    its options, an allocation and a reconstruction of the blocks; what is given beside it takes the place of its own.
+    allocation: see `minprune.allocate`. include, exclude: globs over layer names; embeddings and `lm_head` stay dense
+    unless included. batch_size: windows per forward pass; it changes time and memory, never the result.
+    sequential=False: the published loop in two passes, in which all layers of a block are calibrated with the block
+    still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
     Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
     stays pruned.
     """
     start, was_training = time.perf_counter(), model.training
+    chosen = get_recipe(recipe) if recipe else Recipe("sparsegpt")
+    if method in (None, chosen.method):
+        method, options = chosen.method, {**chosen.options, **options}
+    allocation = chosen.allocation if allocation is None else allocation
+    if calib is None and chosen.reconstruction:
+        raise PruneError("this recipe reconstructs blocks, which needs calibration tokens: pass calib")
     run = Run(model, calib, method, pattern, allocation, include, exclude, batch_size, options, progress)
     for layer in run.layers:
         _check_weights(layer)
@@ -69,6 +80,8 @@ def prune(
             if run.calib is None:
                 for layer in run.layers:
                     run.prune(layer, None)
+            elif chosen.reconstruction:
+                run_reconstructed(model, run, chosen.reconstruction, whole_block=not sequential)
             elif len(run.batches) == 1 and sequential:
                 _one_pass(model, run)
             else:
@@ -139,6 +152,7 @@ class Run:
         self.name, self.pattern = method, str(read_pattern(pattern))
         self.rows: dict[Layer, LayerRow] = {}
         self.statistics_seconds = self.solve_seconds = 0.0
+        self.reconstruction: dict = {}
         self.bar = tqdm(
             total=len(self.layers),
             desc=f"{method} {pattern}",
@@ -203,7 +217,15 @@ class Run:
         """The report on all layers, after so many seconds in total."""
         spent = {"total": seconds, "statistics": self.statistics_seconds, "solve": self.solve_seconds}
         rows = [self.rows[layer] for layer in self.layers]
-        return Report(self.name, self.pattern, self.options, _describe(self.calib), rows, spent)
+        return Report(
+            self.name,
+            self.pattern,
+            self.options,
+            _describe(self.calib),
+            rows,
+            spent,
+            reconstruction=self.reconstruction,
+        )
 
     def book(self, layer: Layer, row: LayerRow) -> None:
         """The layer is finished, and this is its row."""

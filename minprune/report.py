@@ -28,7 +28,9 @@ class LayerRow:
 class Report:
     """The recipe of a run, one row per layer, and where the time went (seconds: total, statistics, solve).
 
-    perplexity: {"before", "after", "protocol"}, empty unless the run was given test tokens.
+    perplexity: {"before", "after", "protocol"}, empty unless the run was given test tokens. reconstruction: its
+    settings, seconds, and for each block the relative error of its output in each epoch; empty if there was none. The
+    errors of the rows are from before it.
     """
 
     method: str
@@ -38,6 +40,7 @@ class Report:
     layers: list[LayerRow] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     perplexity: dict = field(default_factory=dict)
+    reconstruction: dict = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

@@ -1,0 +1,40 @@
+"""Recipes: what is more than one layer's business, put together with a method. Chapters 08 and 11.
+
+    mp.prune(model, calib, recipe="best", pattern="60%")
+
+"best": ADMM in the order of the model, and after each block a reconstruction of the block. The table of what each part
+brings is book/results/recipe.json; it was put together on validation text and measured on test text.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minprune.allocate import Allocation
+from minprune.errors import PruneError
+from minprune.reconstruct import Reconstruction
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its options, how sparse each layer is, and how blocks are reconstructed (None: not at all).
+
+    allocation: see `minprune.allocate`; N:M patterns have one sparsity and go without.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    allocation: Allocation = None
+    reconstruction: Reconstruction | None = None
+
+
+RECIPES = {"best": Recipe("admm", reconstruction=Reconstruction())}
+
+
+def get_recipe(recipe: str | Recipe) -> Recipe:
+    """The recipe of that name, or the one that is given. Raises `PruneError`, which lists them, for an unknown name."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise PruneError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[recipe]
