@@ -1,6 +1,5 @@
 """Exported models: the same bits come back, in the bytes promised; damaged and crafted folders are refused by name."""
 
-import copy
 import hashlib
 import json
 import random
@@ -97,11 +96,19 @@ def test_the_bytes_are_those_of_the_file(exported):
 
 
 @pytest.mark.parametrize("dtype", ["float16", torch.bfloat16])
-def test_a_dtype_can_be_asked_for(dtype, exported):
+def test_in_another_dtype_it_is_what_transformers_makes_of_the_dense_folder(dtype, exported, tmp_path):
+    """Parameters are cast, and the rotary frequencies are not: `model.half()` would round them, too."""
     model, folder = exported
-    wanted = torch.float16 if dtype == "float16" else dtype
-    again, _ = mp.load_model(folder, dtype)
-    assert again.dtype == wanted and same_parameters(copy.deepcopy(model).to(wanted), again)
+    model.save_pretrained(tmp_path / "dense")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "dense")
+    shutil.copy(folder / "tokenizer_config.json", tmp_path / "dense")
+    dense, again = mp.load_model(tmp_path / "dense", dtype)[0], mp.load_model(folder, dtype)[0]
+    assert again.dtype == dense.dtype != torch.float32 and same_parameters(dense, again)
+    buffers = dict(dense.named_buffers())
+    assert buffers and all(torch.equal(buffers[name], buffer) for name, buffer in again.named_buffers())
+    tokens = tiny_tokens(2, 20)
+    with torch.no_grad():
+        assert torch.equal(dense(tokens).logits, again(tokens).logits)
 
 
 def test_parameters_of_several_dtypes_keep_theirs(tmp_path):
@@ -261,8 +268,8 @@ def test_disturbed_files_are_refused_or_load(with_indices):
 
 @pytest.mark.slow
 def test_many_disturbed_files_are_refused_or_load(with_indices):
-    refused, loaded = fuzz(with_indices, 1500, random.Random(1))
-    assert refused > 500 and loaded > 80, (refused, loaded)
+    refused, loaded = fuzz(with_indices, 600, random.Random(1))
+    assert refused > 200 and loaded > 30, (refused, loaded)
 
 
 # the command line -------------------------------------------------------------------------------------------------
@@ -325,9 +332,9 @@ def test_an_export_is_only_overwritten_when_asked(pruned, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "form"), [("50%", "bitmask"), ("2:4", "nm"), ("50%", "auto")])
-def test_half_of_smollm2_in_float16_takes_at_most_57_percent(smollm2, tmp_path, pattern, form):
+def test_half_of_smollm2_in_float16_takes_at_most_57_percent(tmp_path, pattern, form):
     """The matrices, by the bytes of the file; and the logits are the same."""
-    model, tokenizer = copy.deepcopy(smollm2[0]).half(), smollm2[1]
+    model, tokenizer = mp.load_model("smollm2", "float16")
     mp.prune(model, None, method="magnitude", pattern=pattern)
     save_model(model, tokenizer, tmp_path / "out", form)
     arrays = load_file(tmp_path / "out" / disk.ARRAYS)

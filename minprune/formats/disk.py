@@ -20,7 +20,7 @@ from minprune.errors import PruneError
 from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
 from minprune.model import Layer, find_layers
-from minprune.output import RECORD, output_folder, write_errors
+from minprune.output import RECORD, output_folder, write_errors, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,9 +89,9 @@ def write_exported(
         save_file(arrays, folder / ARRAYS)
         files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
         index = {"version": VERSION, "files": files, "matrices": entries}
-        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
         sizes = {"format": form, "bytes": sum(r.bytes for r in rows), "dense_bytes": sum(r.dense_bytes for r in rows)}
-        (folder / RECORD).write_text(json.dumps((record or {}) | sizes, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / RECORD, json.dumps((record or {}) | sizes, indent=2) + "\n")
     return rows
 
 
@@ -111,7 +111,7 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         # without the explicit False transformers would ask on the terminal whether to run code
-        model = AutoModelForCausalLM.from_config(config, dtype=config.dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
     except Exception as error:
         raise PruneError(f"{folder / 'config.json'} describes no model ({_line(error)}): export it again") from error
     if (folder / "generation_config.json").exists():
@@ -119,12 +119,17 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
     layers = find_layers(model)
     if index["matrices"].keys() != {layer.name for layer in layers}:
         raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
-    _fill(folder / ARRAYS, model, layers, index["matrices"])
-    return model.to(dtype) if dtype else model
+    _fill(folder / ARRAYS, model, layers, index["matrices"], dtype)
+    return model
 
 
-def _fill(path: Path, model: "PreTrainedModel", layers: list[Layer], entries: dict[str, Any]) -> None:
-    """Put what is stored into the model's parameters, which take the dtype of what is stored."""
+def _fill(
+    path: Path, model: "PreTrainedModel", layers: list[Layer], entries: dict[str, Any], dtype: torch.dtype | None
+) -> None:
+    """Put what is stored into the model's parameters, which take the dtype of what is stored, or this one.
+
+    `model.to(dtype)` would do more: it would round the rotary frequencies, which no checkpoint holds.
+    """
     from safetensors import SafetensorError, safe_open
 
     others = _others(model, layers)
@@ -136,7 +141,7 @@ def _fill(path: Path, model: "PreTrainedModel", layers: list[Layer], entries: di
             for layer in layers:
                 stored = _read_matrix(path, file, layer, entries[layer.name])
                 parameter = getattr(layer.owner, layer.parameter)
-                parameter.data = parameter.data.to(stored.values.dtype)
+                parameter.data = parameter.data.to(dtype or stored.values.dtype)
                 layer.weight.copy_(stored.to_dense())
             for name, target in others.items():
                 tensor = file.get_tensor(name)
@@ -145,7 +150,7 @@ def _fill(path: Path, model: "PreTrainedModel", layers: list[Layer], entries: di
                         f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, the model needs {target.dtype} "
                         f"{tuple(target.shape)}: export it again"
                     )
-                target.data = tensor
+                target.data = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     except SafetensorError as error:
         raise PruneError(f"{path} is damaged ({_line(error)}): copy or export it again") from None
 
