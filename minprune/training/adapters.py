@@ -1,0 +1,58 @@
+"""Low-rank adapters that are merged under the mask. Chapter 17.
+
+    W' = (W + alpha / rank * B A) on the mask, 0 elsewhere       (Hu et al. 2022 for B A)
+
+An adapter beside a sparse layer, as published, cannot be merged into it: W + B A has no zeros left. So the mask is put
+around the sum from the first step on, and what is trained is what will be merged.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from minprune.errors import PruneError
+from minprune.training.masks import Masks, stored_masks
+
+
+class LowRank(nn.Module):
+    """The parametrisation W -> W + alpha / rank * up @ down where kept, 0 elsewhere.
+
+    gone: (rows, columns) bool of the stored weight, True = zero. up (rows, rank) begins as zero, down (rank, columns)
+    as N(0, 1 / columns): the model is at first what it was.
+    """
+
+    gone: Tensor
+
+    def __init__(self, gone: Tensor, dtype: torch.dtype, rank: int, alpha: float, generator: torch.Generator):
+        super().__init__()
+        rows, columns = gone.shape
+        down = torch.randn(rank, columns, generator=generator) / columns**0.5
+        self.down = nn.Parameter(down.to(gone.device, dtype))
+        self.up = nn.Parameter(torch.zeros(rows, rank, dtype=dtype, device=gone.device))
+        self.register_buffer("gone", gone)
+        self.scale = alpha / rank
+
+    def forward(self, W: Tensor) -> Tensor:
+        """W (rows, columns) -> the same with its adapter and with zeros."""
+        return torch.addmm(W, self.up, self.down, alpha=self.scale).masked_fill(self.gone, 0)
+
+
+def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 16.0, seed: int = 0) -> list[Tensor]:
+    """Freeze the model and put an adapter under each mask; returns the parameters to train.
+
+    `minprune.training.masks.make_permanent(masks)` merges them. Raises `PruneError` for experts that share one
+    parameter, and for a rank that is not positive.
+    """
+    if rank < 1:
+        raise PruneError(f"rank {rank} is not positive: 8 is a usual choice")
+    places = stored_masks(masks)
+    if stack := next((name for (_, name), gone in places.items() if gone.ndim != 2), None):
+        raise PruneError(f"{stack} holds several experts in one parameter: train this model without adapters")
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    trained: list[Tensor] = []
+    for (owner, name), gone in places.items():
+        adapter = LowRank(gone, getattr(owner, name).dtype, rank, alpha, generator)
+        parametrize.register_parametrization(owner, name, adapter)
+        trained += [adapter.up, adapter.down]
+    return trained

@@ -1,0 +1,33 @@
+"""Keep the zeros in a `transformers.Trainer` run of your own. Chapter 17.
+
+Trainer(model=model, args=arguments, train_dataset=data, callbacks=[KeepZeros(masks)]).train()
+"""
+
+from transformers import TrainerCallback
+
+from minprune.training.masks import Handles, Masks, mask_gradients, set_zeros
+
+
+class KeepZeros(TrainerCallback):
+    """Masks gradients as they arrive, before the Trainer clips them, and weights after each optimizer step.
+
+    masks: of the layers of the model that is trained, as from `masks_of(minprune.find_layers(model))`.
+    """
+
+    def __init__(self, masks: Masks):
+        self.masks = masks
+        self._gradients: Handles | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Set the zeros, and mask all gradients from here on."""
+        set_zeros(self.masks)
+        self._gradients = mask_gradients(self.masks)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        """The optimizer has moved the weights, what it remembers included: set the zeros again."""
+        set_zeros(self.masks)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Leave the model without hooks."""
+        if self._gradients:
+            self._gradients.remove()

@@ -1,0 +1,63 @@
+"""Learning from the dense model what the text alone does not say. Chapter 17.
+
+    L = share * T^2 KL(p_teacher || p_student) + (1 - share) * cross-entropy
+        + hidden * mean over layers of ||h_student - h_teacher||^2 / ||h_teacher||^2
+
+with both p taken at temperature T, and T^2 so that the size of the gradient does not depend on it (Hinton et al. 2015).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+from minprune.errors import PruneError
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a student is to learn. share: of the teacher's predictions against the text's own next tokens, 0 to 1.
+
+    temperature: above 1 the teacher's smaller probabilities count for more. hidden: the weight of the distance of all
+    hidden states, which needs a student as wide and as deep as its teacher.
+    """
+
+    teacher: nn.Module
+    share: float = 1.0
+    temperature: float = 1.0
+    hidden: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise PruneError(f"share {self.share:g} is outside 0..1: it is the teacher's part of the loss")
+        if not self.temperature > 0 or not self.hidden >= 0:
+            raise PruneError(f"temperature {self.temperature:g} must be positive and hidden {self.hidden:g} at least 0")
+
+    def __call__(self, student: nn.Module, tokens: Tensor) -> Tensor:
+        """The loss on tokens (windows, length): a scalar, in nats but for the hidden part."""
+        states = self.hidden > 0
+        with torch.no_grad():
+            taught = self.teacher(input_ids=tokens, use_cache=False, output_hidden_states=states)
+        learnt = student(input_ids=tokens, use_cache=False, output_hidden_states=states)
+        T, loss = self.temperature, torch.zeros((), device=tokens.device)
+        if self.share:
+            p, q = (log_softmax(out.logits.flatten(0, 1).float() / T, dim=-1) for out in (taught, learnt))
+            loss = loss + self.share * T**2 * kl_div(q, p, reduction="batchmean", log_target=True)
+        if self.share < 1:
+            loss = loss + (1 - self.share) * next_token_loss(learnt.logits, tokens)
+        if states:
+            pairs = zip(learnt.hidden_states, taught.hidden_states, strict=True)
+            apart = torch.stack([(h - g).square().sum() / g.square().sum() for h, g in pairs])  # (layers + 1,)
+            loss = loss + self.hidden * apart.mean()
+        return loss
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The mean -log p, in nats, of every token but the first: logits (windows, length, vocabulary) -> a scalar."""
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def language_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The loss of a language model on tokens (windows, length) without a teacher."""
+    return next_token_loss(model(input_ids=tokens, use_cache=False).logits, tokens)

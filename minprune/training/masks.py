@@ -1,0 +1,204 @@
+"""The zeros of a whole network as masks, and three ways to keep them while it learns. Chapters 15 to 17.
+
+    masks = masks_of(find_layers(model))                     # what is zero now stays zero
+    with keeping(masks, optimizer):                          # 1: around any training loop
+        ...
+    Trainer(..., callbacks=[KeepZeros(masks)])               # 2: callback.py
+    parametrise(masks); ...; make_permanent(masks)           # 3: the mask becomes a part of the weight
+
+All three mask the gradients, too, before anything adds them up: else the gradients of weights that do not exist would
+count in the norm by which gradients are clipped. So all three learn the same numbers, bit for bit if that norm is
+summed in the same order (a parametrised weight has another name, and another place among a model's parameters).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from minprune.errors import PruneError
+from minprune.model import Layer
+from minprune.patterns import Pattern, keep_largest
+from minprune.patterns import pattern as read_pattern
+
+Masks = Mapping[Layer, Tensor]  # (d_out, d_in) bool each, True = kept
+SCOPES = ("layer", "global")
+
+
+def linear_layers(network: nn.Module) -> list[Layer]:
+    """Every `nn.Linear` of any module, in its order. For a language model see `minprune.find_layers`."""
+    return [Layer(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+
+
+@torch.no_grad()
+def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
+    """The masks of what is not zero now. Raises `PruneError` if there is no layer."""
+    found = {layer: layer.weight != 0 for layer in layers}
+    if not found:
+        raise PruneError("there is no layer to take masks of: pass the layers that find_layers or linear_layers found")
+    return found
+
+
+@torch.no_grad()
+def smallest_go(
+    weights: Mapping[Layer, Tensor], pattern: str | Pattern, scope: str = "layer", alive: Masks | None = None
+) -> dict[Layer, Tensor]:
+    """Masks by magnitude: of each layer by the pattern, or with scope="global" by one threshold over all layers.
+
+    weights: (d_out, d_in) for each layer. alive: what it does not keep is pruned before anything else, so that masks
+    only shrink. scope="global" prunes exactly round(sparsity * all weights), and the pattern is an unstructured one.
+    """
+    pattern = read_pattern(pattern)
+    scores = {layer: W.abs() for layer, W in weights.items()}
+    if alive is not None:
+        scores = {layer: score.masked_fill(~alive[layer], -1) for layer, score in scores.items()}
+    if scope == "layer":
+        return {layer: pattern.with_default("layer").keep(score) for layer, score in scores.items()}
+    if scope != "global":
+        raise PruneError(f"unknown scope {scope!r}: use one of {', '.join(SCOPES)}")
+    if getattr(pattern, "group", "none") is not None:
+        raise PruneError(f"one threshold over all layers needs a plain sparsity such as 50%, not {pattern}")
+    flat = torch.cat([score.flatten() for score in scores.values()])  # (all weights,)
+    keep = keep_largest(flat[None], round(pattern.sparsity * flat.numel()))[0]
+    parts = keep.split([score.numel() for score in scores.values()])
+    return {layer: part.view(score.shape) for (layer, score), part in zip(scores.items(), parts, strict=True)}
+
+
+def sparsity_of(masks: Masks) -> float:
+    """The fraction of weights that the masks prune."""
+    total = sum(keep.numel() for keep in masks.values())
+    return 1 - sum(int(keep.count_nonzero()) for keep in masks.values()) / total
+
+
+def stored_masks(masks: Masks) -> dict[tuple[nn.Module, str], Tensor]:
+    """For each parameter, given by its module and name, what goes: bool in the parameter's own shape, True = zero.
+
+    A GPT-2 layer is stored transposed, and the experts of a mixture share one parameter.
+    """
+    found: dict[tuple[nn.Module, str], Tensor] = {}
+    for layer, keep in masks.items():
+        stored = original(layer)
+        if keep.shape != layer.matrix(stored).shape or keep.dtype != torch.bool:
+            raise PruneError(
+                f"{layer.name}: its mask is {keep.dtype} {tuple(keep.shape)}, its weight is "
+                f"{tuple(layer.matrix(stored).shape)}: a mask is bool and as large as the weight"
+            )
+        gone = found.setdefault((layer.owner, layer.parameter), torch.zeros_like(stored, dtype=torch.bool))
+        layer.matrix(gone).copy_(~keep)
+    return found
+
+
+def original(layer: Layer) -> Tensor:
+    """The parameter that an optimizer sees, also of a layer that is parametrised."""
+    if parametrize.is_parametrized(layer.owner, layer.parameter):
+        return getattr(layer.owner.parametrizations, layer.parameter).original
+    return getattr(layer.owner, layer.parameter)
+
+
+@torch.no_grad()
+def set_zeros(masks: Masks) -> None:
+    """Set to zero what the masks do not keep: +0.0, whatever was there, NaN included."""
+    for (owner, name), gone in stored_masks(masks).items():
+        getattr(owner, name).masked_fill_(gone, 0)
+
+
+@contextmanager
+def keeping(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Keep the zeros in any training loop: gradients are masked as they arrive, weights after each optimizer step.
+
+    Masked gradients alone would do only for an optimizer that has never seen the pruned weights move: what it
+    remembers of them, as momentum, goes on moving them.
+    """
+    places = [(getattr(owner, name), gone) for (owner, name), gone in stored_masks(masks).items()]
+    set_zeros(masks)
+
+    @torch.no_grad()
+    def after_step(*_) -> None:
+        for parameter, gone in places:
+            parameter.masked_fill_(gone, 0)
+
+    handles = Handles([mask_gradients(masks), optimizer.register_step_post_hook(after_step)])
+    try:
+        yield
+    finally:
+        handles.remove()
+
+
+class Handles:
+    """Several hooks that are removed together."""
+
+    def __init__(self, handles: list):
+        self.handles = handles
+
+    def remove(self) -> None:
+        """Remove them all."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def mask_gradients(masks: Masks) -> Handles:
+    """From now on the gradients of pruned weights are zero as soon as they are there; returns what ends that."""
+
+    def masking(gone: Tensor):
+        def after_accumulation(parameter: Tensor) -> None:
+            assert parameter.grad is not None  # torch calls this when there is one
+            parameter.grad.masked_fill_(gone, 0)
+
+        return after_accumulation
+
+    return Handles(
+        [
+            getattr(owner, name).register_post_accumulate_grad_hook(masking(gone))
+            for (owner, name), gone in stored_masks(masks).items()
+            if getattr(owner, name).requires_grad
+        ]
+    )
+
+
+class Masked(nn.Module):
+    """The parametrisation W -> W where kept, 0 elsewhere. The optimizer sees the dense W behind it.
+
+    straight_through: the gradient reaches the weights that are masked as if they were not, so that they go on moving
+    behind the mask. Otherwise their gradient is zero and they stay where they were, up to weight decay and momentum.
+    """
+
+    gone: Tensor
+
+    def __init__(self, gone: Tensor, straight_through: bool = False):
+        super().__init__()
+        self.register_buffer("gone", gone)
+        self.straight_through = straight_through
+
+    def forward(self, W: Tensor) -> Tensor:
+        """W of the parameter's shape -> the same with zeros."""
+        return _StraightThrough.apply(W, self.gone) if self.straight_through else W.masked_fill(self.gone, 0)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Masks forwards, and does nothing to the gradient backwards."""
+
+    @staticmethod
+    def forward(ctx, W: Tensor, gone: Tensor) -> Tensor:
+        return W.masked_fill(gone, 0)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
+def parametrise(masks: Masks, straight_through: bool = False) -> None:
+    """Make each mask a part of its weight: whatever an optimizer does to the numbers behind it, the zeros are zero.
+
+    Until `make_permanent`, `Layer.weight` is a copy, and the parameters have other names: do not save the model.
+    """
+    for (owner, name), gone in stored_masks(masks).items():
+        parametrize.register_parametrization(owner, name, Masked(gone, straight_through))
+
+
+def make_permanent(masks: Masks) -> None:
+    """Replace the parametrised weights by what they come to, so that the model is an ordinary one again."""
+    for owner, name in stored_masks(masks):
+        with torch.no_grad():
+            parametrize.remove_parametrizations(owner, name, leave_parametrized=True)

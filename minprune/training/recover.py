@@ -1,0 +1,234 @@
+"""recover(): a pruned language model learns again, and its zeros stay zero. Chapter 17.
+
+A plain loop: draw windows, loss, gradients, clip, AdamW, with the zeros kept by masks.py (all weights are trained) or
+adapters.py (only low-rank adapters are). What a step does depends on its number and on the state that the last one
+left, and on nothing else, so a run that was killed goes on to the very bits that an uninterrupted one ends with.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm.auto import tqdm
+
+from minprune.data import fingerprint
+from minprune.errors import PruneError
+from minprune.evaluate import perplexity
+from minprune.model import check_windows, find_layers
+from minprune.training.adapters import add_adapters
+from minprune.training.distill import Distillation, language_loss
+from minprune.training.masks import Masks, keeping, make_permanent, masks_of, sparsity_of
+from minprune.training.state import load_state, save_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WAYS = ("full", "adapters")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. steps: optimizer steps of batch_size windows each.
+
+    lr: the highest learning rate, reached after `warmup` steps; from there it falls to zero as half a cosine. clip:
+    the largest norm of all gradients together. way: "full" trains every weight that is not pruned, "adapters" adapters
+    of rank `rank` under the masks. evaluate: steps between two measurements of the perplexity, besides first and last.
+    """
+
+    steps: int
+    batch_size: int = 4
+    lr: float = 1e-4
+    warmup: int = 10
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    seed: int = 0
+    way: str = "full"
+    rank: int = 8
+    alpha: float = 16.0
+    evaluate: int = 50
+
+    def __post_init__(self) -> None:
+        if self.way not in WAYS:
+            raise PruneError(f"unknown way {self.way!r} to train: use one of {', '.join(WAYS)}")
+        least = {"steps": 1, "batch_size": 1, "evaluate": 1, "warmup": 0, "weight_decay": 0}
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise PruneError(f"{name} {getattr(self, name)} is less than {low}")
+        for name in ("lr", "clip", "alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise PruneError(f"{name} {getattr(self, name)} is not a positive number")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
+
+    def windows(self, step: int, available: int) -> Tensor:
+        """Which of the training windows a step takes, (batch_size,): each once, in a random order, then anew."""
+        turns = available // self.batch_size
+        if turns == 0:
+            raise PruneError(f"{available} windows are too few for batches of {self.batch_size}: use more or smaller")
+        generator = torch.Generator().manual_seed(self.seed + step // turns)
+        start = step % turns * self.batch_size
+        return torch.randperm(available, generator=generator)[start : start + self.batch_size]
+
+
+@dataclass
+class Recovery:
+    """What a run tells. rows: at step 0 and after each measurement: step, tokens trained on, loss (the mean since the
+    row before), perplexity (by text). seconds: processor time of the steps alone. zeros: the share of the
+    masked matrices that stays zero."""
+
+    recipe: Recipe
+    zeros: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return asdict(self)
+
+
+def recover(
+    model: "PreTrainedModel",
+    tokens: Tensor,
+    recipe: Recipe,
+    *,
+    masks: Masks | None = None,
+    test: Mapping[str, Tensor] | None = None,
+    teacher: Distillation | None = None,
+    state: Path | None = None,
+    save_every: int = 100,
+    progress: bool = False,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> Recovery:
+    """Train a Hugging Face causal LM in place on windows of text, its zeros kept bit for bit.
+
+    tokens: (windows, length) int64. masks: None keeps every zero of the blocks' matrices; {} keeps none. test: name ->
+    windows to measure perplexity on. teacher: learn from a dense model, see `Distillation`. state: a file that holds
+    the run after every `save_every` steps and from which the same call goes on; the caller removes it in the end.
+    after_step(n) is called when n steps are done and what belongs to them is saved. Raises `PruneError` if a setting
+    cannot be or the state belongs to another run.
+    """
+    check_windows(model, tokens)
+    if tokens.shape[1] < 2:
+        raise PruneError("windows of 1 token teach nothing: use length 2 or more")
+    if model.dtype in (torch.float16, torch.bfloat16):
+        raise PruneError(f"a model in {model.dtype} cannot learn in small steps: call model.float() first")
+    masks = masks_of(find_layers(model)) if masks is None else masks
+    identity = _identity(model, tokens, recipe, masks, test or {}, teacher)
+    saved = load_state(state, identity) if state else None
+    was_training, learnable = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
+    with ExitStack() as after:
+        after.callback(_restore, model, was_training, learnable)
+        if recipe.way == "adapters":
+            trained = add_adapters(model, masks, recipe.rank, recipe.alpha, recipe.seed)
+            after.callback(make_permanent, masks)
+        else:
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        run = _Run(model, recipe, trained, test or {}, teacher or language_loss, sparsity_of(masks) if masks else 0.0)
+        if recipe.way == "full":
+            after.enter_context(keeping(masks, run.optimizer))
+        run.begin(saved)
+        for step in tqdm(range(run.step, recipe.steps), "training", disable=None if progress else True, leave=False):
+            run.learn(tokens[recipe.windows(step, len(tokens))])
+            if state and run.step % save_every == 0:
+                save_state(state, identity, run.state())
+            after_step(run.step)
+    return run.done
+
+
+class _Run:
+    """One call of `recover`: the optimizer, the counters, and what is saved of them."""
+
+    def __init__(
+        self, model, recipe: Recipe, trained: list[Tensor], test: Mapping[str, Tensor], loss: Callable, zeros: float
+    ):
+        self.model, self.recipe, self.trained, self.test, self.loss = model, recipe, trained, test, loss
+        matrices, others = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
+        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr)
+        self.step = self.tokens = 0
+        self.losses: list[float] = []  # since the last row
+        self.done = Recovery(recipe, zeros)
+
+    def begin(self, saved: dict[str, Any] | None) -> None:
+        """Start anew with a first row, or where the saved state is."""
+        if saved is None:
+            self.measure()
+            return
+        with torch.no_grad():
+            for parameter, value in zip(self.trained, saved["trained"], strict=True):
+                parameter.copy_(value)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.tokens, self.losses = saved["step"], saved["tokens"], saved["losses"]
+        self.done.rows, self.done.seconds = saved["rows"], saved["seconds"]
+
+    def state(self) -> dict[str, Any]:
+        """What `begin` needs to go on from here."""
+        return {
+            "trained": [parameter.detach() for parameter in self.trained],
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "losses": self.losses,
+            "rows": self.done.rows,
+            "seconds": self.done.seconds,
+        }
+
+    def learn(self, windows: Tensor) -> None:
+        """One step on windows (batch_size, length), and a row if it is time for one."""
+        start = time.process_time()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.random.fork_rng():  # dropout depends on the number of the step, not on what ran before
+            torch.manual_seed(self.recipe.seed + self.step)
+            loss = self.loss(self.model, windows.to(self.trained[0].device))
+        if not bool(loss.isfinite()):
+            raise PruneError(f"the loss became {float(loss)} at step {self.step}: use a lower lr than {self.recipe.lr}")
+        loss.backward()
+        clip_grad_norm_(self.trained, self.recipe.clip)
+        self.optimizer.step()
+        self.losses.append(float(loss.detach()))
+        self.step += 1
+        self.tokens += windows.numel()
+        self.done.seconds += time.process_time() - start
+        if self.step % self.recipe.evaluate == 0 or self.step == self.recipe.steps:
+            self.measure()
+
+    def measure(self) -> None:
+        """Add a row."""
+        loss = sum(self.losses) / len(self.losses) if self.losses else None
+        found = {name: perplexity(self.model, windows) for name, windows in self.test.items()}
+        self.done.rows.append({"step": self.step, "tokens": self.tokens, "loss": loss, "perplexity": found})
+        self.losses = []
+
+
+def _restore(model: "PreTrainedModel", was_training: bool, learnable: dict[str, bool]) -> None:
+    model.zero_grad(set_to_none=True)
+    model.train(was_training)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learnable[name])
+
+
+def _identity(model, tokens: Tensor, recipe: Recipe, masks: Masks, test, teacher: Distillation | None) -> dict:
+    """What a saved state must agree with: the recipe, hashes of model, masks and texts, and what is taught."""
+    weights, zeros = hashlib.sha256(), hashlib.sha256()
+    for name, value in model.state_dict().items():
+        weights.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for layer, keep in masks.items():
+        zeros.update(layer.name.encode() + keep.cpu().contiguous().numpy().tobytes())
+    taught = {f"teacher's {name}": getattr(teacher, name, None) for name in ("share", "temperature", "hidden")}
+    texts = {f"text {name}": fingerprint(windows) for name, windows in {"trained on": tokens, **test}.items()}
+    return {**asdict(recipe), **texts, **taught, "model": weights.hexdigest(), "masks": zeros.hexdigest()}

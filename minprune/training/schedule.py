@@ -1,0 +1,111 @@
+"""How sparse a network is at each step of its training: at once, linearly, or with Zhu and Gupta's cubic. Chapter 16.
+
+    s(t) = s_final + (s_initial - s_final) (1 - (t - begin) / (end - begin))^3        begin <= t <= end
+
+(Zhu and Gupta 2017). The cubic prunes fast while much is redundant, and slowly when little is left. With exponent 1 it
+is the linear schedule.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.model import Layer
+from minprune.patterns import Unstructured
+from minprune.training.masks import Masked, make_permanent, original, parametrise, smallest_go
+
+EXPONENTS = {"one-shot": 0, "linear": 1, "cubic": 3}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The sparsity to have before each training step, counted from 0.
+
+    kind: "one-shot" prunes everything at `begin`; "linear" and "cubic" reach `final` at `end`. every: steps between
+    two updates of the masks; there is always one at `begin` and one at `end`. initial: the sparsity at `begin`.
+    """
+
+    kind: str
+    final: float
+    begin: int = 0
+    end: int = 0
+    every: int = 1
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in EXPONENTS:
+            raise PruneError(f"unknown schedule {self.kind!r}: use one of {', '.join(EXPONENTS)}")
+        if not 0 <= self.initial <= self.final <= 1:
+            raise PruneError(f"a schedule goes up within 0..1, not from {self.initial:g} to {self.final:g}")
+        if self.begin < 0 or self.every < 1 or (self.kind != "one-shot" and self.end <= self.begin):
+            raise PruneError(
+                f"a {self.kind} schedule from step {self.begin} to {self.end}, every {self.every}: the end must come "
+                "after the beginning, and updates at least 1 step apart"
+            )
+
+    def sparsity(self, step: int) -> float:
+        """The formula at any step: 0 before `begin`, `final` from `end` on."""
+        if step < self.begin:
+            return 0.0
+        if self.kind == "one-shot" or step >= self.end:
+            return self.final
+        left = 1 - (step - self.begin) / (self.end - self.begin)
+        return self.final + (self.initial - self.final) * left ** EXPONENTS[self.kind]
+
+    def due(self, step: int) -> bool:
+        """Whether the masks are to be updated before this step."""
+        if self.kind == "one-shot" or step == self.begin:
+            return step == self.begin
+        return step == self.end or (self.begin < step < self.end and (step - self.begin) % self.every == 0)
+
+
+class Gradual:
+    """Makes layers sparser while they learn: call `update(step)` before each training step, `finish()` at the end.
+
+    The dense weights live on behind the masks. With revive=True every update ranks those, so that a weight that was
+    pruned too early comes back when others have become smaller. revive=False is the common bug, kept to compare: it
+    ranks what the network uses, where everything pruned is zero, the smallest there is, and stays pruned for ever.
+    straight_through: pruned weights go on learning, see `Masked`; without it they wait as they are. scope: see
+    `smallest_go`. Make the optimizer after this object: it moves the dense weights.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        schedule: Schedule,
+        scope: str = "layer",
+        *,
+        revive: bool = True,
+        straight_through: bool = False,
+    ):
+        self.schedule, self.scope, self.revive = schedule, scope, revive
+        self.masks = {layer: torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers}
+        self.returned = 0  # how many weights have come back so far
+        parametrise(self.masks, straight_through)
+
+    @torch.no_grad()
+    def update(self, step: int) -> bool:
+        """Choose new masks if the schedule says so before this step; whether it did."""
+        if not self.schedule.due(step):
+            return False
+        ranked = {layer: self._dense(layer) if self.revive else layer.weight for layer in self.masks}
+        chosen = smallest_go(ranked, Unstructured(self.schedule.sparsity(step)), self.scope)
+        self.returned += sum(int((keep & ~self.masks[layer]).sum()) for layer, keep in chosen.items())
+        self.masks = chosen
+        for layer, keep in chosen.items():
+            masked = getattr(layer.owner.parametrizations, layer.parameter)[0]
+            assert isinstance(masked, Masked)
+            layer.matrix(masked.gone).copy_(~keep)
+        return True
+
+    def finish(self) -> dict[Layer, Tensor]:
+        """Make the zeros permanent, the network an ordinary one, and return the masks."""
+        make_permanent(self.masks)
+        return self.masks
+
+    @staticmethod
+    def _dense(layer: Layer) -> Tensor:
+        return layer.matrix(original(layer).data)

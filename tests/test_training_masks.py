@@ -1,0 +1,303 @@
+"""Zeros that survive training: three ways, bit for bit the same, and what the usual shortcut does not keep."""
+
+import copy
+import itertools
+import logging
+import re
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_model, tiny_tokens
+from torch.nn.utils import clip_grad_norm_
+from torch.testing import assert_close
+
+import minprune as mp
+from minprune.training.adapters import add_adapters
+from minprune.training.distill import language_loss
+from minprune.training.masks import (
+    keeping,
+    linear_layers,
+    make_permanent,
+    masks_of,
+    original,
+    parametrise,
+    set_zeros,
+    smallest_go,
+    sparsity_of,
+)
+
+STEPS, LR, DECAY, CLIP = 4, 0.01, 0.1, 0.1  # the norm of the gradients is above 1: every step is clipped
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=LR, weight_decay=DECAY),
+    "sgd with momentum": lambda parameters: torch.optim.SGD(parameters, lr=LR, momentum=0.9, weight_decay=DECAY),
+}
+
+
+def pruned(family="llama", pattern="60%"):
+    """A tiny model, magnitude pruned, and its masks."""
+    model = tiny_model(family)
+    mp.prune(model, None, method="magnitude", pattern=pattern)
+    return model, masks_of(mp.find_layers(model))
+
+
+def parameters(model):
+    """In the order of their names: a parametrisation changes the model's order, in which the norm would be summed."""
+    named = [(re.sub(r"parametrizations\.(\w+)\.original", r"\1", name), p) for name, p in model.named_parameters()]
+    return [parameter for _, parameter in sorted(named, key=lambda pair: pair[0])]
+
+
+def train(model, optimizer, steps=range(STEPS)):
+    """A training loop that knows nothing of masks; returns the norms that clipping saw."""
+    norms = []
+    for step in steps:
+        optimizer.zero_grad()
+        language_loss(model, tiny_tokens(3, seed=10 + step)).backward()
+        norms.append(float(clip_grad_norm_(parameters(model), CLIP)))
+        optimizer.step()
+    return norms
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def by_hand(model, masks, make):
+    """The reference: multiply gradients and weights by the masks between the steps, in plain sight."""
+    optimizer = make(model.parameters())
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        language_loss(model, tiny_tokens(3, seed=10 + step)).backward()
+        for layer, keep in masks.items():
+            layer.matrix(getattr(layer.owner, layer.parameter).grad).mul_(keep)
+        clip_grad_norm_(parameters(model), CLIP)
+        optimizer.step()
+        for layer, keep in masks.items():
+            layer.weight.mul_(keep)
+
+
+def hooks(model, masks, make):
+    optimizer = make(model.parameters())
+    with keeping(masks, optimizer):
+        train(model, optimizer)
+
+
+def parametrisation(model, masks, make):
+    parametrise(masks)
+    train(model, make(model.parameters()))
+    make_permanent(masks)
+
+
+@pytest.mark.parametrize("way", [hooks, parametrisation])
+@pytest.mark.parametrize(("optimizer", "family"), [("adamw", "llama"), ("sgd with momentum", "gpt2")])
+def test_zeros_stay_and_the_rest_learns_what_masking_by_hand_gives(way, optimizer, family):
+    """GPT-2's matrices are stored transposed."""
+    make = OPTIMIZERS[optimizer]
+    model, masks = pruned(family)
+    before, reference = weights(model), copy.deepcopy(model)
+    way(model, masks, make)
+    names = [layer.name for layer in masks]
+    by_hand(reference, masks_of(mp.find_layers(reference, include=names)), make)
+    expected, found = weights(reference), weights(model)
+    assert found.keys() == expected.keys() == before.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+    for layer, keep in masks.items():
+        W = layer.weight
+        assert not W[~keep].any() and not torch.signbit(W[~keep]).any()  # +0.0, to the bit
+        assert bool((W[keep] != layer.matrix(before[f"{layer.name}.weight"])[keep]).float().mean() > 0.99)
+
+
+def test_every_step_was_clipped():
+    model, masks = pruned()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with keeping(masks, optimizer):
+        assert min(train(model, optimizer)) > CLIP
+
+
+def test_a_trainer_with_the_callback_learns_what_the_plain_loop_learns(tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    from minprune.training.callback import KeepZeros
+
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    model, masks = pruned()
+    other, make = copy.deepcopy(model), OPTIMIZERS["adamw"]
+    data = [{"input_ids": row, "labels": row} for step in range(STEPS) for row in tiny_tokens(3, seed=10 + step)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=3, max_grad_norm=CLIP, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, lr_scheduler_type="constant", logging_strategy="no",
+    )  # fmt: skip
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *args, **kwargs):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def run(model, masks):
+        callbacks = [KeepZeros(masks)] if masks else []
+        optimizers = (make(model.parameters()), None)
+        InOrder(model, arguments, train_dataset=data, callbacks=callbacks, optimizers=optimizers).train()
+
+    run(model, masks)
+    for layer, keep in masks.items():
+        assert torch.equal(layer.weight != 0, keep), layer.name
+    plain, plain_masks = pruned()
+    hooks(plain, plain_masks, make)
+    for name, value in weights(plain).items():
+        assert_close(weights(model)[name], value, rtol=1e-4, atol=1e-5, msg=name)  # its loss is summed otherwise
+    run(other, None)
+    assert any(
+        bool(layer.weight[~keep].any()) for layer, keep in zip(mp.find_layers(other), masks.values(), strict=True)
+    )
+
+
+def gradients_only(model, masks, optimizer, steps):
+    """The shortcut: the gradients of pruned weights are zero, and nothing else is done."""
+    for step in steps:
+        optimizer.zero_grad()
+        language_loss(model, tiny_tokens(3, seed=10 + step)).backward()
+        for layer, keep in masks.items():
+            getattr(layer.owner, layer.parameter).grad.mul_(keep)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_zero_gradients_are_enough_for_a_new_optimizer_and_not_for_one_with_memory(make):
+    model, masks = pruned()
+    gradients_only(model, masks, make(model.parameters()), range(3))
+    assert all(torch.equal(layer.weight != 0, keep) for layer, keep in masks.items())  # 0 times decay is 0
+
+    model = tiny_model("llama")
+    optimizer = make(model.parameters())
+    gradients_only(model, {}, optimizer, range(3))  # dense training first, and pruned in the middle of it
+    layers = mp.find_layers(model)
+    masks = smallest_go({layer: layer.weight for layer in layers}, "60%")
+    set_zeros(masks)
+    gradients_only(model, masks, optimizer, range(3, 4))
+    alive = sum(int(layer.weight[~keep].count_nonzero()) for layer, keep in masks.items())
+    gone = sum(int((~keep).sum()) for keep in masks.values())
+    assert alive > 0.99 * gone
+    with keeping(masks, optimizer):
+        train(model, optimizer, range(4, 5))
+    assert not any(bool(layer.weight[~keep].any()) for layer, keep in masks.items())
+
+
+def test_experts_that_share_a_parameter_keep_each_their_own_zeros():
+    model, masks = pruned("mixtral", "2:4")
+    assert any(layer.expert is not None for layer in masks)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    with keeping(masks, optimizer):
+        train(model, optimizer, range(2))
+    for layer, keep in masks.items():
+        assert torch.equal(layer.weight != 0, keep), layer.name
+    with pytest.raises(mp.PruneError, match="experts"):
+        add_adapters(model, masks)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_hooks_are_gone_afterwards():
+    model, masks = pruned()
+    hooks(model, masks, OPTIMIZERS["adamw"])
+    train(model, OPTIMIZERS["adamw"](model.parameters()), range(1))
+    assert all(bool(layer.weight[~keep].any()) for layer, keep in masks.items())
+
+
+def test_what_stands_behind_a_parametrised_mask_is_the_dense_weight():
+    model = tiny_model("llama")
+    layer = mp.find_layers(model)[0]
+    dense = layer.weight.clone()
+    masks = smallest_go({layer: dense}, "50%")
+    parametrise(masks)
+    assert torch.equal(original(layer).data, dense) and torch.equal(layer.weight != 0, masks[layer])
+    make_permanent(masks)
+    assert torch.equal(original(layer).data, dense * masks[layer])
+
+
+# --- masks by magnitude
+
+
+def brute_force(score, zeros):
+    """Positions in order of size, ties by index, with Python's own sort."""
+    order = sorted(range(score.size), key=lambda i: (score.flat[i], i))
+    keep = np.ones(score.size, dtype=bool)
+    keep[order[:zeros]] = False
+    return keep
+
+
+def net(*sizes):
+    torch.manual_seed(0)
+    parts = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    return torch.nn.Sequential(*parts)
+
+
+@pytest.mark.parametrize("sparsity", ["0%", "17%", "50%", "93%", "100%"])
+def test_one_threshold_over_all_layers_is_a_sort_of_all_weights(sparsity):
+    layers = linear_layers(net(7, 9, 5))
+    weights = {layer: (10 * layer.weight).round() for layer in layers}  # many ties
+    found = smallest_go(weights, sparsity, scope="global")
+    flat = np.concatenate([W.abs().numpy().ravel() for W in weights.values()])
+    zeros = round(mp.pattern(sparsity).sparsity * flat.size)
+    assert np.array_equal(np.concatenate([keep.numpy().ravel() for keep in found.values()]), brute_force(flat, zeros))
+    assert sparsity_of(found) == pytest.approx(zeros / flat.size)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_with_masks_given_nothing_comes_back(scope):
+    layers = linear_layers(net(12, 20, 8))
+    generator = torch.Generator().manual_seed(3)
+    weights = {layer: layer.weight.clone() for layer in layers}
+    alive = None
+    for sparsity in ("20%", "50%", "70%", "90%"):
+        masks = smallest_go(weights, sparsity, scope, alive)
+        if alive:
+            assert all(bool((alive[layer] | ~keep).all()) for layer, keep in masks.items())
+        alive = masks
+        weights = {layer: torch.randn(W.shape, generator=generator) * alive[layer] for layer, W in weights.items()}
+
+
+def test_mistakes_are_told():
+    layers = linear_layers(net(4, 4))
+    given = {layer: layer.weight for layer in layers}
+    for arguments, message in [
+        ((given, "50%", "world"), "unknown scope 'world'"),
+        ((given, "2:4", "global"), "plain sparsity"),
+        ((given, "50%:row", "global"), "plain sparsity"),
+    ]:
+        with pytest.raises(mp.PruneError, match=message):
+            smallest_go(*arguments)
+    with pytest.raises(mp.PruneError, match="no layer"):
+        masks_of([])
+    for wrong in (torch.ones(3, 4, dtype=torch.bool), torch.ones(4, 4)):
+        with pytest.raises(mp.PruneError, match="0: its mask is"):
+            set_zeros({layers[0]: wrong})
+
+
+# --- adapters
+
+
+def test_an_adapter_changes_nothing_at_first_and_is_merged_under_the_mask():
+    model, masks = pruned()
+    tokens, before, logits = tiny_tokens(), weights(model), model(input_ids=tiny_tokens()).logits
+    trained = add_adapters(model, masks, rank=3, alpha=6.0, seed=1)
+    assert torch.equal(model(input_ids=tokens).logits, logits)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
+    train(model, torch.optim.AdamW(trained, lr=LR))
+    factors = {layer: layer.owner.parametrizations.weight[0] for layer in masks}
+    products = {layer: (f.up @ f.down).detach().numpy() for layer, f in factors.items()}
+    learnt = model(input_ids=tokens).logits
+    make_permanent(masks)
+    assert_close(model(input_ids=tokens).logits, learnt)
+    assert weights(model).keys() == before.keys()
+    for layer, keep in masks.items():
+        assert np.linalg.matrix_rank(products[layer]) == 3
+        expected = (before[f"{layer.name}.weight"].numpy() + 2.0 * products[layer]) * keep.numpy()
+        assert_close(layer.weight, torch.from_numpy(expected))
+        assert torch.equal(layer.weight != 0, keep)
+    others = [name for name in before if not any(name == f"{layer.name}.weight" for layer in masks)]
+    assert others and all(torch.equal(weights(model)[name], before[name]) for name in others)
+
+
+def test_a_rank_of_zero_is_refused():
+    model, masks = pruned()
+    with pytest.raises(mp.PruneError, match="rank 0"):
+        add_adapters(model, masks, rank=0)
