@@ -11,11 +11,12 @@ _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 def model_card(record: dict[str, Any]) -> str:
     """A model card in Markdown, with the YAML header that model hubs read, from what minprune.json says.
 
-    Licence and languages are those of the card in the source's folder, if it has one (`record["model"]`).
+    Licence and languages are those of the card in the source's folder (`record["model"]`), if it has one.
     """
-    header = {"library_name": "transformers", "tags": ["pruned", "sparse", "minprune"], **inherited(record["model"])}
+    source = record.get("model", "")
+    header = {"library_name": "transformers", "tags": ["pruned", "sparse", "minprune"], **inherited(source)}
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()]  # JSON is YAML
-    name = Path(record["model"]).name
+    name = Path(source).name or "a model"
     text = ["---", *lines, "---", "", f"# {name}, {record['method']} {record['pattern']}", ""]
     text += [
         f"{record['sparsity']:.2%} of the weights in {len(record['layers'])} layers of {name} are zero. Made by "
@@ -39,7 +40,7 @@ def model_card(record: dict[str, Any]) -> str:
 def inherited(model: str) -> dict[str, Any]:
     """What a model card takes over: the base model if it is one on the hub, and the lines on licence and language."""
     folder = Path(model)
-    if not folder.is_dir():
+    if not model or not folder.is_dir():
         return {"base_model": model} if "/" in model else {}
     path = folder / "README.md"
     front = _FRONT.match(path.read_text(encoding="utf-8", errors="replace")) if path.exists() else None

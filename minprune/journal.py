@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _SHARE = 20  # saving hidden states takes at most one part in so many of the tim
 
 
 class Journal:
-    """The unfinished output of one run. folder: PATH.partial; lines: the journal's line of each finished block.
+    """The unfinished output of one run. folder: PATH.partial; lines: the journal's last line on each finished block.
 
     A line is {"block", "file", "sha256", "hidden": None or {"file", "sha256"}} and what the run adds to it.
     """
@@ -43,12 +43,13 @@ class Journal:
 
         Raises `PruneError`, naming the difference, if the earlier run had another recipe.
         """
-        recipe, self.blocks = json.loads(json.dumps(recipe, default=repr)), blocks
+        recipe = json.loads(json.dumps(recipe, default=repr))
         for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
             path.unlink()
         if not (self.work / _RECIPE).exists():
             with write_errors(self.folder):
                 write_text(self.work / _RECIPE, json.dumps(recipe, indent=1))
+            self.blocks = blocks
             return
         before = json.loads((self.work / _RECIPE).read_text(encoding="utf-8"))
         for key in [*recipe, *before]:
@@ -57,7 +58,9 @@ class Journal:
                     f"{self.folder} was begun with {key} {_short(before.get(key))}, not {_short(recipe.get(key))}: "
                     "resume it as it was begun, overwrite it or choose another output"
                 )
-        self._read_lines()
+        self.lines = self.read_lines()
+        write_text(self.work / _JOURNAL, "".join(json.dumps(line) + "\n" for line in self.lines.values()))
+        self.blocks = blocks
 
     def finished(self, block: int) -> Path | None:
         """The file of a finished block, if it still holds what was written."""
@@ -79,7 +82,6 @@ class Journal:
         hidden: gives the states behind it (None: there are none). They are saved unless that would take too large a
         share of the time: going on from an older boundary, or from the beginning, leads to the same.
         """
-        self.blocks = max(self.blocks, block + 1)
         line = {"block": block, "file": file, "sha256": self.write(file, tensors), "hidden": None, **more}
         start = time.perf_counter()
         if hidden and start - self._saved >= _SHARE * self._cost:
@@ -114,16 +116,15 @@ class Journal:
         files = {line["file"] for line in self.lines.values()}
         return sum((self.folder / file).stat().st_size for file in files if (self.folder / file).exists())
 
-    def _read_lines(self) -> None:
-        path, good = self.work / _JOURNAL, []
+    def read_lines(self) -> dict[int, dict[str, Any]]:
+        """The journal on the disk; a line that was not completed, because the machine went down, does not count."""
+        path = self.work / _JOURNAL
+        found: dict[int, dict[str, Any]] = {}
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-            try:
+            with suppress(ValueError):
                 line = json.loads(text)
-            except ValueError:
-                break  # the machine went down while it was being written
-            self.lines[line["block"]] = line
-            good.append(text)
-        write_text(path, "".join(f"{text}\n" for text in good))
+                found[line["block"]] = line
+        return found
 
 
 @contextmanager
@@ -152,11 +153,10 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
     try:
         yield journal
     except BaseException as error:  # Ctrl-C included
-        count = len(journal.lines)
-        if not count and not (journal.work / _JOURNAL).exists():
+        count = len(journal.read_lines())
+        if not count:
             shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if not count:  # another run's, which this one has refused to continue
+        if not count or not journal.blocks:  # or another run's, which this one may not go on with
             raise
         kept = f"{count} of {journal.blocks} blocks are kept in {partial}: continue with --resume"
         if isinstance(error, KeyboardInterrupt):

@@ -121,27 +121,28 @@ def test_prune_writes_a_model_that_has_the_pattern_and_says_how_it_was_made(prun
     assert rows == {layer.name: "dense" if ".0." in layer.name else "2:4" for layer in mp.find_layers(dense)}
 
 
-def test_each_option_reaches_the_driver(prune, monkeypatch, tmp_path):
-    from minprune import driver
+def test_each_option_reaches_the_library(prune, monkeypatch, tmp_path):
+    from minprune import checkpoint
 
     seen = {}
-    real = driver.prune
+    real = checkpoint.prune_checkpoint
 
-    def spy(model, calib, *arguments, **named):
-        seen.update(named, arguments=arguments, tokens=tuple(calib.shape), dtype=model.dtype)
-        return real(model, calib, *arguments, **named)
+    def spy(src, dst, calib, *arguments, **named):
+        seen.update(named, arguments=arguments, tokens=tuple(calib.shape))
+        return real(src, dst, calib, *arguments, **named)
 
-    monkeypatch.setattr(driver, "prune", spy)
+    monkeypatch.setattr(checkpoint, "prune_checkpoint", spy)
     (tmp_path / "table.json").write_text('{"*.mlp.*": 0.25}')
     code, _, err = prune(
         "--method", "wanda", "--pattern", "50%:layer", "--include", "*.mlp.*", "--include", "*.q_proj",
         "--exclude", "*.layers.1.*", "--allocation", "table.json", "--two-pass", "--dtype", "bfloat16", "--seed", 3,
-        "--device", "cpu", "--output", "here",
+        "--device", "cpu", "--output", "here", "--batch-size", 4, "--resume", "--overwrite",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert seen["arguments"] == ("wanda", mp.pattern("50%:layer")) and seen["tokens"] == (6, 32)
     assert seen["include"] == ["*.mlp.*", "*.q_proj"] and seen["exclude"] == ["*.layers.1.*"]
-    assert seen["allocation"] == {"*.mlp.*": 0.25} and seen["sequential"] is False and seen["dtype"] == torch.bfloat16
+    assert seen["allocation"] == {"*.mlp.*": 0.25} and seen["sequential"] is False and seen["dtype"] == "bfloat16"
+    assert seen["batch_size"] == 4 and seen["resume"] is True and seen["overwrite"] is True and seen["test"] is None
     record = json.loads(Path("here/minprune.json").read_text())
     found = {row["name"].split(".")[-1]: row["sparsity"] for row in record["layers"]}
     assert found == {"q_proj": 0.5, "gate_proj": 0.25, "up_proj": 0.25, "down_proj": 0.25}
@@ -386,7 +387,7 @@ def code(folder):
         (edit("model.layers.1.mlp.up_proj.weight", float("nan")), ["model.layers.1.mlp.up_proj", "NaN"]),
         (edit("model.layers.0.mlp.gate_proj.weight", float("-inf")), ["model.layers.0.mlp.gate_proj", "infinity"]),
         (edit("model.embed_tokens.weight", float("nan")), ["model.embed_tokens", "NaN"]),
-        (edit("model.layers.1.input_layernorm.weight", 1e38), ["model.layers.1.self_attn.q_proj", "inputs hold"]),
+        (edit("model.layers.0.input_layernorm.weight", 1e38), ["model.layers.0.self_attn.q_proj", "inputs hold"]),
     ],
 )  # fmt: skip
 def test_a_damaged_model(prune, damaged, change, parts):
@@ -448,42 +449,95 @@ def test_the_asset_cannot_be_had_without_a_network(run, monkeypatch, tmp_path_fa
     assert os.listdir(empty) == []
 
 
-def test_out_of_memory_is_one_line(prune, monkeypatch):
-    from minprune import driver
+def fail_in_block(number, error, monkeypatch):
+    """Let the pruning of that block fail."""
+    from minprune.stages import Walk
 
-    def greedy(*arguments, **named):
-        return torch.empty(2**60)
+    real = Walk.prune
 
-    monkeypatch.setattr(driver, "prune", greedy)
-    assert is_one_line(prune(), "out of memory", "--batch-size")
-    assert os.listdir() == []
+    def prune(walk, index, *rest):
+        if index == number:
+            raise error
+        return real(walk, index, *rest)
 
-
-def test_a_bug_is_not_hidden_but_leaves_nothing_half_written(prune, monkeypatch):
-    from minprune import driver
-
-    monkeypatch.setattr(driver, "prune", lambda *arguments, **named: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        prune()
-    assert os.listdir() == []
+    monkeypatch.setattr(Walk, "prune", prune)
 
 
-def test_ctrl_c_leaves_no_traceback_and_no_half_output(tmp_path, tiny_folder):
+@pytest.mark.parametrize("block", [0, 1])
+def test_out_of_memory_is_one_line_and_keeps_what_is_finished(prune, monkeypatch, block):
+    fail_in_block(block, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), monkeypatch)
+    result = prune("--output", "out")
+    assert is_one_line(result, "out of memory", "--batch-size")
+    assert ("1 of 2 blocks are kept" in result[2] and "--resume" in result[2]) == bool(block)
+    assert os.listdir() == (["out.partial"] if block else [])
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_bug_is_not_hidden_and_nothing_unfinished_bears_the_name(prune, monkeypatch, block):
+    fail_in_block(block, ZeroDivisionError("a bug"), monkeypatch)
+    with pytest.raises(ZeroDivisionError) as caught:
+        prune("--output", "out")
+    assert ("continue with --resume" in "".join(getattr(caught.value, "__notes__", []))) == bool(block)
+    assert os.listdir() == (["out.partial"] if block else [])
+
+
+def test_ctrl_c_keeps_finished_blocks_and_resume_goes_on_with_them(prune, monkeypatch):
+    with monkeypatch.context() as patched:
+        fail_in_block(1, KeyboardInterrupt(), patched)
+        code, out, err = prune("--output", "out")
+    assert (code, out) == (130, "") and err.count("\n") == 1
+    assert "1 of 2 blocks are kept" in err and "--resume" in err
+    assert is_one_line(prune("--output", "out"), "out.partial is in the way", "resume")
+    assert is_one_line(prune("--output", "out", "--resume", "--seed", 1), "calibration", "was begun with")
+    assert os.listdir() == ["out.partial"]
+    stamp = os.stat("out.partial/model-00002-of-00003.safetensors").st_mtime_ns
+    assert prune("--output", "out", "--resume")[0] == prune("--output", "plain")[0] == 0
+    assert sorted(os.listdir()) == ["out", "plain"]
+    assert os.stat("out/model-00002-of-00003.safetensors").st_mtime_ns == stamp
+    for path in Path("plain").glob("*.safetensors"):
+        assert path.read_bytes() == Path("out", path.name).read_bytes()
+
+
+def test_the_perplexities_before_and_after_are_measured_and_said(prune, tiny_folder, text_file):
+    code, out, _ = prune("--test", text_file, "--output", "out")
+    record = json.loads(Path("out/minprune.json").read_text())["perplexity"]
+    assert code == 0 and record["protocol"]["text"] == str(text_file) and record["protocol"]["windows"] == 8
+    test = mp.load_tokens(mp.load_model(tiny_folder)[1], text_file, "test", samples=8, length=32)
+    for name, key in ((tiny_folder, "before"), ("out", "after")):
+        expected = mp.perplexity(mp.load_model(name)[0], test)
+        assert record[key] == pytest.approx(expected, rel=1e-6)
+        assert f"{expected:,.2f} {key}" in out and f"{expected:,.2f} {key}" in Path("out/README.md").read_text()
+    assert prune("--test", text_file, "--no-test", "--output", "quiet")[0] == 0
+    assert json.loads(Path("quiet/minprune.json").read_text())["perplexity"] == {}
+
+
+SLOW_SECOND_BLOCK = """
+import sys, time
+from minprune.cli import main
+from minprune.stages import Walk
+real = Walk.prune
+Walk.prune = lambda walk, index, *rest: (real if index == 0 else lambda *_: time.sleep(60))(walk, index, *rest)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_gives_one_line_and_leaves_only_the_partial_folder(tiny_folder, text_file):
+    arguments = ["prune", tiny_folder, "--calibration", text_file, "--samples", 6, "--length", 32, "--output", "out"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "minprune.cli", "prune", str(tiny_folder), "--output", "out"],
+        [sys.executable, "-c", SLOW_SECOND_BLOCK, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # CI may run us with it ignored
     )
-    deadline = time.monotonic() + 60
-    while not os.path.exists("out.partial") and time.monotonic() < deadline and process.poll() is None:
+    deadline, journal = time.monotonic() + 60, Path("out.partial/unfinished/journal.jsonl")
+    while not (journal.exists() and journal.read_text().endswith("\n")) and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert os.listdir() == ["out.partial"]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (130, "", "minprune: interrupted: nothing half-written is left\n")
-    assert os.listdir() == []
+    kept = f"1 of 2 blocks are kept in {Path.cwd() / 'out.partial'}: continue with --resume"
+    assert (process.returncode, out, err) == (130, "", f"minprune: interrupted; {kept}\n")
+    assert os.listdir() == ["out.partial"]
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_folder):

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minprune as mp
-from minprune import output
+from minprune import checkpoint, output
 from minprune.output import check_space, output_folder, write_model
 
 
@@ -33,7 +33,14 @@ def test_a_written_model_loads_with_equal_logits(tmp_path, tiny_folder, text_fil
         assert torch.equal(again(input_ids=calib).logits, model(input_ids=calib).logits)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("the moon") == tokenizer.encode("the moon")
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "minprune.json"} <= files
+    assert {
+        "model.safetensors",
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "minprune.json",
+    } <= files
     record = json.loads((tmp_path / "out" / "minprune.json").read_text())
     assert [row["name"] for row in record["layers"]] == [layer.name for layer in mp.find_layers(model)]
     assert os.listdir(tmp_path) == ["out"]
@@ -153,7 +160,7 @@ def test_a_write_that_fails_gives_one_line_and_leaves_nothing(tmp_path, tiny_fol
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, tiny_folder, monkeypatch, capsys):
+def test_a_full_disk_gives_one_line_and_what_is_finished_can_go_on(tmp_path, tiny_folder, monkeypatch, capsys):
     from minprune.cli import main
 
     disk = tmp_path / "disk"
@@ -166,11 +173,17 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, tiny_folder, mo
         assert capsys.readouterr().err == (
             f"minprune: the model needs 0.4 MB and {disk} has 0.2 MB left: free some space or choose another output\n"
         )
-        monkeypatch.setattr(output, "check_space", lambda folder, model: None)  # it fills up during the run
-        assert main(["prune", str(tiny_folder), "--method", "magnitude", "--output", str(disk / "out")]) == 2
+        monkeypatch.setattr(checkpoint, "check_space", lambda folder, model, there: None)  # it fills up during the run
+        prune = ["prune", str(tiny_folder), "--method", "magnitude", "--output", str(disk / "out")]
+        assert main(prune) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"minprune: cannot write the model to {disk} (") and error.count("\n") == 1
-        assert "No space left on device" in error
-        assert os.listdir(disk) == []
+        assert "No space left on device" in error and "1 of 2 blocks are kept" in error
+        assert os.listdir(disk) == ["out.partial"]
+        subprocess.run([mount, "-o", "remount,size=2m", disk], check=True)
+        assert main([*prune, "--resume"]) == 0 and os.listdir(disk) == ["out"]
+        assert main([*prune[:-1], str(tmp_path / "plain")]) == 0
+        for path in (tmp_path / "plain").glob("*.safetensors"):
+            assert path.read_bytes() == (disk / "out" / path.name).read_bytes()
     finally:
         subprocess.run(["umount", disk], check=True)
