@@ -5,6 +5,7 @@ from itertools import combinations
 
 import answers_allocation
 import answers_columns
+import answers_formats
 import answers_groups
 import answers_optimum
 import answers_pipeline
@@ -155,6 +156,7 @@ RIGHT = {
     **answers_pipeline.RIGHT,
     **answers_wanda.RIGHT,
     **answers_allocation.RIGHT,
+    **answers_formats.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -215,6 +217,7 @@ REJECTED = {
     **answers_pipeline.REJECTED,
     **answers_wanda.REJECTED,
     **answers_allocation.REJECTED,
+    **answers_formats.REJECTED,
 }
 
 
@@ -282,9 +285,13 @@ def test_generic_mistakes_are_told_plainly(exercise):
     assert "Nothing is written yet" in exercise(todo).message
     assert "takes 0 positional arguments" in exercise(lambda: 0).message
     assert "not a str" in exercise(lambda *args: "keep").message
-    wanted = torch.as_tensor(exercise.reference(*exercise.cases()[0].args))
-    shape = f"should be of shape {tuple(wanted.shape)}," if wanted.ndim else "should be a single number,"
-    assert f"{shape} not of shape (2, 2, 2)" in exercise(lambda *args: torch.zeros(2, 2, 2)).message
+    result = exercise.reference(*exercise.cases()[0].args)
+    if isinstance(result, tuple) and len({torch.as_tensor(part).shape for part in result}) > 1:
+        assert f"list of {len(result)} results was expected, not a Tensor" in exercise(lambda *a: torch.ones(1)).message
+    else:
+        wanted = torch.as_tensor(result)
+        shape = f"should be of shape {tuple(wanted.shape)}," if wanted.ndim else "should be a single number,"
+        assert f"{shape} not of shape (2, 2, 2)" in exercise(lambda *args: torch.zeros(2, 2, 2)).message
     assert "Pass the function itself" in exercise(torch.ones(3)).message
 
 

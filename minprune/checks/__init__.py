@@ -14,12 +14,14 @@ from minprune.checks import (
     columns,
     factors,
     folding,
+    formats,
     groups,
     inputs,
     magnitude,
     measures,
     norms,
     optimum,
+    packing,
     patient,
     pipeline,
     prices,
@@ -44,6 +46,7 @@ EXERCISES: dict[str, Exercise] = collect(
     optimum.EXERCISES + search.EXERCISES,  # chapter 07
     pipeline.EXERCISES + chain.EXERCISES,  # chapter 08
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
+    formats.EXERCISES + packing.EXERCISES,  # chapter 18
 )
 
 
