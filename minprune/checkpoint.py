@@ -134,6 +134,8 @@ class _Job:
         complete = all(block in self.files for block in journal.lines)
         if complete and (saved := journal.hidden()):  # else the input of a damaged block has to be found again
             self.first, hidden = saved
+        for block in range(self.first):
+            source.skip(block, self.files[block])
         self.walks: dict[str, Walk] = {}
         if run.calib is not None or test is not None:
             source.load(0)

@@ -3,7 +3,7 @@
 The model is made without weights; what stands outside of its blocks is read from the safetensors files at once, a
 block's tensors when it is their turn. That needs files whose tensors are the model's own, name by name. Where the
 library renames or merges tensors while loading (Mixtral's experts), the model is loaded whole instead and used
-through the same five functions.
+through the same functions.
 """
 
 import hashlib
@@ -59,6 +59,10 @@ class Whole:
         state = self.model.state_dict()
         return {name: state[name] for name in self.names(part)}
 
+    def skip(self, part: int, path: Path) -> None:
+        """Pass over a block that an earlier run has finished."""
+        self.restore(part, path)
+
     def restore(self, part: int, path: Path) -> None:
         """Fill a block with what a file holds: its tensors after an earlier run."""
         values = {name: value.to(self.device) for name, value in load_file(path).items()}
@@ -111,6 +115,9 @@ class Streamed(Whole):
     def free(self, part: int) -> None:
         empty = {name: value.to("meta") for name, value in self.tensors(part).items()}
         self.model.load_state_dict(empty, strict=False, assign=True)
+
+    def skip(self, part: int, path: Path) -> None:
+        pass  # its file is a part of the output already
 
     def check_finite(self, name: str) -> None:
         for key, value in self._read(self.places):
