@@ -17,21 +17,28 @@ import torch
 from record import load_cells, save
 
 import minprune as mp
+from minprune.allocate import allocate
 from minprune.budget import group_layers, sizes_of
+from minprune.evaluate import token_nats
 from minprune.rules import get_rule
+from minprune.watch import watch
 
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised, here bfloat16)",
-    "calibration": "wikipedia train, 32 x 512 tokens, drawn by the cell's seed",
+    "calibration": "wikipedia train, 16 x 512 tokens, drawn by the cell's seed",
     "rules": "run once for each pattern, on the calibration windows of seed 0, and see nothing else",
-    "test": "wikipedia test, 16 x 512 tokens, evenly spaced",
+    "test": "wikipedia test, 8 x 512 tokens, evenly spaced",
+    "nats": "mean negative log-likelihood of each test window",
+    "slope x": "the ramp with that slope, whatever the held-out windows say",
     "blocks": "the sparsity of each block that the rule asked for, weighted by parameters",
     "seconds": "processor time of the rule and of the pruning run",
 }
 RULES = ("uniform", "optimal", "ramp", "owl", "inverse", "global")
 FEW = ("uniform", "optimal", "ramp", "owl")
+SLOPES = ("slope -0.1", "slope 0", "slope 0.1", "slope 0.2", "slope 0.3")
 ORDER = [  # (method, pattern, rules, seeds), the most telling first
     ("wanda", "70%", FEW, (0, 1, 2)),
+    ("wanda", "60%", SLOPES, (0,)),
     ("sparsegpt", "70%", FEW, (0,)),
     ("wanda", "60%", FEW, (0, 1, 2)),
     ("sparsegpt", "60%", FEW, (0,)),
@@ -54,34 +61,40 @@ class Bench:
         self.model, self.tokenizer = mp.load_model("smollm2", dtype="bfloat16")
         self.layers = mp.find_layers(self.model)
         self.dense = [layer.weight.clone() for layer in self.layers]
-        self.test = mp.load_tokens(self.tokenizer, "wikipedia", split="test", samples=16, length=512)
+        self.test = mp.load_tokens(self.tokenizer, "wikipedia", split="test", samples=8, length=512)
         self.table = cache(self._table)
 
     def calibration(self, seed: int) -> torch.Tensor:
-        """The calibration windows of a seed, (32, 512)."""
-        return mp.load_tokens(self.tokenizer, "wikipedia", samples=32, length=512, seed=seed)
+        """The calibration windows of a seed, (16, 512)."""
+        return mp.load_tokens(self.tokenizer, "wikipedia", samples=16, length=512, seed=seed)
 
     def _table(self, rule: str, pattern: str) -> tuple[dict, float]:
         if rule == "uniform":
             return {"*": mp.pattern(pattern).sparsity}, 0.0
-        start = time.process_time()
-        table = get_rule(rule)(self.model, self.layers, self.calibration(0), pattern)
+        start, options = time.process_time(), {}
+        if rule.startswith("slope "):
+            rule, options = "ramp", {"slopes": [float(rule.split()[1])]}
+        table = get_rule(rule)(self.model, self.layers, self.calibration(0), pattern, **options)
         return table, time.process_time() - start
 
     def measure(self, method: str, pattern: str, rule: str, seed: int) -> dict:
         """One cell, from the dense weights and back to them."""
         table, rule_seconds = self.table(rule, pattern)
         start = time.process_time()
-        report = mp.prune(self.model, self.calibration(seed), method, pattern, allocation=table)
+        prune = prune_with_wanda if method == "wanda" else mp.prune
+        prune(self.model, self.calibration(seed), method, pattern, allocation=table)
         seconds = time.process_time() - start
+        zeros = sum(layer.weight.numel() - int(layer.weight.count_nonzero()) for layer in self.layers)
         blocks = []
         for members in group_layers(self.layers).values():
             sizes = sizes_of({layer.name: [layer] for layer in members})
             blocks.append(np.array([table.get(layer.name, table.get("*")) for layer in members]) @ sizes / sizes.sum())
         try:
+            nats = token_nats(self.model, self.test).double().mean(1)  # (windows,)
             return {
-                "perplexity": float(f"{mp.perplexity(self.model, self.test):.6g}"),
-                "zeros": round(report.sparsity, 5),
+                "perplexity": float(f"{float(nats.mean().exp()):.6g}"),
+                "nats": [round(float(value), 4) for value in nats],
+                "zeros": round(zeros / sum(layer.weight.numel() for layer in self.layers), 5),
                 "blocks": [round(float(sparsity), 4) for sparsity in blocks],
                 "seconds": [round(rule_seconds, 1), round(seconds, 1)],
             }
@@ -90,9 +103,26 @@ class Bench:
                 layer.weight.copy_(weight)
 
 
-def recompute(cell: dict) -> dict:
-    """A cell of the file from nothing but its key."""
-    return Bench().measure(cell["method"], cell["pattern"], cell["allocation"], cell["seed"])
+@torch.no_grad()
+def prune_with_wanda(model, calib: torch.Tensor, method: str, pattern: str, allocation: dict) -> None:
+    """What `prune` does with Wanda, without the layer errors, which take it longer than all the rest."""
+    layers = mp.find_layers(model)
+    patterns = allocate(layers, mp.pattern(pattern), allocation)
+
+    def receive(layer, X):
+        stats = mp.Statistics(X.shape[-1], gram=False).update(X)
+        layer.weight.copy_(mp.METHODS[method](layer.weight, stats, patterns[layer]).weight)
+
+    with watch(layers, receive):
+        model.base_model(input_ids=calib, use_cache=False)
+
+
+def recompute(cell: dict) -> float:
+    """The perplexity of a cell, by `prune` itself and from nothing but the cell's key."""
+    bench = Bench()
+    table, _ = bench.table(cell["allocation"], cell["pattern"])
+    mp.prune(bench.model, bench.calibration(cell["seed"]), cell["method"], cell["pattern"], allocation=table)
+    return mp.perplexity(bench.model, bench.test)
 
 
 def main() -> None:
@@ -108,7 +138,7 @@ def main() -> None:
             if any(key.items() <= cell.items() for cell in cells):
                 continue
             cells.append(key | bench.measure(**{"rule" if k == "allocation" else k: v for k, v in key.items()}))
-            print({k: v for k, v in cells[-1].items() if k != "blocks"}, file=sys.stderr, flush=True)
+            print({k: v for k, v in cells[-1].items() if k not in ("blocks", "nats")}, file=sys.stderr, flush=True)
             save(args.output, f"python benchmarks/allocation.py {args.output.as_posix()}", PROTOCOL, cells)
 
 

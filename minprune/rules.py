@@ -121,6 +121,8 @@ def ramp(
     groups, chosen = group_layers(layers), adjustable(pattern)
     depth = np.linspace(-0.5, 0.5, len(groups))
     tables = [table_of(groups, shifted(slope * depth, sizes_of(groups), chosen.sparsity)) for slope in slopes]
+    if len(tables) == 1:
+        return tables[0]  # nothing to choose
     with trial(model, layers, calib) as running:
         costs = [
             running.cost({layer: replace(chosen, sparsity=table[layer.name]) for layer in layers}) for table in tables
