@@ -14,6 +14,8 @@ stages, never column by column: once for a block of columns, once for a panel in
 for one column.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -72,38 +74,52 @@ def sparsegpt(
     return Result(weight, kept.T.contiguous(), note)
 
 
+class _Block(NamedTuple):
+    """One block of columns and its working memory: w, E, kept, gain (block, d_out), diag (block, 1).
+
+    gain: 1 / U_qq where weight q goes, 0 where it stays. later (block, block): later[p, q] is what one unit of error in
+    column q takes off column p > q.
+    """
+
+    w: Tensor
+    E: Tensor
+    kept: Tensor
+    gain: Tensor
+    diag: Tensor
+    later: Tensor
+    groups: NM | None
+
+
 def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, groups: NM | None) -> None:
     """Prune one block of columns in place: w, E, kept (block, d_out), U (block, block).
 
     groups: choose N:M when a group is reached; None: `kept` is given.
     """
-    diag = U.diagonal()[:, None]  # (block, 1)
-    gain = ~kept / diag  # (block, d_out): 1 / U_qq where weight q goes, 0 where it stays
-    later = U.triu(1).T  # (block, block): later[p, q] is what one unit of error in column q takes off column p > q
+    diag = U.diagonal()[:, None]
+    _visit(_Block(w, E, kept, ~kept / diag, diag, U.triu(1).T, groups), 0, len(w))
 
-    def visit(start: int, end: int) -> None:
-        """The left half first, then what it sends to the right half, then the right half."""
-        here, size = slice(start, end), end - start
-        if groups and size == groups.m:
-            kept[here] = keep_here = groups.keep_places((w[here] / diag[here]).square())
-            torch.div(~keep_here, diag[here], out=gain[here])
-        whole_groups = groups is not None and size > groups.m  # none of them chosen yet: never cut one in two
-        if size > _LEAF or whole_groups:
-            unit = groups.m if groups and whole_groups else 1
-            middle = start + size // unit // 2 * unit
-            visit(start, middle)
-            w[middle:end].addmm_(later[middle:end, start:middle], E[start:middle], alpha=-1)
-            visit(middle, end)
-            return
-        w_here, gain_here, errors, sends = w[here], gain[here], E[here], later[here, here]
-        before = w_here.clone()
-        torch.mul(w_here, gain_here, out=errors)  # right for the first column
-        for _ in range(size - 1):  # each round makes one more column right, for all rows at once
-            torch.addmm(before, sends, errors, alpha=-1, out=w_here)
-            torch.mul(w_here, gain_here, out=errors)
 
-    visit(0, len(w))
-    del visit  # it refers to itself: a cycle, which would hold all of these tensors until Python looks for cycles
+def _visit(block: _Block, start: int, end: int) -> None:
+    """Columns start to end: the left half first, then what it sends to the right half, then the right half."""
+    w, E, kept, gain, diag, later, groups = block
+    here, size = slice(start, end), end - start
+    if groups and size == groups.m:
+        kept[here] = keep_here = groups.keep_places((w[here] / diag[here]).square())
+        torch.div(~keep_here, diag[here], out=gain[here])
+    whole_groups = groups is not None and size > groups.m  # none of them chosen yet: never cut one in two
+    if size > _LEAF or whole_groups:
+        unit = groups.m if groups and whole_groups else 1
+        middle = start + size // unit // 2 * unit
+        _visit(block, start, middle)
+        w[middle:end].addmm_(later[middle:end, start:middle], E[start:middle], alpha=-1)
+        _visit(block, middle, end)
+        return
+    w_here, gain_here, errors, sends = w[here], gain[here], E[here], later[here, here]
+    before = w_here.clone()
+    torch.mul(w_here, gain_here, out=errors)  # right for the first column
+    for _ in range(size - 1):  # each round makes one more column right, for all rows at once
+        torch.addmm(before, sends, errors, alpha=-1, out=w_here)
+        torch.mul(w_here, gain_here, out=errors)
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
