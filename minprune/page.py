@@ -133,7 +133,7 @@ def _charts(
             "kind": kind,
             "bars": round(0.7 * step, 2) if bars else 0,
             "ticks": [(y(height), label) for height, label in ticks.items()],
-            "depths": [(x(depth), depth) for depth in sorted({0, deepest})],
+            "depths": [(_LEFT, "block 0", "start"), *([(_WIDTH - 4, deepest, "end")] if deepest else [])],
             "marks": [
                 {"x": x(depth), "y": y(place(row) or 0), "known": place(row) is not None, "title": _title(row)}
                 for depth, row in rows
