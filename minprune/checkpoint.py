@@ -24,7 +24,8 @@ from minprune.errors import PruneError
 from minprune.evaluate import perplexity
 from minprune.journal import Journal, unfinished
 from minprune.model import check_windows
-from minprune.output import check_space, write_model
+from minprune.output import PAGE, check_space, write_errors, write_model
+from minprune.page import write_page
 from minprune.patterns import Pattern
 from minprune.report import LayerRow, Report, versions
 from minprune.stages import Walk
@@ -227,6 +228,8 @@ def _finish(source: Whole, journal: Journal, record: dict[str, Any]) -> None:
         journal.write(shard_name(source, None), source.tensors(None))
         for part in (None, *range(len(source.blocks))):
             weight_map |= dict.fromkeys(source.names(part), shard_name(source, part))
+    with write_errors(journal.folder):
+        write_page(journal.folder / PAGE, record)
     write_model(journal.folder, source.model, source.tokenizer, record, weight_map)
 
 

@@ -16,7 +16,7 @@ from minprune.errors import PruneError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECORD = "minprune.json"
+RECORD, PAGE = "minprune.json", "report.html"
 
 
 def default_name(model: str, *made: str) -> str:

@@ -1,5 +1,6 @@
 """The command line: what each command prints, and the one line that each mistake gets."""
 
+import html
 import json
 import os
 import signal
@@ -507,7 +508,13 @@ def test_the_perplexities_before_and_after_are_measured_and_said(prune, tiny_fol
         expected = mp.perplexity(mp.load_model(name)[0], test)
         assert record[key] == pytest.approx(expected, rel=1e-6)
         assert f"{expected:,.2f} {key}" in out and f"{expected:,.2f} {key}" in Path("out/README.md").read_text()
+    page = Path("out/report.html").read_text()
+    for name in (tiny_folder, "out"):
+        model, tokenizer = mp.load_model(name)
+        written = mp.generate(model, tokenizer, tokenizer.decode(test[0, :8]), 8).strip()
+        assert written and written in html.unescape(page)
     assert prune("--test", text_file, "--no-test", "--output", "quiet")[0] == 0
+    assert Path("quiet/report.html").exists()
     assert json.loads(Path("quiet/minprune.json").read_text())["perplexity"] == {}
 
 

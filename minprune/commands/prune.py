@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from minprune.methods import Method
     from minprune.report import LayerRow, Report
 
+SMALL = 2e9  # bytes of weights up to which a model is loaded to write a sample of text
+PROMPT = 32  # tokens, and as many are written
 TEST_WINDOWS = 8  # for the perplexities that are reported; `minprune eval` measures on more
 
 
@@ -116,7 +118,7 @@ def add(commands) -> None:
         help="measure the perplexity before and after on 8 windows of this text's\n"
         "test split (default: the calibration text, if it is an embedded one)",
     )
-    parser.add_argument("--no-test", action="store_true", help="measure no perplexity")
+    parser.add_argument("--no-test", action="store_true", help="measure no perplexity and write no sample")
     add_place(parser)
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-METHOD-PATTERN here)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
@@ -133,7 +135,7 @@ def run(arguments: Namespace) -> None:
     from minprune.data import EMBEDDED
     from minprune.methods import get_method
     from minprune.model import load_tokenizer, model_source
-    from minprune.output import check_free, default_name
+    from minprune.output import PAGE, check_free, default_name
     from minprune.patterns import pattern as read_pattern
 
     method, pattern = get_method(arguments.method), read_pattern(arguments.pattern)
@@ -181,7 +183,27 @@ def run(arguments: Namespace) -> None:
     if report.perplexity:
         before, after = report.perplexity["before"], report.perplexity["after"]
         console().print(f"perplexity {before:,.2f} before, {after:,.2f} after ({after / before:.2f} times)")
-    console().print(f"written to {target}", soft_wrap=True)
+    if test is not None:
+        _add_samples(arguments, target, tokenizer, test)
+    console().print(f"written to {target}; {target / PAGE} shows how it went", soft_wrap=True)
+
+
+def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
+    """Write the page of the run again, with how both models continue the test text, if they are small."""
+    from minprune.evaluate import generate
+    from minprune.model import load_model
+    from minprune.output import PAGE, RECORD
+    from minprune.page import write_page
+
+    if sum(path.stat().st_size for path in target.glob("*.safetensors")) > SMALL:
+        return
+    say_on_terminal("writing samples")
+    samples = {"prompt": tokenizer.decode(test[0, : test.shape[1] // 4][:PROMPT], skip_special_tokens=True)}
+    for key, name in (("before", arguments.model), ("after", target)):
+        model, _ = load_model(name, arguments.dtype, arguments.device)
+        samples[key] = generate(model, tokenizer, samples["prompt"], min(PROMPT, test.shape[1] // 4))
+        del model  # before the next one is loaded
+    write_page(target / PAGE, json.loads((target / RECORD).read_text(encoding="utf-8")), samples)
 
 
 def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any]:
