@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results" / "one-shot.json"
+SWEEP = ROOT / "book" / "results" / "sweep.jsonl"
 WHOLE_MODEL = [RESULTS, ROOT / "book" / "results" / "optimum.json"]
 
 
@@ -50,3 +51,45 @@ def test_the_readme_quotes_the_results_file():
     for (method, pattern), perplexity in cells.items():
         row = next(line for line in readme.splitlines() if line.startswith(f"| {method}"))
         assert f"{perplexity:.1f}" in row, (method, pattern, perplexity, row)
+
+
+@pytest.mark.slow
+def test_an_allocation_drawn_anew_each_time_is_measured_again(monkeypatch):
+    """One cell of allocation.json, by `prune` itself where the file used a shorter way; 6 %, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import allocation
+
+    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "allocation.json").read_text())["cells"])
+    print(f"recomputing {cell}", file=sys.stderr)
+    assert allocation.recompute(cell) == pytest.approx(cell["perplexity"], rel=0.06), cell
+
+
+@pytest.mark.slow
+def test_a_run_of_the_sweep_drawn_anew_each_time_is_made_again(monkeypatch, tmp_path):
+    """One run of sweep.jsonl whose model still speaks (less than 20 times the dense perplexity); 6 %, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import curves
+
+    from minprune.runs import read_runs
+
+    runs = [run for run in read_runs(SWEEP) if 1 < run["relative"]["wikipedia"] < 20]
+    drawn = secrets.choice(runs)
+    print(f"making again {drawn['method']} {drawn['pattern']} {drawn['seed']}", file=sys.stderr)
+    stage = ((drawn["method"],), (drawn["pattern"],), (drawn["seed"] or 0,))
+    dense, found = curves.run(tmp_path / "runs.jsonl", [stage])
+    for text, value in drawn["perplexity"].items():
+        assert dense["perplexity"][text] == pytest.approx(drawn["dense"][text], rel=0.01), text
+        assert found["perplexity"][text] == pytest.approx(value, rel=0.06), (text, drawn)
+    assert found["zeros"] == pytest.approx(drawn["zeros"], abs=2e-5)
+    assert found["calibration_sha256"] == drawn["calibration_sha256"]
+
+
+def test_a_smaller_sweep_leaves_the_methods_in_their_order(monkeypatch):
+    """What sweep.json says is what the files give, and the order at full size is the order in the sweep."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import curves
+
+    cells = json.loads(SWEEP.with_suffix(".json").read_text())["cells"]
+    assert cells == curves.compare(SWEEP) and len(cells) >= 5
+    for cell in cells:
+        assert cell["order"] == cell["order_at_full_size"], cell
