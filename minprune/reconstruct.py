@@ -64,21 +64,22 @@ def run_reconstructed(model: "PreTrainedModel", run, how: Reconstruction, whole_
     """
     with _products(model, how.bfloat16):
         walk = Walk(model, run.batches)
-        dense = Walk(model, run.calib.split(how.windows))  # the same windows on their way through the dense model
+        dense = Walk(model, run.calib.split(how.windows)) if how.epochs else None  # the same windows, never pruned
         errors, seconds = [], 0.0
         for index, block in enumerate(walk.blocks):
-            inputs = list(walk.hidden)
-            dense.through(index)
+            layers, inputs, start = run.layers_under(f"{walk.prefix}.{index}."), list(walk.hidden), time.perf_counter()
+            if dense:
+                dense.through(index)
+            seconds += time.perf_counter() - start
             walk.prune(index, run, whole_block)
-            layers = run.layers_under(f"{walk.prefix}.{index}.")
-            if how.epochs and layers:
-                start = time.perf_counter()
-                calls = [calls[index] for calls in dense.calls]
-                split = torch.cat(inputs).split(how.windows)
-                errors.append(fit_block(block, layers, calls, split, dense.hidden, how))
-                seconds += time.perf_counter() - start
-                walk.hidden = inputs
-                walk.through(index)
+            if not dense or not layers:
+                continue
+            start = time.perf_counter()
+            calls = [calls[index] for calls in dense.calls]
+            errors.append(fit_block(block, layers, calls, torch.cat(inputs).split(how.windows), dense.hidden, how))
+            walk.hidden = inputs
+            walk.through(index)
+            seconds += time.perf_counter() - start
         walk.prune_head(run)
     run.reconstruction = {**asdict(how), "seconds": seconds, "errors": errors}
 
