@@ -12,33 +12,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minprune.checkpoint import prune_checkpoint
+    from minprune.cloze import grammar, last_word
     from minprune.data import load_text, load_tokens
     from minprune.driver import prune
     from minprune.errors import PruneError
-    from minprune.evaluate import generate, perplexity
+    from minprune.evaluate import Divergence, divergence, generate, perplexity
     from minprune.methods import METHODS, Method, Result
     from minprune.model import find_layers, load_model
     from minprune.patterns import NM, Block, Unstructured, pattern
+    from minprune.protocol import Measurement, measure
     from minprune.report import LayerRow, Report
     from minprune.statistics import Statistics, layer_error
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "METHODS", "NM", "Block", "LayerRow", "Method", "PruneError", "Report", "Result", "Statistics", "Unstructured",
-    "find_layers", "generate", "layer_error", "load_model", "load_text", "load_tokens", "pattern",
-    "perplexity", "prune", "prune_checkpoint",
+    "METHODS", "NM", "Block", "Divergence", "LayerRow", "Measurement", "Method", "PruneError", "Report", "Result",
+    "Statistics", "Unstructured", "divergence", "find_layers", "generate", "grammar", "last_word", "layer_error",
+    "load_model", "load_text", "load_tokens", "measure", "pattern", "perplexity", "prune", "prune_checkpoint",
 ]  # fmt: skip
 
 _HOME = {
     "checkpoint": ["prune_checkpoint"],
+    "cloze": ["grammar", "last_word"],
     "data": ["load_text", "load_tokens"],
     "driver": ["prune"],
     "errors": ["PruneError"],
-    "evaluate": ["generate", "perplexity"],
+    "evaluate": ["Divergence", "divergence", "generate", "perplexity"],
     "methods": ["METHODS", "Method", "Result"],
     "model": ["find_layers", "load_model"],
     "patterns": ["NM", "Block", "Unstructured", "pattern"],
+    "protocol": ["Measurement", "measure"],
     "report": ["LayerRow", "Report"],
     "statistics": ["Statistics", "layer_error"],
 }

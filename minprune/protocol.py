@@ -111,8 +111,9 @@ class Measurement:
         return self.bits_per_byte / other.bits_per_byte
 
     def as_dict(self) -> dict:
-        """Everything for a JSON file."""
-        numbers = {"perplexity": self.perplexity, "nats": self.nats, "bits_per_byte": self.bits_per_byte}
+        """Everything for a JSON file, which cannot hold an infinite perplexity: None then."""
+        perplexity = self.perplexity if math.isfinite(self.perplexity) else None
+        numbers = {"perplexity": perplexity, "nats": self.nats, "bits_per_byte": self.bits_per_byte}
         return {**numbers, "protocol": asdict(self.protocol)}
 
 

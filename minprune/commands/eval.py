@@ -1,7 +1,11 @@
 """`minprune eval`."""
 
+import json
+import math
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from minprune.commands.common import (
     MODEL,
@@ -10,14 +14,18 @@ from minprune.commands.common import (
     command,
     console,
     load,
-    split_of,
+    say,
+    say_on_terminal,
     table_of,
     tokens_of,
     whole,
 )
+from minprune.errors import PruneError
 
 if TYPE_CHECKING:
-    pass
+    from rich.console import Console
+
+    from minprune.protocol import Measurement
 
 
 def add(commands) -> None:
@@ -26,9 +34,9 @@ def add(commands) -> None:
         commands,
         "eval",
         run,
-        "measure the perplexity of models on a text",
-        "Windows do not overlap; every token but the first of its window counts once.",
-        "minprune eval smollm2 smollm2-sparsegpt-50pct --samples 16",
+        "measure how good models are: perplexity, and more if asked for",
+        "Windows do not overlap unless --stride says so; every token but the first of its window counts once.",
+        "minprune eval smollm2 smollm2-sparsegpt-50pct --against smollm2 --cloze",
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help=f"{MODEL}; several are compared with the first")
     parser.add_argument("--text", metavar="TEXT", default="wikipedia", help=f"{TEXT} (default: wikipedia)")
@@ -37,26 +45,153 @@ def add(commands) -> None:
     )
     parser.add_argument("--samples", metavar="N", type=whole(1), default=32, help="windows, evenly spread (32)")
     parser.add_argument("--length", metavar="L", type=whole(2), default=512, help="tokens in a window (512)")
+    parser.add_argument(
+        "--stride",
+        metavar="S",
+        type=whole(1),
+        help="tokens from one window to the next; each window counts its last S only (default: no overlap)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="MODEL",
+        help="also the KL divergence from this model, in nats, and how often both find the same token the likeliest, "
+        "on windows without overlap",
+    )
+    parser.add_argument(
+        "--cloze",
+        action="store_true",
+        help="also the share of last words found, and of sentence pairs in which the grammatical one is the likelier",
+    )
+    parser.add_argument("--passages", metavar="N", type=whole(2), default=200, help="passages for --cloze, even (200)")
+    parser.add_argument(
+        "--tasks",
+        metavar="NAMES",
+        help="also these tasks of lm-eval (pip install 'minprune[eval]'), such as\n"
+        "arc_easy,hellaswag,winogrande,piqa; or .yaml files of its form",
+    )
+    parser.add_argument("--limit", metavar="N", type=whole(1), help="examples of each task, the first ones (all)")
+    parser.add_argument("--shots", metavar="N", type=whole(0), help="worked examples before each question (the task's)")
     parser.add_argument("--batch-size", metavar="B", type=whole(1), default=2, help="windows in a forward pass (2)")
+    parser.add_argument("--json", metavar="FILE", help="write everything that was measured to this file")
     add_place(parser)
 
 
 def run(arguments: Namespace) -> None:
-    """Perplexity of one or more models on the same text."""
-    from minprune.data import fingerprint
-    from minprune.evaluate import perplexity
+    """Measure one or more models on the same text; what cannot work is refused before the first is loaded."""
+    names = [name for name in (arguments.tasks or "").split(",") if name]
+    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
+        raise PruneError(f"the folder of {arguments.json} does not exist: make it, or write the file elsewhere")
+    manager = None
+    if arguments.tasks is not None:
+        from minprune.harness import load_tasks
 
-    out = console()
-    table = table_of("model", "perplexity", "x first")
-    first: tuple[float, str] | None = None
+        say_on_terminal("loading the tasks")
+        manager = load_tasks(names)
+    reference = load(arguments.against, arguments.dtype, arguments.device) if arguments.against else None
+    rows: list[dict[str, Any]] = []
+    first: Measurement | None = None
     for name in arguments.models:
-        model, tokenizer = load(name, arguments.dtype, arguments.device)
-        tokens = tokens_of(tokenizer, arguments.text, arguments.split, arguments.samples, arguments.length, None)
-        value, made_of = perplexity(model, tokens, arguments.batch_size, progress=True), fingerprint(tokens)
-        first = first or (value, made_of)
-        comparable = made_of == first[1]  # perplexities per token of different tokenizers are not
-        table.add_row(name, f"{value:,.2f}", f"{value / first[0]:,.2f}" if comparable else "-")
+        pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device)
+        found = _perplexity(pair, arguments)
+        first = first or found
+        row: dict[str, Any] = {"model": name, **found.as_dict(), "x_first": _ratio(found, first)}
+        if reference:
+            row["against"] = {"model": arguments.against, **_divergence(pair, reference, arguments)}
+        if arguments.cloze:
+            row["cloze"] = _cloze(pair, arguments)
+        if names:
+            from minprune.harness import run_tasks
+
+            say_on_terminal("running the tasks")
+            scores = run_tasks(
+                *pair, names, arguments.limit, arguments.shots, arguments.batch_size, progress=True, manager=manager
+            )
+            row["tasks"] = [asdict(score) for score in scores]
+        rows.append(row)
+    assert first is not None  # argparse asks for at least one model
+    if arguments.json:
+        Path(arguments.json).write_text(
+            json.dumps({"models": rows}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
+    _show(rows, first, console())
+
+
+def _perplexity(pair: tuple[Any, Any], arguments: Namespace) -> "Measurement":
+    from minprune.protocol import measure
+
+    say_on_terminal(f"cutting {arguments.text} into windows")
+    return measure(
+        *pair,
+        arguments.text,
+        arguments.split,
+        arguments.samples,
+        arguments.length,
+        arguments.stride,
+        batch_size=arguments.batch_size,
+        progress=True,
+        say=say,
+    )
+
+
+def _ratio(found: "Measurement", first: "Measurement") -> float | None:
+    """None where perplexities do not compare, as those of different tokenizers, or are infinite."""
+    try:
+        ratio = found.ratio(first)
+    except PruneError:
+        return None
+    return ratio if math.isfinite(ratio) else None
+
+
+def _divergence(pair: tuple[Any, Any], reference: tuple[Any, Any], arguments: Namespace) -> dict[str, Any]:
+    from minprune.evaluate import divergence
+
+    model, tokenizer = pair
+    if tokenizer.get_vocab() != reference[1].get_vocab():
+        raise PruneError(f"{arguments.against} has another tokenizer: --against needs the model that it was made from")
+    tokens = tokens_of(tokenizer, arguments.text, arguments.split, arguments.samples, arguments.length, None)
+    return asdict(divergence(model, reference[0], tokens, arguments.batch_size, progress=True))
+
+
+def _cloze(pair: tuple[Any, Any], arguments: Namespace) -> dict[str, Any]:
+    from minprune.cloze import grammar, last_word
+
+    say_on_terminal("last words and sentence pairs")
+    words = last_word(*pair, arguments.text, arguments.split, arguments.passages, progress=True)
+    return {"last word": asdict(words), "pairs": asdict(grammar(*pair, progress=True))}
+
+
+def _show(rows: list[dict[str, Any]], first: "Measurement", out: "Console") -> None:
+    against = ["KL", "top-1"] if "against" in rows[0] else []
+    table = table_of("model", "perplexity", "x first", "bits/byte", *against)
+    for row in rows:
+        cells = [_number(row["perplexity"]), _number(row["x_first"]), f"{row['bits_per_byte']:.3f}"]
+        if against:
+            cells += [f"{row['against']['kl']:.4f}", f"{row['against']['agreement']:.1%}"]
+        table.add_row(row["model"], *cells)
     out.print(table)
-    split = split_of(arguments.text, arguments.split)
-    text = f"{arguments.text} ({split})" if split else arguments.text
-    out.print(f"{text}: {arguments.samples} windows of {arguments.length} tokens", soft_wrap=True)
+    out.print(str(first.protocol))
+    if against:
+        out.print(f"KL and top-1: beside {rows[0]['against']['model']}")
+    if "cloze" in rows[0]:
+        table = table_of("model", "last word", "used before", "new", "sentence pairs")
+        for row in rows:
+            words, pairs = row["cloze"]["last word"], row["cloze"]["pairs"]
+            shares = [_share(score) for score in (words, words["parts"]["used"], words["parts"]["new"], pairs)]
+            table.add_row(row["model"], *shares)
+        out.print(table)
+        out.print(f"{words['count']} last words, {pairs['count']} pairs (chance: 50 %)")
+    if "tasks" in rows[0]:
+        table = table_of("model", "task", "metric", "value", "examples")
+        for row in rows:
+            for score in row["tasks"]:
+                table.add_row(row["model"], score["task"], score["metric"], _share(score), str(score["count"]))
+        out.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}"
+
+
+def _share(score: dict[str, Any]) -> str:
+    error = "" if score["error"] is None else f" ±{score['error']:.3f}"
+    return f"{score['value']:.3f}{error}"

@@ -1,0 +1,133 @@
+"""`minprune eval` against the functions that it calls, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import minprune as mp
+from minprune.cli import main
+from minprune.cloze import grammar, last_word
+from minprune.protocol import measure
+
+SENTENCES = (
+    "The {0} goes around a planet and its light comes from the sun. While rivers carry water down to some sea, the {0} "
+    "moves on and on. All of the people in the old town by the river saw it and they called it {1}."
+)
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory, tiny_folder):
+    model, tokenizer = mp.load_model(tiny_folder)
+    mp.prune(model, None, method="magnitude", pattern="70%")
+    folder = tmp_path_factory.mktemp("pruned") / "sparse"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paragraphs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "paragraphs.txt"
+    words = ["moon", "sun", "planet", "river"]
+    path.write_text("\n".join(SENTENCES.format(word, last) for word in words for last in (word, "home")))
+    return path
+
+
+def test_each_number_is_that_of_its_function(run, tiny_folder, pruned, paragraphs):
+    code, out, err = run(
+        "eval", pruned, "--text", paragraphs, "--samples", 4, "--length", 32, "--stride", 16,
+        "--against", tiny_folder, "--cloze", "--passages", 4, "--json", "found.json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    row = json.loads(Path("found.json").read_text())["models"][0]
+    (model, tokenizer), (dense, _) = mp.load_model(pruned), mp.load_model(tiny_folder)
+    measured = measure(model, tokenizer, paragraphs, samples=4, length=32, stride=16)
+    assert row["protocol"] == measured.as_dict()["protocol"] and row["x_first"] == 1
+    expected = mp.divergence(model, dense, mp.load_tokens(tokenizer, paragraphs, samples=4, length=32))
+    words, pairs = last_word(model, tokenizer, paragraphs, count=4), grammar(model, tokenizer)
+    for found, wanted in [
+        (row["perplexity"], measured.perplexity),
+        (row["bits_per_byte"], measured.bits_per_byte),
+        (row["against"]["kl"], expected.kl),
+        (row["against"]["agreement"], expected.agreement),
+        (row["cloze"]["last word"]["value"], words.value),
+        (row["cloze"]["pairs"]["value"], pairs.value),
+    ]:
+        assert found == pytest.approx(wanted, rel=1e-6)
+    for text in (f"{expected.kl:.4f}", f"{measured.bits_per_byte:.3f}", f"{pairs.value:.3f} ±{pairs.error:.3f}"):
+        assert text in out
+    assert "stride 16" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_models_with_other_tokenizers_get_no_ratio_and_cannot_be_held_against(run, tiny_folder, pruned, paragraphs):
+    from transformers import AutoTokenizer
+
+    other = AutoTokenizer.from_pretrained(pruned)
+    other.add_tokens(["planetary"])
+    model, _ = mp.load_model(pruned)
+    model.resize_token_embeddings(len(other), mean_resizing=False)
+    model.save_pretrained("other")
+    other.save_pretrained("other")
+    small = ("--text", paragraphs, "--samples", 2, "--length", 16)
+    code, out, _ = run("eval", tiny_folder, "other", *small)
+    assert code == 0 and [line.split()[2] for line in out.splitlines() if "other " in line] == ["-"]
+    code, out, err = run("eval", "other", *small, "--against", tiny_folder)
+    assert (code, out) == (2, "") and "another tokenizer" in err and err.count("\n") == 1
+
+
+def test_tasks_are_run_on_each_model_and_refused_before_one_is_loaded(
+    run, tiny_folder, pruned, paragraphs, monkeypatch
+):
+    from minprune import harness
+
+    seen = []
+    monkeypatch.setattr(harness, "load_tasks", lambda names: tuple(names))
+    monkeypatch.setattr(
+        harness,
+        "run_tasks",
+        lambda model, tokenizer, names, limit, shots, batch_size, progress, manager: (
+            seen.append((names, limit, shots, batch_size, manager)) or [harness.TaskScore("piqa", "acc", 0.7, 0.01, 9)]
+        ),
+    )
+    small = ("--text", paragraphs, "--samples", 2, "--length", 16)
+    code, out, err = run("eval", tiny_folder, pruned, *small, "--tasks", "piqa,arc_easy", "--limit", 9, "--shots", 2)
+    assert (code, err) == (0, "")
+    assert seen == [(["piqa", "arc_easy"], 9, 2, 2, ("piqa", "arc_easy"))] * 2
+    assert out.count("0.700 ±0.010") == 2
+
+
+def test_tasks_that_cannot_be_run_are_refused_before_a_model_is_loaded(run):
+    for tasks in ("none.yaml", ""):
+        code, out, err = run("eval", "no-such-model", "--tasks", tasks)
+        assert (code, out) == (2, "") and "task" in err and "no-such-model" not in err and err.count("\n") == 1
+
+
+def test_a_json_file_without_a_folder_is_refused_and_an_infinite_perplexity_is_null(run, tiny_folder, paragraphs):
+    code, out, err = run("eval", tiny_folder, "--json", "none/found.json")
+    assert (code, out) == (2, "") and "none/found.json" in err and err.count("\n") == 1
+    model, tokenizer = mp.load_model(tiny_folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    model.save_pretrained("wild")
+    tokenizer.save_pretrained("wild")
+    small = ("--text", paragraphs, "--samples", 2, "--length", 16)
+    assert run("eval", "wild", *small, "--json", "found.json")[0] == 0
+    row = json.loads(Path("found.json").read_text())["models"][0]
+    assert row["perplexity"] is None and row["x_first"] is None and row["nats"] > 700
