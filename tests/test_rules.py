@@ -207,3 +207,10 @@ def test_the_command_takes_a_rule_by_name(rule, tmp_path, monkeypatch, capsys, t
     assert len(set(table.values())) == 2
     assert main([*asked, "--pattern", "2:4", "--allocation", rule, "--output", "other"]) == 2
     assert "2:4" in capsys.readouterr().err
+
+
+def test_a_ramp_with_one_slope_is_straight_and_needs_no_trial():
+    layers = mp.find_layers(DEEP)
+    table = rules.ramp(DEEP, layers, None, "50%", slopes=[0.3])
+    found = [table[f"model.layers.{block}.mlp.up_proj"] for block in range(4)]
+    assert found == pytest.approx([0.35, 0.45, 0.55, 0.65])
