@@ -43,7 +43,7 @@ class Reconstruction:
     in float32 keep their type. Raises `PruneError` for a setting that cannot be.
     """
 
-    epochs: int = 4
+    epochs: int = 2
     rate: float = 0.03
     windows: int = 4
     seed: int = 0
@@ -53,35 +53,62 @@ class Reconstruction:
         if self.epochs < 0 or self.windows < 1 or not 0 < self.rate < math.inf:
             raise PruneError(
                 f"{self.epochs} epochs of {self.windows} windows at rate {self.rate:g} cannot be trained: "
-                "use 4 epochs, 4 windows and 0.03, or 0 epochs for none"
+                "use 2 epochs, 4 windows and 0.03, or 0 epochs for none"
             )
 
 
 def run_reconstructed(model: "PreTrainedModel", run, how: Reconstruction, whole_block: bool) -> None:
     """Prune the layers of `run`, the driver's `Run`, block by block, and reconstruct each block.
 
-    whole_block: as in `run_staged`. Adds the seconds and each block's errors before and after to `run.reconstruction`.
+    whole_block: as in `run_staged`.
     """
-    with _products(model, how.bfloat16):
-        walk = Walk(model, run.batches)
-        dense = Walk(model, run.calib.split(how.windows)) if how.epochs else None  # the same windows, never pruned
-        errors, seconds = [], 0.0
-        for index, block in enumerate(walk.blocks):
-            layers, inputs, start = run.layers_under(f"{walk.prefix}.{index}."), list(walk.hidden), time.perf_counter()
-            if dense:
-                dense.through(index)
-            seconds += time.perf_counter() - start
-            walk.prune(index, run, whole_block)
-            if not dense or not layers:
-                continue
-            start = time.perf_counter()
-            calls = [calls[index] for calls in dense.calls]
-            errors.append(fit_block(block, layers, calls, torch.cat(inputs).split(how.windows), dense.hidden, how))
+    walk, guide = Walk(model, run.batches), Guide(model, run, how)
+    for index in range(len(walk.blocks)):
+        guide.see(index)
+        guide.prune(walk, index, whole_block)
+    with guide.products():
+        walk.prune_head(run)
+
+
+class Guide:
+    """What the dense model makes of the calibration windows, and the training of blocks towards it.
+
+    Only the block that is named need have its weights at hand. The settings, seconds, and each block's errors go to
+    `run.reconstruction`. walk: the windows as they come in steps, on their way through the dense model.
+    """
+
+    def __init__(self, model: "PreTrainedModel", run, how: Reconstruction):
+        self.model, self.run, self.how = model, run, how
+        self.walk = Walk(model, run.calib.split(how.windows) if how.epochs else ())
+        self.bfloat16 = _takes_bfloat16(model, how.bfloat16)
+        run.reconstruction = {**asdict(how), "bfloat16": self.bfloat16, "seconds": 0.0, "errors": {}}
+
+    def see(self, index: int) -> None:
+        """Look at block `index` while it is dense."""
+        start = time.perf_counter()
+        with self.products():
+            self.walk.through(index)
+        self.run.reconstruction["seconds"] += time.perf_counter() - start
+
+    def prune(self, walk: Walk, index: int, whole_block: bool = False) -> None:
+        """Prune block `index`, which was seen, on what `walk` brings there, train it, and send `walk` through it."""
+        inputs, layers = list(walk.hidden), self.run.layers_under(f"{walk.prefix}.{index}.")
+        with self.products():
+            walk.prune(index, self.run, whole_block)
+            if not self.how.epochs or not layers:
+                return
+            start, calls = time.perf_counter(), [calls[index] for calls in self.walk.calls]
+            steps = torch.cat(inputs).split(self.how.windows)
+            errors = fit_block(walk.blocks[index], layers, calls, steps, self.walk.hidden, self.how)
             walk.hidden = inputs
             walk.through(index)
-            seconds += time.perf_counter() - start
-        walk.prune_head(run)
-    run.reconstruction = {**asdict(how), "seconds": seconds, "errors": errors}
+        self.run.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
+        self.run.reconstruction["seconds"] += time.perf_counter() - start
+
+    def products(self):
+        """While open, a float32 model takes its matrix products in bfloat16, if that was chosen."""
+        device = next(self.model.parameters()).device.type  # weights change while it is open: nothing is cached
+        return torch.autocast(device, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False)
 
 
 def fit_block(block: nn.Module, layers: list[Layer], calls, inputs, targets, how: Reconstruction) -> list[float]:
@@ -165,13 +192,11 @@ def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]):
             parameter.grad = None
 
 
-@contextmanager
-def _products(model: "PreTrainedModel", bfloat16: bool | None):
-    """While open, a float32 model multiplies in bfloat16, if that is asked for or, with None, faster on its device."""
-    device = next(model.parameters()).device.type
-    if bfloat16 is None:
-        able = torch.cpu.get_capabilities() if device == "cpu" else {}
-        bfloat16 = bool(able.get("amx_bf16")) if device == "cpu" else torch.cuda.is_bf16_supported()
-    wanted = bfloat16 and model.dtype == torch.float32
-    with torch.autocast(device, torch.bfloat16, enabled=wanted, cache_enabled=False):  # weights change while it is open
-        yield
+def _takes_bfloat16(model: "PreTrainedModel", wanted: bool | None) -> bool:
+    """Whether products are in bfloat16: as is wanted, or None: where hardware is made for it; float32 models only."""
+    device = model.get_input_embeddings().weight.device.type
+    if wanted is None and device == "cpu":
+        wanted = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    elif wanted is None:
+        wanted = device == "cuda" and torch.cuda.is_bf16_supported()
+    return wanted and model.dtype == torch.float32

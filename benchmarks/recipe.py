@@ -1,0 +1,95 @@
+"""What each part of the best recipe brings: SmolLM2, perplexity on three texts and processor time.
+
+Writes one JSON file; cells that it already holds are not measured again, and the most telling ones come first.
+
+    python benchmarks/recipe.py book/results/recipe.json [--cells 4]
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from record import load_cells, save
+
+import minprune as mp
+from minprune.recipe import RECIPES, Recipe
+from minprune.reconstruct import Reconstruction
+
+PROTOCOL = {
+    "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised to float32)",
+    "calibration": "wikipedia train, 64 x 512 tokens, seed 0",
+    "perplexity": "on 32 x 512 tokens of wikipedia test, 16 x 512 of news test, and 16 x 512 of wikipedia validation, "
+    "the text on which the recipe was chosen; evenly spaced windows, matrix products in bfloat16",
+    "products": "while pruning: the type of matrix products in the forward passes; sums, statistics, solves and "
+    "weights are float32 always",
+    "block_errors": "relative error of each block's output against the dense model's, mean of the last epoch",
+    "seconds": "of processor time in mp.prune, on one thread",
+}
+TEXTS = {"wikipedia": ("test", 32), "news": ("test", 16), "validation": ("validation", 16)}
+PATTERNS = ("70%", "2:4", "60%", "50%")
+BEST = RECIPES["best"]
+NONE = Reconstruction(epochs=0, bfloat16=True)  # the plain method in the same number types
+PARTS = {  # name -> what `prune` is told besides the pattern
+    "best": {"recipe": "best"},
+    "sparsegpt, two-pass": {"recipe": Recipe("sparsegpt", reconstruction=NONE), "sequential": False},
+    "admm": {"recipe": Recipe("admm", reconstruction=NONE)},
+    "sparsegpt": {"recipe": Recipe("sparsegpt", reconstruction=NONE)},
+    "sparsegpt + reconstruction": {"recipe": replace(BEST, method="sparsegpt")},
+    "wanda + reconstruction": {"recipe": replace(BEST, method="wanda")},
+    "sparsegpt, two-pass, float32": {"method": "sparsegpt", "sequential": False},
+}
+ORDER = [  # (part, pattern), the most telling first
+    *((part, pattern) for pattern in PATTERNS for part in ("best", "sparsegpt, two-pass")),
+    ("sparsegpt, two-pass, float32", "70%"),
+    *(("admm", pattern) for pattern in PATTERNS),
+    *((part, "70%") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction")),
+    *((part, "2:4") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction")),
+]
+
+
+@cache
+def windows(tokenizer, text: str) -> torch.Tensor:
+    """The windows of TEXTS that perplexity is measured on."""
+    split, samples = TEXTS[text]
+    return mp.load_tokens(tokenizer, "news" if text == "news" else "wikipedia", split=split, samples=samples)
+
+
+def recompute(part: str, pattern: str) -> dict:
+    """One cell from nothing but the protocol. "dense" is a part, too."""
+    torch.set_num_threads(1)
+    model, tokenizer = mp.load_model("smollm2")
+    found: dict = {}
+    if part != "dense":
+        calib = mp.load_tokens(tokenizer, "wikipedia", samples=64, length=512, seed=0)
+        start = time.process_time()
+        report = mp.prune(model, calib, pattern=pattern, **PARTS[part])
+        found = {"seconds": round(time.process_time() - start, 1), "zeros": round(report.sparsity, 6)}
+        found["products"] = "bfloat16" if report.reconstruction else "float32"
+        if errors := report.reconstruction.get("errors"):
+            settings = {name: report.reconstruction[name] for name in ("epochs", "rate", "windows", "seed")}
+            found |= settings | {"block_errors": [round(epochs[-1], 4) for epochs in errors.values()]}
+    with torch.autocast("cpu", torch.bfloat16):
+        return {text: float(f"{mp.perplexity(model, windows(tokenizer, text)):.6g}") for text in TEXTS} | found
+
+
+def main() -> None:
+    """Fill in what is missing of the results file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--cells", type=int, default=len(ORDER) + 1, help="stop after so many new ones")
+    args = parser.parse_args()
+    cells = load_cells(args.output)
+    done = {(cell["part"], cell["pattern"]) for cell in cells}
+    missing = [cell for cell in [("dense", ""), *ORDER] if cell not in done]
+    for part, pattern in missing[: args.cells]:
+        cells.append({"part": part, "pattern": pattern, **recompute(part, pattern)})
+        print(cells[-1], file=sys.stderr, flush=True)
+        save(args.output, "python benchmarks/recipe.py book/results/recipe.json", PROTOCOL, cells)
+
+
+if __name__ == "__main__":
+    main()
