@@ -4,11 +4,13 @@ import math
 from itertools import combinations
 
 import answers_allocation
+import answers_calibration
 import answers_columns
 import answers_formats
 import answers_groups
 import answers_optimum
 import answers_pipeline
+import answers_predictions
 import answers_surgeon
 import answers_wanda
 import numpy as np
@@ -150,10 +152,12 @@ RIGHT = {
     ],
     "best_mask": [best_mask_numpy, best_mask_loop],
     **answers_surgeon.RIGHT,
+    **answers_calibration.RIGHT,
     **answers_columns.RIGHT,
     **answers_groups.RIGHT,
     **answers_optimum.RIGHT,
     **answers_pipeline.RIGHT,
+    **answers_predictions.RIGHT,
     **answers_wanda.RIGHT,
     **answers_allocation.RIGHT,
     **answers_formats.RIGHT,
@@ -211,10 +215,12 @@ REJECTED = {
         lambda w, X, zeros: best_mask_loop(w, X[:1], zeros),
     ],
     **answers_surgeon.REJECTED,
+    **answers_calibration.REJECTED,
     **answers_columns.REJECTED,
     **answers_groups.REJECTED,
     **answers_optimum.REJECTED,
     **answers_pipeline.REJECTED,
+    **answers_predictions.REJECTED,
     **answers_wanda.REJECTED,
     **answers_allocation.REJECTED,
     **answers_formats.REJECTED,

@@ -10,6 +10,7 @@ A new chapter is a module with a list `EXERCISES` and one line below.
 
 from minprune.checks import (
     allocation,
+    calibration,
     chain,
     columns,
     factors,
@@ -17,6 +18,7 @@ from minprune.checks import (
     formats,
     groups,
     inputs,
+    leaks,
     magnitude,
     measures,
     norms,
@@ -24,6 +26,7 @@ from minprune.checks import (
     packing,
     patient,
     pipeline,
+    predictions,
     prices,
     removals,
     scores,
@@ -45,6 +48,7 @@ EXERCISES: dict[str, Exercise] = collect(
     groups.EXERCISES + folding.EXERCISES,  # chapter 06
     optimum.EXERCISES + search.EXERCISES,  # chapter 07
     pipeline.EXERCISES + chain.EXERCISES,  # chapter 08
+    calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
     formats.EXERCISES + packing.EXERCISES,  # chapter 18
 )

@@ -1,0 +1,95 @@
+"""Answers to the exercises of chapter 10, for test_checks.py: right ones in other words, and unforeseen wrong ones."""
+
+import numpy as np
+import torch
+
+
+def cut_with_bos_loop(ids, length, bos):
+    ids, windows = ids.tolist(), []
+    while len(ids) >= length - 1:
+        windows.append([bos, *ids[: length - 1]])
+        ids = ids[length - 1 :]
+    return windows
+
+
+def cut_with_bos_unfold(ids, length, bos):
+    windows = np.full((len(ids) // (length - 1), length), bos)
+    windows[:, 1:] = ids.unfold(0, length - 1, length - 1).numpy()
+    return windows
+
+
+def contaminated_unfold(train, test, n):
+    seen = train.unfold(1, n, 1).reshape(-1, n)  # (runs, n)
+    runs = test.unfold(1, n, 1)  # (windows, places, n)
+    return (runs[:, :, None] == seen).all(-1).any(-1).any(-1)
+
+
+def contaminated_text(train, test, n):
+    lines = ["".join(chr(100 + t) for t in window) for window in train.tolist()]
+    verdicts = []
+    for window in test.tolist():
+        text = "".join(chr(100 + t) for t in window)
+        verdicts.append(any(text[i : i + n] in line for i in range(len(text) - n + 1) for line in lines))
+    return verdicts
+
+
+def mix_grams_numpy(grams, tokens, shares):
+    means = np.stack([G.numpy() / n for G, n in zip(grams, tokens, strict=True)])
+    return sum(tokens) * np.einsum("k,kij->ij", np.array(shares), means)
+
+
+def mix_grams_loop(grams, tokens, shares):
+    total = torch.zeros_like(grams[0])
+    for G, n, share in zip(grams, tokens, shares, strict=True):
+        wanted = share * sum(tokens)
+        total += G * (wanted / n)
+    return total
+
+
+def choose_damping_loop(W, fit, validation, damps, prune):
+    best, least = None, np.inf
+    for damp in damps:
+        D = (W - prune(W, fit, damp)).numpy()
+        error = np.trace(D @ validation.numpy() @ D.T)
+        if error < least:
+            best, least = damp, error
+    return best
+
+
+RIGHT = {
+    "cut_with_bos": [cut_with_bos_loop, cut_with_bos_unfold],
+    "contaminated": [contaminated_unfold, contaminated_text],
+    "mix_grams": [mix_grams_numpy, mix_grams_loop],
+    "choose_damping": [
+        choose_damping_loop,
+        lambda W, fit, validation, damps, prune: torch.tensor(
+            choose_damping_loop(W, fit, 2 * validation, damps, prune)
+        ).double(),
+    ],
+}
+
+REJECTED = {
+    "cut_with_bos": [
+        lambda ids, length, bos: torch.tensor(cut_with_bos_loop(ids, length, bos)).flip(0),
+        lambda ids, length, bos: cut_with_bos_loop(ids, length, bos + 1),
+        lambda ids, length, bos: torch.tensor(cut_with_bos_loop(ids, length, bos)).flip(1)[:-1],  # two at once
+    ],
+    "contaminated": [
+        lambda train, test, n: ~contaminated_unfold(test, train, n),  # two at once
+        lambda train, test, n: contaminated_unfold(train[:1], test, n + 1),
+        lambda train, test, n: [False] * len(test),
+        lambda train, test, n: contaminated_unfold(train.flip(1), test, n),
+    ],
+    "mix_grams": [
+        lambda grams, tokens, shares: mix_grams_numpy(grams, tokens, shares[::-1]),
+        lambda grams, tokens, shares: mix_grams_numpy(grams, tokens, [s**0.5 for s in shares]),
+        lambda grams, tokens, shares: mix_grams_numpy(grams, tokens[::-1], shares),
+    ],
+    "choose_damping": [
+        lambda W, fit, validation, damps, prune: damps[1],
+        lambda W, fit, validation, damps, prune: 2 * choose_damping_loop(W, fit, validation, damps, prune),
+        lambda W, fit, validation, damps, prune: choose_damping_loop(
+            W, fit, validation.diag().diag(), damps[:2], prune
+        ),
+    ],
+}
