@@ -1,0 +1,70 @@
+"""Answers to the exercises of chapter 09, for test_checks.py: right ones in other words, and unforeseen wrong ones."""
+
+import math
+
+import numpy as np
+from scipy.special import log_softmax, rel_entr, softmax
+from scipy.stats import entropy
+
+
+def padded_perplexity_loop(logits, tokens, real):
+    total = count = 0
+    for window, ids, mask in zip(logits.tolist(), tokens.tolist(), real.tolist(), strict=True):
+        for t in range(1, sum(mask)):
+            weights = [math.exp(value) for value in window[t - 1]]
+            total -= math.log(weights[ids[t]] / sum(weights))
+            count += 1
+    return math.exp(total / count)
+
+
+def padded_perplexity_numpy(logits, tokens, real):
+    chances = softmax(logits.numpy(), axis=-1)[:, :-1]
+    target = np.take_along_axis(chances, tokens.numpy()[:, 1:, None], axis=-1)[..., 0]
+    return 1 / np.exp(np.log(target[real.numpy()[:, 1:]]).mean())
+
+
+def bits_per_byte_numpy(nats, texts):
+    return np.log2(np.exp(nats.numpy().astype(float))).sum() / len("".join(texts[1:]).encode("utf-8"))
+
+
+def bits_per_byte_loop(nats, texts):
+    size = 0
+    for text in texts[1:]:
+        for character in text:
+            code = ord(character)
+            size += 1 + (code > 0x7F) + (code > 0x7FF) + (code > 0xFFFF)
+    return sum(nats.tolist()) * 1.4426950408889634 / size
+
+
+def kl_divergence_scipy(dense, pruned):
+    return entropy(softmax(dense.numpy(), -1), softmax(pruned.numpy(), -1), axis=1).mean()
+
+
+def kl_divergence_terms(dense, pruned):
+    return rel_entr(softmax(dense.numpy(), -1), softmax(pruned.numpy(), -1)).sum() / len(dense)
+
+
+RIGHT = {
+    "padded_perplexity": [padded_perplexity_loop, padded_perplexity_numpy],
+    "bits_per_byte": [bits_per_byte_numpy, bits_per_byte_loop],
+    "kl_divergence": [kl_divergence_scipy, kl_divergence_terms],
+}
+
+REJECTED = {
+    "padded_perplexity": [
+        lambda logits, tokens, real: math.log2(padded_perplexity_loop(logits, tokens, real)),
+        lambda logits, tokens, real: padded_perplexity_loop(logits[:1], tokens[:1], real[:1]),
+        lambda logits, tokens, real: padded_perplexity_loop(logits / 2, tokens, real),
+        lambda logits, tokens, real: padded_perplexity_numpy(logits, tokens, real | True) ** math.log(2),  # two at once
+    ],
+    "bits_per_byte": [
+        lambda nats, texts: float(nats.sum()) / len("".join(texts[1:])),  # nats, per character
+        lambda nats, texts: bits_per_byte_loop(nats, texts[1:]),
+        lambda nats, texts: bits_per_byte_numpy(nats, [text.strip() for text in texts]),
+    ],
+    "kl_divergence": [
+        lambda dense, pruned: kl_divergence_terms(pruned, dense) * len(dense),  # direction and sum
+        lambda dense, pruned: np.abs(log_softmax(dense.numpy(), -1) - log_softmax(pruned.numpy(), -1)).mean(),
+        lambda dense, pruned: kl_divergence_scipy(dense[:1], pruned[:1]),
+    ],
+}
