@@ -213,7 +213,7 @@ choose_damping = Exercise(
 )  # fmt: skip
 
 _DAMPS = [0.0001, 0.01, 0.1, 1.0, 10.0]
-_SEEDS = ((6, 1040), (12, 1050), (30, 1060), (9, 1070))
+_SEEDS: tuple[tuple[int, int], ...] = ((6, 1040), (12, 1050), (30, 1060), (9, 1070))
 
 
 def _refit(W: Tensor, G: Tensor, damp: float) -> Tensor:
