@@ -48,6 +48,7 @@ EXERCISES: dict[str, Exercise] = collect(
     groups.EXERCISES + folding.EXERCISES,  # chapter 06
     optimum.EXERCISES + search.EXERCISES,  # chapter 07
     pipeline.EXERCISES + chain.EXERCISES,  # chapter 08
+    predictions.EXERCISES,  # chapter 09
     calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
     formats.EXERCISES + packing.EXERCISES,  # chapter 18
