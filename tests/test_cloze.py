@@ -198,7 +198,7 @@ def test_smollm2_knows_grammar_and_loses_it_when_every_second_weight_is_zero(smo
 
     model, tokenizer = smollm2
     dense = grammar(model, tokenizer)
-    assert all(part.value > 0.5 + 3 * part.error for part in dense.parts.values()), dense
+    assert dense.value > 0.85 and all(part.value > 0.5 + 2 * part.error for part in dense.parts.values()), dense
     pruned = copy.deepcopy(model)
     mp.prune(pruned, None, method="magnitude", pattern="60%")
     assert grammar(pruned, tokenizer).value < dense.value - 3 * dense.error
