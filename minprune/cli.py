@@ -10,11 +10,12 @@ import re
 import sys
 
 from minprune import __version__
-from minprune.commands import demo, eval, export, generate, grade, info, prune, sensitivity, sweep
+from minprune.commands import demo, eval, export, generate, grade, info, prune, recover, sensitivity, sweep
 from minprune.commands.common import say
 from minprune.errors import PruneError
 
-COMMANDS = (demo, prune, sweep, eval, sensitivity, generate, info, export, grade)  # in the order of `minprune --help`
+# in the order of `minprune --help`
+COMMANDS = (demo, prune, recover, sweep, eval, sensitivity, generate, info, export, grade)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +27,40 @@ def write_page(path: str | Path, record: dict[str, Any], samples: dict[str, str]
 
 def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str:
     """The page as one string of HTML; see `write_page`."""
-    from jinja2 import Environment
-
-    template = files("minprune").joinpath("page.html").read_text(encoding="utf-8")
     layers = record["layers"]
-    return (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            title=" ".join([f"{record.get('model', 'a model')},", record["method"], record["pattern"]]),
-            facts=_facts(record),
-            figures=_figures(layers),
-            notes=[f"{row['name']}: {row['note']}" for row in layers if row.get("note")],
-            samples=samples,
-            lists=[
-                ("Recipe", [(key, _words(value)) for key, value in record.items() if key not in _ELSEWHERE and value]),
-                ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
-                ("Seconds", [(key, _number(value)) for key, value in record.get("seconds", {}).items()]),
-                ("Versions", list(record.get("versions", {}).items())),
-            ],
-            layers=[
-                {
-                    **row,
-                    "zeros": f"{row['sparsity']:.2%}",
-                    "lost": "-" if row["error"] is None else f"{row['error']:.3g}",
-                    "took": f"{row['seconds']:.2f}",
-                }
-                for row in layers
-            ],
-            width=_WIDTH,
-            height=_HEIGHT,
-            left=_LEFT,
-            bottom=_BOTTOM,
-        )
+    return template("page.html").render(
+        title=" ".join([f"{record.get('model', 'a model')},", record["method"], record["pattern"]]),
+        facts=_facts(record),
+        figures=_figures(layers),
+        notes=[f"{row['name']}: {row['note']}" for row in layers if row.get("note")],
+        samples=samples,
+        lists=[
+            ("Recipe", [(key, _words(value)) for key, value in record.items() if key not in _ELSEWHERE and value]),
+            ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
+            ("Seconds", [(key, _number(value)) for key, value in record.get("seconds", {}).items()]),
+            ("Versions", list(record.get("versions", {}).items())),
+        ],
+        layers=[
+            {
+                **row,
+                "zeros": f"{row['sparsity']:.2%}",
+                "lost": "-" if row["error"] is None else f"{row['error']:.3g}",
+                "took": f"{row['seconds']:.2f}",
+            }
+            for row in layers
+        ],
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        bottom=_BOTTOM,
     )
+
+
+def template(name: str):
+    """A page's template in this package; it escapes every text, and others can extend it."""
+    from jinja2 import Environment, PackageLoader
+
+    return Environment(autoescape=True, loader=PackageLoader("minprune", "")).get_template(name)
 
 
 def _facts(record: dict) -> list[tuple[str, str, str]]:

@@ -40,6 +40,7 @@ class Distillation:
         with torch.no_grad():
             taught = self.teacher(input_ids=tokens, use_cache=False, output_hidden_states=states)
         learnt = student(input_ids=tokens, use_cache=False, output_hidden_states=states)
+        _check_alike(learnt, taught, states)
         T, loss = self.temperature, torch.zeros((), device=tokens.device)
         if self.share:
             p, q = (log_softmax(out.logits.flatten(0, 1).float() / T, dim=-1) for out in (taught, learnt))
@@ -51,6 +52,17 @@ class Distillation:
             apart = torch.stack([(h - g).square().sum() / g.square().sum() for h, g in pairs])  # (layers + 1,)
             loss = loss + self.hidden * apart.mean()
         return loss
+
+
+def _check_alike(learnt, taught, states: bool) -> None:
+    """Raise `PruneError` if a teacher's predictions or hidden states cannot be compared with the student's."""
+    if learnt.logits.shape[-1] != taught.logits.shape[-1]:
+        raise PruneError(
+            f"the student predicts {learnt.logits.shape[-1]} tokens and the teacher {taught.logits.shape[-1]}: take "
+            "the dense model that the student was made from"
+        )
+    if states and [h.shape for h in learnt.hidden_states] != [h.shape for h in taught.hidden_states]:
+        raise PruneError("the teacher is not as deep and wide as the student: leave hidden states out (hidden=0)")
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:

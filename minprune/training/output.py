@@ -1,0 +1,48 @@
+"""The folder of a model in training: a .partial that a stopped run leaves and the same command goes on in."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minprune.errors import PruneError
+from minprune.output import check_free, move
+
+STATE = "training.state"
+
+
+@contextmanager
+def training_folder(path: str | Path, resume: bool = False, overwrite: bool = False) -> Iterator[Path]:
+    """Yield `PATH.partial`, whose file `STATE` is for `recover`; it is renamed to `path` if the block ends well.
+
+    If the block fails or is interrupted, the folder stays if there is a state in it, and the exception says so. resume:
+    go on in what such a run left. overwrite: begin anew in its place, or in that of a finished output of minprune.
+    Raises `PruneError` before the block if `path` cannot become the output.
+    """
+    path = Path(path).expanduser().resolve()
+    partial = path.with_name(path.name + ".partial")
+    state = partial / STATE
+    check_free(path, overwrite)
+    if partial.is_dir() and overwrite and not resume:
+        shutil.rmtree(partial)
+    try:
+        partial.mkdir(parents=True, exist_ok=resume and state.exists())
+    except FileExistsError:
+        raise PruneError(
+            f"{partial} is in the way: another run is writing it, or one was stopped; if so, resume or overwrite it"
+        ) from None
+    except OSError as error:
+        raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
+    try:
+        yield partial
+    except BaseException as error:  # Ctrl-C included
+        if not state.exists():
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        kept = f"its last state is kept in {partial}: continue with --resume"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
+        error.add_note(kept)
+        raise
+    state.unlink(missing_ok=True)
+    move(partial, path)
