@@ -142,7 +142,8 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
     try:
         if partial.is_dir() and overwrite and not resume:
             shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=resume and journal.work.is_dir())
+        ours = partial.is_dir() and (journal.work.is_dir() or not any(partial.iterdir()))
+        partial.mkdir(parents=True, exist_ok=resume and ours)
         journal.work.mkdir(exist_ok=True)
     except FileExistsError:
         raise PruneError(
