@@ -93,3 +93,30 @@ def test_a_smaller_sweep_leaves_the_methods_in_their_order(monkeypatch):
     assert cells == curves.compare(SWEEP) and len(cells) >= 5
     for cell in cells:
         assert cell["order"] == cell["order_at_full_size"], cell
+
+
+@pytest.mark.slow
+def test_an_order_of_the_pipeline_drawn_anew_each_time_is_measured_again(monkeypatch):
+    """One cell of pipeline.json; 6 %, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import depth
+
+    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "pipeline.json").read_text())["cells"])
+    print(f"recomputing {cell}", file=sys.stderr)
+    found = depth.recompute(cell)
+    assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.06), cell
+    assert found["drift"] == pytest.approx(cell["drift"], rel=0.1), cell
+
+
+@pytest.mark.slow
+def test_a_calibration_drawn_anew_each_time_is_measured_again(monkeypatch):
+    """One cell of calibration.json; 6 %, as above. Not Python's manual, which differs by version, nor sampled text."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import calibration
+
+    cells = json.loads((ROOT / "book" / "results" / "calibration.json").read_text())["cells"]
+    cell = secrets.choice([cell for cell in cells if cell["source"] in ("wikipedia", "news", "random", "test")])
+    print(f"recomputing {cell}", file=sys.stderr)
+    found = calibration.recompute(cell)
+    assert found.get("sha256") == cell.get("sha256")
+    assert found["perplexity"]["wikipedia"] == pytest.approx(cell["perplexity"]["wikipedia"], rel=0.06), cell
