@@ -196,7 +196,7 @@ class _Run:
             torch.manual_seed(self.recipe.seed + self.step)
             loss = self.loss(self.model, windows.to(self.trained[0].device))
         if not bool(loss.isfinite()):
-            raise PruneError(f"the loss became {float(loss)} at step {self.step}: use a lower lr than {self.recipe.lr}")
+            raise PruneError(f"the loss became {loss.item()} at step {self.step}: use a lower lr than {self.recipe.lr}")
         loss.backward()
         clip_grad_norm_(self.trained, self.recipe.clip)
         self.optimizer.step()
