@@ -10,6 +10,7 @@ Left out: models with blocks that hand each other more than hidden states.
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from minprune.model import check_windows
 from minprune.output import PAGE, check_space, write_errors, write_model
 from minprune.page import write_page
 from minprune.patterns import Pattern
+from minprune.recipe import Recipe, adjusted
+from minprune.reconstruct import Guide, Reconstruction
 from minprune.report import LayerRow, Report, versions
 from minprune.stages import Walk
 from minprune.stream import Whole, open_checkpoint
@@ -40,9 +43,10 @@ def prune_checkpoint(
     src: str | Path,
     dst: str | Path,
     calib: Tensor | None,
-    method: str = "sparsegpt",
+    method: str | None = None,
     pattern: str | Pattern = "50%",
     *,
+    recipe: str | Recipe | None = None,
     allocation: Allocation = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
@@ -67,16 +71,18 @@ def prune_checkpoint(
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
     with unfinished(dst, resume, overwrite) as journal:
+        chosen = adjusted(recipe, calib, method, allocation, options)
         source = open_checkpoint(src, dtype, device)
-        run = Run(source.model, calib, method, pattern, allocation, include, exclude, batch_size, options, progress)
+        run = Run(source.model, calib, chosen, pattern, include, exclude, batch_size, progress)
         if test is not None:
             check_windows(source.model, test)
             if test.shape[1] < 2:
                 raise PruneError("test windows of 1 token predict nothing: use length 2 or more")
-        recipe = {
+        facts = {
             "method": run.name,
             "pattern": run.pattern,
-            "options": options,
+            "options": run.options,
+            "reconstruction": chosen.reconstruction and asdict(chosen.reconstruction),
             "layers": {layer.name: str(run.patterns[layer]) for layer in run.layers},
             "sequential": sequential,
             "dtype": str(source.model.dtype).removeprefix("torch."),
@@ -86,12 +92,12 @@ def prune_checkpoint(
             "model": source.sha256(),
             "versions": versions(),
         }
-        journal.begin(recipe, len(source.blocks))
+        journal.begin(facts, len(source.blocks))
         if not journal.lines:
             source.check_finite(str(src))
         check_space(journal.folder, source.model, journal.bytes())
         with run.bar, one_by_one(source.model, run.layers):
-            job = _Job(source, run, journal, test, sequential, start)
+            job = _Job(source, run, journal, test, sequential, chosen.reconstruction, start)
             perplexities = job.all_blocks()
         report, texts = run.report(job.seconds()), texts or {}
         report.calibration |= texts.get("calibration", {})
@@ -99,14 +105,15 @@ def prune_checkpoint(
             protocol = {
                 "windows": len(test),
                 "length": test.shape[1],
-                "sha256": recipe["test"],
+                "sha256": facts["test"],
                 **texts.get("test", {}),
             }
             report.perplexity = {**perplexities, "protocol": protocol}
-        table = dict(allocation) if isinstance(allocation, Mapping) else getattr(allocation, "__name__", allocation)
+        table: Any = chosen.allocation
+        table = dict(table) if isinstance(table, Mapping) else getattr(table, "__name__", table)
         record = {
             "model": str(src),
-            "dtype": recipe["dtype"],
+            "dtype": facts["dtype"],
             "device": device,
             "allocation": table,
             "include": include,
@@ -122,9 +129,19 @@ def prune_checkpoint(
 class _Job:
     """The blocks of one run, from the first unfinished one to the last."""
 
-    def __init__(self, source: Whole, run: Run, journal: Journal, test: Tensor | None, sequential: bool, start: float):
+    def __init__(
+        self,
+        source: Whole,
+        run: Run,
+        journal: Journal,
+        test: Tensor | None,
+        sequential: bool,
+        reconstruction: Reconstruction | None,
+        start: float,
+    ):
         self.source, self.run, self.journal, self.test = source, run, journal, test
         self.whole_block, self.start = not sequential, start
+        self.guide: Guide | None = None
         self.files = {block: path for block in range(len(source.blocks)) if (path := journal.finished(block))}
         for block in self.files:
             self._restore_rows(block)
@@ -145,6 +162,9 @@ class _Job:
                 parts = test.to(source.device).split(_TEST_BATCH)
                 batches |= {"dense": parts, "pruned": parts}
             self.walks = {name: Walk(source.model, parts) for name, parts in batches.items() if parts}
+            if reconstruction:
+                self.guide = Guide(source.model, run, reconstruction)
+                self.walks["guide"] = self.guide.walk
             for name, walk in self.walks.items():
                 if self.first:
                     walk.hidden = [
@@ -160,10 +180,13 @@ class _Job:
             source.load(block)
             if "dense" in self.walks:
                 self.walks["dense"].through(block)
+            if self.guide:
+                self.guide.see(block)
             if path := self.files.get(block):
                 source.restore(block, path)
                 if "calib" in self.walks:
-                    self.walks["calib"].through(block)
+                    with self._products():
+                        self.walks["calib"].through(block)
             else:
                 self._prune(block)
             if "pruned" in self.walks:
@@ -173,7 +196,8 @@ class _Job:
             source.free(block)
         found = {"before": self._perplexity("dense")} if self.test is not None else {}  # the head is still dense
         if "calib" in self.walks:
-            self.walks["calib"].prune_head(run)
+            with self._products():
+                self.walks["calib"].prune_head(run)
         for layer in run.layers:
             if run.calib is None and layer not in run.rows:
                 run.prune(layer, None)
@@ -181,7 +205,9 @@ class _Job:
 
     def _prune(self, block: int) -> None:
         layers = self.run.layers_under(f"{self.source.prefix}.{block}.")
-        if "calib" in self.walks:
+        if self.guide:
+            self.guide.prune(self.walks["calib"], block, self.whole_block)
+        elif "calib" in self.walks:
             self.walks["calib"].prune(block, self.run, self.whole_block)
         else:
             for layer in layers:
@@ -193,10 +219,18 @@ class _Job:
         rows = [asdict(run.rows[layer]) for layer in run.layers_under(f"{self.source.prefix}.{block}.")]
         file, tensors = shard_name(self.source, block), self.source.tensors(block)
         spent = {"total": self.seconds(), "statistics": run.statistics_seconds, "solve": run.solve_seconds}
-        self.journal.add(block, file, tensors, self._hidden if self.walks else None, {"rows": rows, "seconds": spent})
+        more: dict[str, Any] = {"rows": rows, "seconds": spent}
+        if run.reconstruction:
+            spent["reconstruction"] = run.reconstruction["seconds"]
+            name = f"{self.source.prefix}.{block}"
+            more["errors"] = {key: errors for key, errors in run.reconstruction["errors"].items() if key == name}
+        self.journal.add(block, file, tensors, self._hidden if self.walks else None, more)
 
     def _hidden(self) -> dict[str, Tensor]:
         return {name: torch.cat(walk.hidden) for name, walk in self.walks.items()}
+
+    def _products(self) -> AbstractContextManager:
+        return self.guide.products() if self.guide else nullcontext()
 
     def seconds(self) -> float:
         """Since the beginning, in this run and the ones that it goes on with."""
@@ -208,6 +242,9 @@ class _Job:
         for row in line["rows"]:
             self.run.book(named[row["name"]], LayerRow(**{**row, "shape": tuple(row["shape"])}))
         self.run.statistics_seconds, self.run.solve_seconds = line["seconds"]["statistics"], line["seconds"]["solve"]
+        if "errors" in line:
+            errors = self.run.reconstruction.get("errors", {}) | line["errors"]
+            self.run.reconstruction = {"seconds": line["seconds"]["reconstruction"], "errors": errors}
 
     def _perplexity(self, name: str) -> float:
         with self.walks[name].at_the_end():

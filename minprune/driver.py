@@ -23,7 +23,7 @@ from minprune.methods import get_method
 from minprune.model import Layer, backbone, check_windows, find_layers
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
-from minprune.recipe import Recipe, get_recipe
+from minprune.recipe import Recipe, adjusted
 from minprune.reconstruct import run_reconstructed
 from minprune.report import LayerRow, Report
 from minprune.stages import run_staged
@@ -65,13 +65,8 @@ def prune(
     stays pruned.
     """
     start, was_training = time.perf_counter(), model.training
-    chosen = get_recipe(recipe) if recipe else Recipe("sparsegpt")
-    if method in (None, chosen.method):
-        method, options = chosen.method, {**chosen.options, **options}
-    allocation = chosen.allocation if allocation is None else allocation
-    if calib is None and chosen.reconstruction:
-        raise PruneError("this recipe reconstructs blocks, which needs calibration tokens: pass calib")
-    run = Run(model, calib, method, pattern, allocation, include, exclude, batch_size, options, progress)
+    chosen = adjusted(recipe, calib, method, allocation, options)
+    run = Run(model, calib, chosen, pattern, include, exclude, batch_size, progress)
     for layer in run.layers:
         _check_weights(layer)
     with run.bar, one_by_one(model, run.layers):
@@ -129,13 +124,12 @@ class Run:
     finished layer. Raises `PruneError` for what cannot be done; the layers' weights need not be at hand for that.
     """
 
-    def __init__(
-        self, model, calib, method, pattern, allocation, include, exclude, batch_size, options: dict, progress: bool
-    ):
+    def __init__(self, model, calib, recipe: Recipe, pattern, include, exclude, batch_size, progress: bool):
+        method, options = recipe.method, dict(recipe.options)
         self.method = get_method(method)
         self.method.check_options(method, options)
         self.layers = find_layers(model, include, exclude)
-        self.patterns = allocate(self.layers, read_pattern(pattern), allocation, model, calib)
+        self.patterns = allocate(self.layers, read_pattern(pattern), recipe.allocation, model, calib)
         for layer in self.layers:
             _check_pattern(layer, self.patterns[layer])
         self.needs, self.options = self.method.needs, options

@@ -7,8 +7,10 @@ brings is book/results/recipe.json; it was put together on validation text and m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from minprune.allocate import Allocation
 from minprune.errors import PruneError
@@ -31,10 +33,32 @@ class Recipe:
 RECIPES = {"best": Recipe("admm", reconstruction=Reconstruction())}
 
 
-def get_recipe(recipe: str | Recipe) -> Recipe:
-    """The recipe of that name, or the one that is given. Raises `PruneError`, which lists them, for an unknown name."""
+def get_recipe(recipe: str | Recipe | None) -> Recipe:
+    """The recipe of that name, the one that is given, or for None plain SparseGPT.
+
+    Raises `PruneError`, which lists them, for an unknown name.
+    """
+    if recipe is None:
+        return Recipe("sparsegpt")
     if isinstance(recipe, Recipe):
         return recipe
     if recipe not in RECIPES:
         raise PruneError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[recipe]
+
+
+def adjusted(
+    recipe: str | Recipe | None, calib: Tensor | None, method: str | None, allocation: Allocation, options: dict
+) -> Recipe:
+    """The recipe (see `get_recipe`) with what is given beside it in place of its own.
+
+    A recipe's options go with its method. Raises `PruneError` if blocks cannot be reconstructed for want of tokens.
+    """
+    chosen = get_recipe(recipe)
+    if calib is None and chosen.reconstruction:
+        raise PruneError("this recipe reconstructs blocks, which needs calibration tokens: pass calib")
+    if allocation is not None:
+        chosen = replace(chosen, allocation=allocation)
+    if method in (None, chosen.method):
+        return replace(chosen, options={**chosen.options, **options})
+    return replace(chosen, method=str(method), options=options)

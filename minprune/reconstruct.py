@@ -18,7 +18,7 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -78,10 +78,18 @@ class Guide:
     """
 
     def __init__(self, model: "PreTrainedModel", run, how: Reconstruction):
-        self.model, self.run, self.how = model, run, how
+        self.run, self.how = run, how
+        embeddings: Any = model.get_input_embeddings()
+        self.device: str = embeddings.weight.device.type
         self.walk = Walk(model, run.calib.split(how.windows) if how.epochs else ())
-        self.bfloat16 = _takes_bfloat16(model, how.bfloat16)
-        run.reconstruction = {**asdict(how), "bfloat16": self.bfloat16, "seconds": 0.0, "errors": {}}
+        self.bfloat16 = model.dtype == torch.float32 and _takes_bfloat16(self.device, how.bfloat16)
+        run.reconstruction = {  # a run that goes on has some of it already
+            **asdict(how),
+            "bfloat16": self.bfloat16,
+            "seconds": 0.0,
+            "errors": {},
+            **run.reconstruction,
+        }
 
     def see(self, index: int) -> None:
         """Look at block `index` while it is dense."""
@@ -107,8 +115,9 @@ class Guide:
 
     def products(self):
         """While open, a float32 model takes its matrix products in bfloat16, if that was chosen."""
-        device = next(self.model.parameters()).device.type  # weights change while it is open: nothing is cached
-        return torch.autocast(device, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False)
+        return torch.autocast(  # without a cache: weights change while it is open
+            self.device, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False
+        )
 
 
 def fit_block(block: nn.Module, layers: list[Layer], calls, inputs, targets, how: Reconstruction) -> list[float]:
@@ -192,11 +201,8 @@ def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]):
             parameter.grad = None
 
 
-def _takes_bfloat16(model: "PreTrainedModel", wanted: bool | None) -> bool:
-    """Whether products are in bfloat16: as is wanted, or None: where hardware is made for it; float32 models only."""
-    device = model.get_input_embeddings().weight.device.type
+def _takes_bfloat16(device: str, wanted: bool | None) -> bool:
+    """Whether products are taken in bfloat16: as is wanted, or None: where the hardware is made for it."""
     if wanted is None and device == "cpu":
-        wanted = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-    elif wanted is None:
-        wanted = device == "cuda" and torch.cuda.is_bf16_supported()
-    return wanted and model.dtype == torch.float32
+        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported() if wanted is None else wanted

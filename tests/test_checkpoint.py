@@ -16,11 +16,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import minprune as mp
 from minprune import driver, journal
 from minprune.evaluate import perplexity
+from minprune.recipe import Recipe
+from minprune.reconstruct import Reconstruction
 from minprune.stages import Walk
 from minprune.stream import Streamed, open_checkpoint
 
 WHOLE = ("gpt_neox", "mixtral")  # the library renames or merges tensors of these while it loads them
 BLOCKS = 4
+RECONSTRUCTED = Recipe("wanda", reconstruction=Reconstruction(epochs=2, windows=2))
 
 
 def write_checkpoint(folder, family="llama", dtype=torch.float32, **changes):
@@ -107,6 +110,8 @@ def test_the_tensors_rows_and_perplexities_are_those_of_prune(family, batch_size
     {"method": "sparsegpt", "allocation": {"*.mlp.*": 0.75}, "exclude": "*.0.*", "damp": 0.1},
     {"method": "wanda", "include": ["*.down_proj", "lm_head"]},
     {"method": "magnitude", "calib": None, "include": ["lm_head"]},
+    {"recipe": "best", "pattern": "2:4"},
+    {"recipe": RECONSTRUCTED, "batch_size": 2, "include": ["*.down_proj", "*.0.*", "lm_head"]},
 ])  # fmt: skip
 def test_recipes_give_what_prune_gives(deep, tmp_path, options):
     options = {"calib": tiny_tokens(), **options}
@@ -205,6 +210,7 @@ def test_each_block_is_one_file_and_the_index_names_every_tensor(deep, tmp_path)
     ("llama", {"batch_size": 2, "test": tiny_tokens(3, seed=7)}),
     ("llama", {"calib": None, "method": "magnitude", "test": tiny_tokens(3, seed=7)}),
     ("mixtral", {"batch_size": 2}),
+    ("llama", {"recipe": RECONSTRUCTED, "batch_size": 2}),
 ])  # fmt: skip
 @pytest.mark.parametrize("finished", [1, 3])
 def test_a_stopped_run_goes_on_and_ends_with_the_same_tensors(family, options, finished, tmp_path, monkeypatch):
@@ -233,6 +239,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_tensors(family, options, f
     assert_same_tensors(tmp_path / "out", tmp_path / "plain")
     assert [row.error for row in again.layers] == [row.error for row in report.layers]
     assert again.perplexity == report.perplexity
+    assert again.reconstruction.get("errors") == report.reconstruction.get("errors")
     assert sorted(os.listdir(tmp_path)) == ["out", "plain", "src"]
 
 
@@ -289,6 +296,7 @@ def test_hidden_states_that_would_cost_too_much_to_save_are_computed_again(deep,
     ({"test": tiny_tokens(2)}, "test null, not"),
     ({"dtype": "bfloat16"}, 'dtype "float32", not "bfloat16"'),
     ({"sequential": False}, "sequential true, not false"),
+    ({"recipe": Recipe("sparsegpt", reconstruction=Reconstruction(seed=1))}, "reconstruction null, not"),
     ({"allocation": {"*.mlp.*": 0.4}}, "layers"),
     ({"exclude": ["*.0.*"]}, "layers"),
 ])  # fmt: skip
