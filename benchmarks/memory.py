@@ -4,7 +4,7 @@ The model is written block by block, in bfloat16, and never in memory as a whole
 `prune_checkpoint`, each in a process of its own, which notes what it occupies (resident, from the operating system)
 when a block is finished, the highest value since the block before (sampled every 20 ms), and its peak at the end.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py [--blocks 30] [--width 3072] [--folder SCRATCH] [--output FILE]
+    OMP_NUM_THREADS=1 python benchmarks/memory.py [--blocks 57] [--width 2048] [--folder SCRATCH] [--output FILE]
 
 Random weights prune as fast as trained ones and need the same memory; nothing else about them would be of interest.
 """
@@ -73,7 +73,7 @@ def write_model(folder: Path, blocks: int, width: int) -> int:
     return parameters
 
 
-def measure(src: str, dst: str, method: str, samples: int, length: int, batch_size: int, results) -> None:
+def measure(src: str, dst: str, method: str, samples: int, length: int, batch_size: int | None, results) -> None:
     """Prune in this process and put what it occupied into the queue, in GB."""
     process, highest, at_blocks, peaks = psutil.Process(), [0], [], []
     stop = threading.Event()
@@ -114,18 +114,18 @@ def measure(src: str, dst: str, method: str, samples: int, length: int, batch_si
 def main() -> None:
     """Measure what is not in the file yet, one line a method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=30)
-    parser.add_argument("--width", type=int, default=3072)
+    parser.add_argument("--blocks", type=int, default=57)
+    parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, help="windows in one forward pass (default: all)")
     parser.add_argument("--methods", nargs="+", default=["wanda", "sparsegpt"])
     parser.add_argument("--folder", help="where to put the models, which need twice their size (a temporary folder)")
     parser.add_argument("--output", type=Path, default=Path("book/results/memory.json"))
     args = parser.parse_args()
     protocol = {
         "model": f"Llama with random weights, {args.blocks} blocks of width {args.width}, bfloat16",
-        "calibration": f"{args.samples} x {args.length} random tokens, batch size {args.batch_size}",
+        "calibration": f"{args.samples} x {args.length} random tokens, batch size {args.batch_size or args.samples}",
         "memory": "resident memory of the process in GB (10^9 bytes); the peak as the operating system reports it",
         "seed": str(SEED),
     }
