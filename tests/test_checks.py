@@ -8,6 +8,7 @@ import answers_calibration
 import answers_columns
 import answers_formats
 import answers_groups
+import answers_lottery
 import answers_optimum
 import answers_pipeline
 import answers_predictions
@@ -155,6 +156,7 @@ RIGHT = {
     **answers_calibration.RIGHT,
     **answers_columns.RIGHT,
     **answers_groups.RIGHT,
+    **answers_lottery.RIGHT,
     **answers_optimum.RIGHT,
     **answers_pipeline.RIGHT,
     **answers_predictions.RIGHT,
@@ -218,6 +220,7 @@ REJECTED = {
     **answers_calibration.REJECTED,
     **answers_columns.REJECTED,
     **answers_groups.REJECTED,
+    **answers_lottery.REJECTED,
     **answers_optimum.REJECTED,
     **answers_pipeline.REJECTED,
     **answers_predictions.REJECTED,

@@ -34,6 +34,7 @@ from minprune.checks import (
     several,
     shares,
     surgeon,
+    tickets,
 )
 from minprune.checks.core import Case, Exercise, Verdict, Wrong, collect
 
@@ -51,6 +52,7 @@ EXERCISES: dict[str, Exercise] = collect(
     predictions.EXERCISES,  # chapter 09
     calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
+    tickets.EXERCISES,  # chapter 15
     formats.EXERCISES + packing.EXERCISES,  # chapter 18
 )
 

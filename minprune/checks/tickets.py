@@ -1,0 +1,234 @@
+"""The exercises of chapter 15: the mask of a round, one threshold over several layers, and what a ticket costs."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minprune.checks.core import Case, Exercise, Wrong
+from minprune.checks.values import normal
+
+# next_mask(W, keep, rate) and global_masks(weights, masks, rate): the survivors of one more round
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One round of pruning over the layers, right unless a field says otherwise.
+
+    of: whose number the rate is a share of; alive: whether what is gone stays gone and is not counted.
+    """
+
+    score: Callable[[Tensor], Tensor] = torch.abs
+    of: str = "survivors"
+    alive: bool = True
+    largest: bool = False
+    per_layer: bool = False
+    scale: Callable[[Tensor], Tensor] | None = None
+    keep_share: bool = False
+    invert: bool = False
+    floor: bool = False
+    ties: str = "exact"
+
+    def __call__(self, weights: list[Tensor], masks: list[Tensor], rate: float) -> tuple[Tensor, ...]:
+        if self.per_layer:
+            alone = replace(self, per_layer=False)
+            return tuple(alone([W], [keep], rate)[0] for W, keep in zip(weights, masks, strict=True))
+        scores = [self.score(W) / (self.scale(W) if self.scale else 1) for W in weights]
+        flat = torch.cat([score.flatten() for score in scores])
+        old = torch.cat([keep.flatten() for keep in masks]) if self.alive else torch.ones_like(flat, dtype=torch.bool)
+        survivors = int(torch.cat([keep.flatten() for keep in masks]).sum())
+        share = rate * (survivors if self.of == "survivors" else len(flat))
+        goes = math.floor(share) if self.floor else round(share)
+        goes = survivors - goes if self.keep_share else goes
+        new = old.clone()
+        places = old.nonzero()[:, 0]  # of the candidates
+        order = flat[places].sort(stable=True, descending=self.largest).indices
+        if self.ties == "exact":
+            new[places[order[:goes]]] = False
+        elif goes:
+            new &= flat > flat[places[order[goes - 1]]]
+        new = ~new if self.invert else new
+        parts = new.split([W.numel() for W in weights])
+        return tuple(part.view(W.shape) for part, W in zip(parts, weights, strict=True))
+
+
+_SHARE = "The rate is a share of the weights that are still there, so fewer go in each round."
+_BUGS = [
+    ("share of all weights", {"of": "all"}, f"Too many go. {_SHARE}"),
+    (
+        "pruned weights come back",
+        {"alive": False},
+        "Weights that an earlier round had pruned are kept again, or use up this round's share. Rank the survivors "
+        "only: what stands at the other places is not in the network.",
+    ),
+    ("signed weights", {"score": torch.clone}, "Weights are ranked with their signs: large negative ones go first."),
+    ("largest pruned", {"largest": True}, "The largest survivors go. Small weights are to go."),
+    ("share kept", {"keep_share": True}, "The rate is the share that *stays*. It is the share that is to go."),
+    ("inverted mask", {"invert": True}, "The mask is upside down: True means kept."),
+    ("one too few", {"floor": True}, "The number that goes is rounded down. Round to the nearest whole number."),
+    (
+        "ties",
+        {"ties": "threshold"},
+        "A threshold prunes every weight that equals it. With equal weights that is more than were asked for: of "
+        "these, the ones with the lower index go.",
+    ),
+]
+
+
+def _one(round_: _Round) -> Callable[[Tensor, Tensor, float], Tensor]:
+    return lambda W, keep, rate: round_([W], [keep], rate)[0]
+
+
+def _half(*shape: int, seed: int, share: float = 0.5) -> Tensor:
+    return normal(*shape, seed=seed) > torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - share)).item()
+
+
+def _mask_cases() -> list[Case]:
+    W, small = normal(6, 7, seed=1501), normal(3, 5, seed=1503)
+    zeros = _half(6, 7, seed=1502, share=0.6)
+    ties = torch.tensor([[0.5, -0.5, 0.5, 2.0], [1.0, 0.5, -0.5, 0.5]])
+    kept_zero = torch.tensor([[True, True, False, True]])
+    return [
+        Case("a dense layer", (W, torch.ones(6, 7, dtype=torch.bool), 0.2)),
+        Case("a number that is rounded up", (small, torch.ones(3, 5, dtype=torch.bool), 0.25)),
+        Case("a layer in its second round", (W * zeros, zeros, 0.35)),
+        Case("a layer whose pruned weights are stored with old values", (W, zeros, 0.35)),
+        Case("equal weights", (ties, torch.ones(2, 4, dtype=torch.bool), 0.4)),
+        Case("a survivor that happens to be zero", (torch.tensor([[0.0, 3.0, 0.0, -1.0]]), kept_zero, 0.4)),
+        Case("a rate of zero", (W * zeros, zeros, 0.0)),
+    ]
+
+
+next_mask = Exercise(
+    name="next_mask",
+    chapter=15,
+    title="the mask of a layer after one more round of magnitude pruning",
+    reference=_one(_Round()),
+    difficulty=2,
+    wrong=tuple(Wrong(name, _one(_Round(**fields)), message) for name, fields, message in _BUGS),  # type: ignore[arg-type]
+    cases=_mask_cases,
+)
+
+
+def _global_cases() -> list[Case]:
+    loud, quiet = 3 * normal(4, 5, seed=1511), 0.5 * normal(6, 4, seed=1512)
+    first, second = _half(4, 5, seed=1513, share=0.7), _half(6, 4, seed=1514, share=0.6)
+    ties = [torch.tensor([[1.0, -1.0, 2.0]]), torch.tensor([[1.0], [-1.0], [-4.0], [1.0]])]
+    return [
+        Case("a loud and a quiet layer", ([loud, quiet], [torch.ones(4, 5) > 0, torch.ones(6, 4) > 0], 0.2)),
+        Case("two layers in a later round", ([loud * first, quiet * second], [first, second], 0.3)),
+        Case("pruned weights that are stored with old values", ([loud, quiet], [first, second], 0.4)),
+        Case("equal weights", (ties, [W != 0 for W in ties], 0.3)),
+        Case("three layers", ([loud, quiet, normal(3, 3, seed=1515)], [first, second, torch.ones(3, 3) > 0], 0.35)),
+    ]
+
+
+global_masks = Exercise(
+    name="global_masks",
+    chapter=15,
+    title="the masks of several layers after a round with one threshold for all of them",
+    reference=_Round(),
+    difficulty=3,
+    wrong=(
+        Wrong(
+            "a threshold for each layer",
+            _Round(per_layer=True),
+            "Every layer loses the same share. With one threshold a layer of small weights loses more than a layer of "
+            "large ones.",
+        ),
+        Wrong(
+            "weights made comparable first",
+            _Round(scale=lambda W: W.abs().mean()),
+            "The layers were scaled before they were compared. Asked for was the plain size of the weights.",
+        ),
+        *(Wrong(name, _Round(**fields), message) for name, fields, message in _BUGS),  # type: ignore[arg-type]
+    ),
+    cases=_global_cases,
+)
+
+# ticket_cost(sizes, rate, sparsity, steps, rewind): how many rounds it takes, and how many training steps
+
+
+def _rounds(sizes: Tensor, rate: float, sparsity: float) -> int:
+    """The least number of rounds after which at least this share of all weights is pruned."""
+    number, left = 0, sizes.tolist()
+    while sum(left) > (1 - sparsity) * int(sizes.sum()):
+        number, left = number + 1, [n - round(rate * n) for n in left]
+    return number
+
+
+def _all_steps(rounds: int, steps: int, rewind: int) -> int:
+    return steps + rounds * (steps - rewind)
+
+
+def _cost(rounds: Callable = _rounds, total: Callable = _all_steps) -> Callable:
+    def cost(sizes: Tensor, rate: float, sparsity: float, steps: int, rewind: int) -> Tensor:
+        number = rounds(sizes, rate, sparsity)
+        return torch.tensor([number, total(number, steps, rewind)])
+
+    return cost
+
+
+ticket_cost = Exercise(
+    name="ticket_cost",
+    chapter=15,
+    title="the rounds and the training steps that a ticket of a given sparsity takes",
+    reference=_cost(),
+    difficulty=2,
+    wrong=(
+        Wrong(
+            "rates added up",
+            _cost(lambda sizes, rate, sparsity: math.ceil(sparsity / rate - 1e-9)),
+            "Wrong number of rounds: the rates were added up. Each round takes its share of what is *left*.",
+        ),
+        Wrong(
+            "one round too few",
+            _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity) - 1),
+            "After that many rounds the network is not yet as sparse as asked for.",
+        ),
+        Wrong(
+            "rounded to the nearest",
+            _cost(lambda sizes, rate, sparsity: round(math.log(1 - sparsity) / math.log(1 - rate))),
+            "The number of rounds was rounded to the nearest whole number: in some cases the ticket is not as sparse "
+            "as asked for.",
+        ),
+        Wrong(
+            "dense training forgotten",
+            _cost(total=lambda n, steps, rewind: n * (steps - rewind)),
+            "The rounds are right, the steps are too few: what does the first mask come from?",
+        ),
+        Wrong(
+            "last training forgotten",
+            _cost(total=lambda n, steps, rewind: steps + (n - 1) * (steps - rewind)),
+            "The rounds are right, the steps are too few: a ticket that was not trained has no score.",
+        ),
+        Wrong(
+            "always from the start",
+            _cost(total=lambda n, steps, rewind: steps + n * steps),
+            "The rounds are right, the steps are too many: a round that goes back to a later step does not repeat the "
+            "steps before it.",
+        ),
+        Wrong(
+            "never from the start",
+            _cost(total=lambda n, steps, rewind: (n + 1) * (steps - rewind)),
+            "The rounds are right. Somebody has to take the steps before the point that rounds go back to: once.",
+        ),
+        Wrong(
+            "only the steps rewound over",
+            _cost(total=lambda n, steps, rewind: steps + n * rewind),
+            "The rounds are right. A round trains from the step it goes back to until the end, not up to that step.",
+        ),
+    ),
+    cases=lambda: [
+        Case("a fifth a round, to 90 %", (torch.tensor([12000, 30000, 1000]), 0.2, 0.9, 1000, 0)),
+        Case("rewinding to a tenth of the run", (torch.tensor([12000, 30000, 1000]), 0.2, 0.9, 1000, 100)),
+        Case("half a round, to 75 % exactly", (torch.tensor([4096, 1024]), 0.5, 0.75, 600, 60)),
+        Case("large rounds", (torch.tensor([5000]), 0.7, 0.95, 500, 20)),
+        Case("one round that is enough", (torch.tensor([400, 800]), 0.6, 0.55, 400, 40)),
+        Case("rounds that do not come out even", (torch.tensor([9000, 100]), 0.3, 0.6, 300, 0)),
+    ],
+)
+
+EXERCISES = [next_mask, global_masks, ticket_cost]
