@@ -25,6 +25,7 @@ from minprune.evaluate import perplexity
 from minprune.methods import get_method
 from minprune.model import find_layers
 from minprune.patterns import pattern as read_pattern
+from minprune.recipe import RECIPES
 from minprune.report import versions
 from minprune.runs import DENSE, Cell, append_run, cell_of, continue_runs
 
@@ -51,11 +52,12 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Fill in what the file at `path` lacks of methods x patterns x seeds; return all runs asked for, dense first.
 
-    A run is a dict: method, pattern, seed, perplexity of each text, that of the dense model and their ratio
-    (relative), zeros (fraction of the layers' weights), error (relative layer error, the median layer's; None
-    without calibration), notes, seconds of pruning (processor: over all threads; wall), protocol, a sha256 of the
-    calibration tokens, versions, date. A method that needs no data runs once, with seed None. Seeds come outermost,
-    then patterns, so that a sweep that is stopped early has compared all methods.
+    methods: names of methods or of recipes, see `prune`. A run is a dict: method, pattern, seed, perplexity of each
+    text, that of the dense model and their ratio (relative), zeros (fraction of the layers' weights), error (relative
+    layer error, the median layer's; None without calibration), notes, seconds of pruning (processor: over all
+    threads; wall), protocol, a sha256 of the calibration tokens, versions, date. A method that needs no data runs
+    once, with seed None. Seeds come outermost, then patterns, so that a sweep that is stopped early has compared all
+    methods.
 
     model: left as it came. name: what the file calls it. calibration and texts: see `load_tokens`; the train split
     of the first and the test splits of the others, test_samples windows each; all windows have `length` tokens.
@@ -63,7 +65,7 @@ def sweep(
     back with its reason in "failed" and without numbers. Raises `PruneError`, before anything is measured, for an
     unknown method, pattern or text and for a file that was made with another protocol.
     """
-    cells, path = _cells(methods, patterns, seeds), Path(path)
+    cells, path = cells_of(methods, patterns, seeds), Path(path)
     tests = {text: load_tokens(tokenizer, text, "test", test_samples, length) for text in texts}
     protocol = {
         "model": name or Path(str(model.name_or_path)).name,
@@ -94,6 +96,21 @@ def sweep(
     return [found[cell] for cell in cells]
 
 
+def cells_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int]) -> list[Cell]:
+    """All runs asked for, each once, dense first. Raises `PruneError` for an unknown name, or if there are none."""
+    named = [(name, "tokens" if name in RECIPES else get_method(name).needs) for name in methods]
+    read = [str(read_pattern(text)) for text in patterns]
+    cells = [
+        Cell(name, pattern, None if needs == "nothing" else seed)
+        for seed in seeds
+        for pattern in read
+        for name, needs in named
+    ]
+    if not cells:
+        raise PruneError("a sweep needs at least one method, one pattern and one seed")
+    return list(dict.fromkeys([Cell(DENSE, "", None), *cells]))
+
+
 class _Lab:
     """The model, a copy of its parameters, and the texts it is measured on."""
 
@@ -106,7 +123,8 @@ class _Lab:
         report, processor, wall = None, time.process_time(), time.perf_counter()
         try:
             if cell.method != DENSE:
-                report = prune(self.model, calib, cell.method, cell.pattern, batch_size=self.batch_size)
+                method, recipe = (None, cell.method) if cell.method in RECIPES else (cell.method, None)
+                report = prune(self.model, calib, method, cell.pattern, recipe=recipe, batch_size=self.batch_size)
             seconds = {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
             reached = _rounded({text: perplexity(self.model, tokens) for text, tokens in self.tests.items()})
             weights = [layer.weight for layer in find_layers(self.model)]
@@ -135,21 +153,6 @@ class _Lab:
     def _reset(self) -> None:
         for tensor, copy in self.pristine:
             tensor.copy_(copy)
-
-
-def _cells(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int]) -> list[Cell]:
-    """All runs asked for, each once, dense first."""
-    named = [(name, get_method(name).needs) for name in methods]
-    read = [str(read_pattern(text)) for text in patterns]
-    cells = [
-        Cell(name, pattern, None if needs == "nothing" else seed)
-        for seed in seeds
-        for pattern in read
-        for name, needs in named
-    ]
-    if not cells:
-        raise PruneError("a sweep needs at least one method, one pattern and one seed")
-    return list(dict.fromkeys([Cell(DENSE, "", None), *cells]))
 
 
 def _tensors(model: "PreTrainedModel") -> list[tuple[str, Tensor]]:
