@@ -43,9 +43,8 @@ PARTS = {  # name -> what `prune` is told besides the pattern
     "sparsegpt, two-pass, float32": {"method": "sparsegpt", "sequential": False},
 }
 ORDER = [  # (part, pattern), the most telling first
-    *((part, pattern) for pattern in PATTERNS for part in ("best", "sparsegpt, two-pass")),
+    *((part, pattern) for part in ("best", "sparsegpt, two-pass", "admm") for pattern in PATTERNS),
     ("sparsegpt, two-pass, float32", "70%"),
-    *(("admm", pattern) for pattern in PATTERNS),
     *((part, "70%") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction")),
     *((part, "2:4") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction")),
 ]

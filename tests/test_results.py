@@ -120,3 +120,17 @@ def test_a_calibration_drawn_anew_each_time_is_measured_again(monkeypatch):
     found = calibration.recompute(cell)
     assert found.get("sha256") == cell.get("sha256")
     assert found["perplexity"]["wikipedia"] == pytest.approx(cell["perplexity"]["wikipedia"], rel=0.06), cell
+
+
+@pytest.mark.slow
+def test_a_part_of_the_recipe_drawn_anew_each_time_is_measured_again(monkeypatch):
+    """One cell of recipe.json; 6 %, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import recipe
+
+    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "recipe.json").read_text())["cells"])
+    print(f"recomputing {cell['part']} {cell['pattern']}", file=sys.stderr)
+    found = recipe.recompute(cell["part"], cell["pattern"])
+    for text in recipe.TEXTS:
+        assert found[text] == pytest.approx(cell[text], rel=0.06), (text, cell)
+    assert found.get("zeros", 0) == pytest.approx(cell.get("zeros", 0), abs=2e-5)
