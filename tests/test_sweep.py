@@ -75,6 +75,16 @@ def test_the_model_is_left_as_it_came(run, tiny):
         assert tensor.equal(before[name]), name
 
 
+def test_a_recipe_stands_among_the_methods_and_leaves_the_model_as_it_came(run, tiny_folder, text_file):
+    _, best, wanda = run(methods=["best", "wanda"], patterns=["50%"], seeds=[3])
+    assert (best["method"], best["seed"]) == ("best", 3)
+    for found, which in ((best, {"recipe": "best"}), (wanda, {"method": "wanda"})):
+        model, tokenizer = mp.load_model(tiny_folder)
+        mp.prune(model, mp.load_tokens(tokenizer, text_file, "train", 6, 32, 3), pattern="50%", **which)
+        expected = mp.perplexity(model, mp.load_tokens(tokenizer, text_file, "test", 3, 32))
+        assert found["perplexity"][str(text_file)] == pytest.approx(expected, rel=1e-5), which
+
+
 @pytest.mark.parametrize("attempt", range(4))
 def test_a_sweep_killed_at_any_byte_goes_on_and_repeats_nothing(run, tmp_path, monkeypatch, attempt):
     path = tmp_path / "runs.jsonl"

@@ -36,7 +36,11 @@ def add(commands) -> None:
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument("--output", metavar="FILE", required=True, help="the JSON lines file to write or to continue")
     parser.add_argument(
-        "--methods", metavar="M,M", type=_list, default="magnitude,wanda,sparsegpt", help="(magnitude,wanda,sparsegpt)"
+        "--methods",
+        metavar="M,M",
+        type=_list,
+        default="magnitude,wanda,sparsegpt",
+        help="methods and recipes, such as best (magnitude,wanda,sparsegpt)",
     )
     parser.add_argument("--patterns", metavar="P,P", type=_list, default="50%,2:4", help="(50%%,2:4)")
     parser.add_argument(
@@ -57,14 +61,9 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """Fill in what is missing of the file and print means and spreads of all runs asked for."""
-    from minprune.methods import get_method
-    from minprune.patterns import pattern
-    from minprune.sweep import sweep
+    from minprune.sweep import cells_of, sweep
 
-    for method in arguments.methods:  # mistakes show before the model is loaded
-        get_method(method)
-    for text in arguments.patterns:
-        pattern(text)
+    cells_of(arguments.methods, arguments.patterns, arguments.seeds)  # mistakes show before the model is loaded
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
     say_on_terminal("cutting the texts into windows")
     runs = sweep(
