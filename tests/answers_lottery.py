@@ -61,10 +61,7 @@ def cost_recursive(left, rate, sparsity, steps, rewind, total=None):
 RIGHT = {
     "next_mask": [next_mask_numpy, next_mask_loop],
     "global_masks": [global_numpy, global_loop],
-    "ticket_cost": [
-        cost_logarithm,
-        lambda steps, rewind, rate, sparsity: cost_recursive(steps, rewind, rate, sparsity),
-    ],
+    "ticket_cost": [cost_logarithm, cost_recursive],
 }
 
 REJECTED = {
