@@ -6,13 +6,21 @@ charts are drawn here as inline SVG, so that they take the page's colours; the t
 
 import math
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
-_ELSEWHERE = {"layers", "seconds", "versions", "sparsity", "perplexity"}  # of the record; the rest is the recipe
+_ELSEWHERE = {
+    "layers",
+    "seconds",
+    "versions",
+    "sparsity",
+    "perplexity",
+    "reconstruction",
+}  # of the record; the rest is the recipe
 
 
 def write_page(path: str | Path, record: dict[str, Any], samples: dict[str, str] | None = None) -> None:
@@ -36,6 +44,7 @@ def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str
         samples=samples,
         lists=[
             ("Recipe", [(key, _words(value)) for key, value in record.items() if key not in _ELSEWHERE and value]),
+            ("Reconstruction of the blocks", _reconstruction(record.get("reconstruction") or {})),
             ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
             ("Seconds", [(key, _number(value)) for key, value in record.get("seconds", {}).items()]),
             ("Versions", list(record.get("versions", {}).items())),
@@ -159,6 +168,16 @@ def _protocol(measured: dict) -> list[tuple[str, str]]:
     nested = rest.pop("protocol", None)
     rest |= nested if isinstance(nested, dict) else {} if nested is None else {"protocol": nested}
     return [(key, _words(value)) for key, value in rest.items()]
+
+
+def _reconstruction(how: dict) -> list[tuple[str, str]]:
+    """Its settings, and of the errors of all blocks in all epochs the median block's first and last."""
+    ends = [(errors[0], errors[-1]) for errors in how.get("errors", []) if errors]
+    settings = [(key, _words(value)) for key, value in how.items() if key != "errors"]
+    if not ends:
+        return settings
+    first, last = (statistics.median(column) for column in zip(*ends, strict=True))
+    return [*settings, ("block error", f"{_number(first)} in the first epoch, {_number(last)} in the last (median)")]
 
 
 def _words(value: Any) -> str:

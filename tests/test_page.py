@@ -130,6 +130,13 @@ def test_perplexities_and_samples_stand_there_if_they_were_made_and_only_then():
         assert part in said, part
 
 
+def test_a_reconstruction_is_told_by_its_settings_and_the_median_blocks_error():
+    how = {"epochs": 2, "rate": 0.03, "errors": [[0.4, 0.2], [0.1, 0.05], [0.9, 0.3]]}
+    said = Page(render(record(reconstruction=how))).said()
+    assert "0.4 in the first epoch, 0.2 in the last" in said and "0.9" not in said and "epochs" in said
+    assert "Reconstruction" not in Page(render(record(reconstruction={}))).said()
+
+
 @pytest.mark.parametrize("where", ["model", "method", "note", "name", "sample", "option", "pattern"])
 def test_hostile_text_stays_text(where):
     made, samples = record(), None
