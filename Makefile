@@ -66,9 +66,11 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/quality.py book/results/one-shot.json
 	@$(BIN)/python benchmarks/quality.py book/results/optimum.json --methods sparsegpt admm alps --patterns 50% 60% 70% 2:4
 	@$(BIN)/python benchmarks/layers.py book/results/layers.json
+	@$(BIN)/python benchmarks/allocation.py book/results/allocation.json
 	@$(BIN)/python benchmarks/curves.py book/results/sweep.jsonl
 	@$(BIN)/python benchmarks/depth.py book/results/pipeline.json
 	@$(BIN)/python benchmarks/calibration.py book/results/calibration.json
+	@$(BIN)/python benchmarks/recipe.py book/results/recipe.json
 
 clean:  ## Remove what make and the book made, but not the assets
 	@rm -rf $(VENV) _build demo-output student *.egg-info
