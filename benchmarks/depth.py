@@ -35,20 +35,24 @@ PROTOCOL = {
     "that the dense model has there, by the share `blend` (for the layers of `only`)",
 }
 MATRICES = ("o_proj", "down_proj")  # those that write to the residual stream
+HALF = {"order": "towards dense", "pattern": "60%", "blend": 0.5, "only": "all"}
 CELLS: list[dict[str, Any]] = [  # the most telling ones first
     {"order": "none", "method": "dense"},
     {"order": "one pass", "method": "sparsegpt", "pattern": "60%"},
     {"order": "dense inputs", "method": "sparsegpt", "pattern": "60%"},
-    {"order": "towards dense", "method": "sparsegpt", "pattern": "60%", "blend": 1.0, "only": "all"},
     {"order": "block at once", "method": "sparsegpt", "pattern": "60%"},
-    {"order": "towards dense", "method": "sparsegpt", "pattern": "60%", "blend": 0.5, "only": "all"},
+    *({**HALF, "method": "sparsegpt", "blend": blend} for blend in (1.0, 0.5)),
     {"order": "one pass", "method": "wanda", "pattern": "60%"},
+    {**HALF, "method": "wanda"},
+    {**HALF, "method": "sparsegpt", "blend": 0.25},
     {"order": "dense inputs", "method": "wanda", "pattern": "60%"},
-    {"order": "towards dense", "method": "sparsegpt", "pattern": "60%", "blend": 1.0, "only": "residual"},
+    {**HALF, "method": "sparsegpt", "blend": 0.75},
+    {"order": "one pass", "method": "sparsegpt", "pattern": "50%"},
+    {**HALF, "method": "sparsegpt", "pattern": "50%"},
+    {**HALF, "method": "sparsegpt", "only": "residual"},
+    {"order": "one pass", "method": "sparsegpt", "pattern": "70%"},
+    {**HALF, "method": "sparsegpt", "pattern": "70%"},
     {"order": "block at once", "method": "wanda", "pattern": "60%"},
-    {"order": "towards dense", "method": "wanda", "pattern": "60%", "blend": 1.0, "only": "all"},
-    *({"order": order, "method": "sparsegpt", "pattern": "70%"} for order in ("one pass", "dense inputs")),
-    {"order": "towards dense", "method": "sparsegpt", "pattern": "70%", "blend": 1.0, "only": "all"},
 ]
 
 
