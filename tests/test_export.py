@@ -302,6 +302,15 @@ def test_the_command_writes_a_folder_that_the_other_commands_load(pruned, text_f
     assert capsys.readouterr().out.count("2:4") == 7
 
 
+def test_an_export_can_be_pruned_further(pruned):
+    """`minprune prune` reads a folder that it cannot read tensor by tensor, and writes one of Hugging Face's form."""
+    assert main(["export", "pruned", "--output", "packed"]) == 0
+    for source, output in (("packed", "one"), ("pruned", "other")):
+        assert main(["prune", source, "--method", "magnitude", "--pattern", "75%", "--output", output]) == 0
+    one, other = (mp.load_model(pruned.parent / name)[0] for name in ("one", "other"))
+    assert same_parameters(one, other)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

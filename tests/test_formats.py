@@ -307,6 +307,10 @@ CRAFTED = {
     "an index twice": (CSR, lambda s: {"indices": s.indices * 0}),
     "pointers not rising": (CSR, lambda s: {"pointers": s.pointers.flip(0)}),
     "last pointer too large": (CSR, lambda s: {"pointers": s.pointers.long() * 2}),
+    "pointers whose differences wrap around": (
+        CSR,
+        lambda s: {"pointers": torch.cat([torch.tensor([0, 2**63 - 1, -2]), s.pointers[3:].long()])},
+    ),
     "pointers of floats": (CSR, lambda s: {"pointers": s.pointers.float()}),
     "a pointer less": (CSC, lambda s: {"pointers": s.pointers[:-1]}),
     "values missing": (CSC, lambda s: {"values": s.values[1:]}),

@@ -2,7 +2,7 @@
 
 CSR goes row by row: `indices` holds the column of each value, and row i owns values pointers[i] to pointers[i+1].
 CSC is the same thing column by column. Bits per weight of a matrix with sparsity s, values of b and indices of i bits,
-pointers of p bits, lines of length n: (1 - s) (b + i) + p / n. The format is older than its many textbook descriptions.
+pointers of p bits, lines of length n: (1 - s) (b + i) + p / n.
 """
 
 from collections.abc import Iterator
@@ -108,7 +108,8 @@ def lines_problem(indices: Tensor, pointers: Tensor, lines: int, length: int, st
         if tuple(array.shape) != (wanted,) or array.dtype not in UNSIGNED:
             return f"{wanted} {what} of whole numbers are needed, not {array.dtype} {tuple(array.shape)}"
     ends, places = pointers.long(), indices.long()
-    if int(ends[0]) != 0 or int(ends[-1]) != stored or bool((ends.diff() < 0).any()):
+    inside = 0 <= int(ends.min()) and int(ends.max()) <= stored  # first, since differences of huge numbers wrap around
+    if not inside or int(ends[0]) != 0 or int(ends[-1]) != stored or bool((ends.diff() < 0).any()):
         return f"the pointers do not rise from 0 to the {stored} stored values"
     if stored and not 0 <= int(places.min()) <= int(places.max()) < length:
         return f"an index of {int(places.min())}..{int(places.max())} is outside 0..{length - 1}"
