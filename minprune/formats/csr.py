@@ -108,7 +108,7 @@ def lines_problem(indices: Tensor, pointers: Tensor, lines: int, length: int, st
         if tuple(array.shape) != (wanted,) or array.dtype not in UNSIGNED:
             return f"{wanted} {what} of whole numbers are needed, not {array.dtype} {tuple(array.shape)}"
     ends, places = pointers.long(), indices.long()
-    inside = 0 <= int(ends.min()) and int(ends.max()) <= stored  # first, since differences of huge numbers wrap around
+    inside = int(ends.min()) >= 0 and int(ends.max()) <= stored  # first: differences of huge numbers wrap around
     if not inside or int(ends[0]) != 0 or int(ends[-1]) != stored or bool((ends.diff() < 0).any()):
         return f"the pointers do not rise from 0 to the {stored} stored values"
     if stored and not 0 <= int(places.min()) <= int(places.max()) < length:
