@@ -358,7 +358,7 @@ def disturbed(stored, dice):
         value = made[name]
         if isinstance(value, torch.Tensor):
             value = value.clone()
-            what = dice.choice(["byte", "cut", "grow", "dtype", "zero", "reshape"])
+            what = dice.choice(["byte", "cut", "grow", "dtype", "zero", "extreme", "reshape"])
             if what == "byte" and value.numel():
                 raw = value.view(-1).view(torch.uint8)
                 raw[dice.randrange(len(raw))] = dice.randrange(256)
@@ -368,6 +368,10 @@ def disturbed(stored, dice):
                 value = torch.cat([value, value[:1]])
             elif what == "dtype":
                 value = value.to(dice.choice([torch.int64, torch.float32, torch.uint8, torch.bool]))
+            elif what == "extreme" and value.numel() and not value.is_floating_point():
+                value = value.long()  # differences of such numbers wrap around
+                for _ in range(dice.choice([1, 2, 3])):
+                    value.view(-1)[dice.randrange(value.numel())] = dice.choice([2**63 - 1, -(2**63), 2**62, -2, -1])
             elif what == "zero":
                 value = value * 0
             else:
