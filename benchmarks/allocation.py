@@ -35,10 +35,18 @@ PROTOCOL = {
 }
 RULES = ("uniform", "optimal", "ramp", "owl", "inverse", "global")
 FEW = ("uniform", "ramp", "optimal", "owl")
+PAIR = FEW[:2]
 SLOPES = ("slope -0.1", "slope 0", "slope 0.1", "slope 0.2", "slope 0.3")
 ORDER = [  # (method, pattern, rules, seeds), the most telling first
     ("wanda", "60%", FEW, (0,)),
+    ("wanda", "70%", PAIR, (0, 1, 2)),
+    ("wanda", "60%", PAIR, (1, 2)),
+    ("sparsegpt", "70%", PAIR, (0,)),
     ("wanda", "70%", FEW, (0,)),
+    ("sparsegpt", "70%", PAIR, (1, 2)),
+    ("wanda", "60%", ("global",), (0,)),
+    ("sparsegpt", "60%", PAIR, (0,)),
+    ("wanda", "50%", PAIR, (0,)),
     ("wanda", "70%", FEW, (1, 2)),
     ("wanda", "60%", FEW, (1, 2)),
     ("sparsegpt", "70%", FEW, (0,)),
