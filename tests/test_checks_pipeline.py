@@ -1,0 +1,115 @@
+"""The checks of chapters 08 and 10 beyond what test_checks.py asks: PyTorch and the package agree, two bugs at once."""
+
+import random
+from dataclasses import fields, replace
+from itertools import combinations
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import minprune as mp
+from minprune import checks
+
+RECIPES = [(w.name, w.function) for w in checks.prune_chain.wrong]
+OURS = [e for e in checks.EXERCISES.values() if e.chapter in (8, 10)]
+
+
+def cases(exercise):
+    return [pytest.param(case, id=case.label) for case in exercise.cases()]
+
+
+def changed(recipe):
+    """The fields in which a recipe differs from the right one."""
+    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
+
+
+def pairs(count):
+    """Pairs of bugs that can be made at once, since they are in different places."""
+    able = [p for p in combinations(RECIPES, 2) if not changed(p[0][1]).keys() & changed(p[1][1]).keys()]
+    return random.Random(8).sample(able, count)
+
+
+@pytest.mark.parametrize("case", cases(checks.prune_chain))
+def test_prune_chain_is_one_pass_with_pre_hooks(case):
+    """All batches at once through layers that are pruned right before they are applied."""
+    weights, batches, prune = case.args
+    chain = nn.Sequential()
+
+    def prune_it(layer, args):
+        layer.weight.data.copy_(prune(layer.weight, args[0].T @ args[0]))
+
+    for W in weights:
+        layer = nn.Linear(*W.shape, bias=False)
+        layer.weight.data = W.clone()
+        layer.register_forward_pre_hook(prune_it)
+        chain.extend([layer, nn.ReLU()])
+    with torch.no_grad():
+        chain(torch.cat(batches))
+    assert_close(checks.prune_chain.reference(*case.args), torch.stack([layer.weight.data for layer in chain[::2]]))
+
+
+@pytest.mark.parametrize(("one", "other"), [pytest.param(*p, id=f"{p[0][0]}, {p[1][0]}") for p in pairs(20)])
+def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
+    verdict = checks.prune_chain(replace(one[1], **changed(other[1])))
+    assert not verdict.passed and verdict.bug in (None, one[0], other[0]), str(verdict)
+
+
+@pytest.mark.parametrize("case", cases(checks.towards_dense))
+def test_towards_dense_is_a_minimum(case):
+    """No other weights have a lower error plus damping."""
+    W, X_hat, X, damp = (a.double() if isinstance(a, torch.Tensor) else a for a in case.args)
+    mu = damp * X_hat.square().sum(0).mean()
+
+    def loss(V):
+        return (X_hat @ V.T - X @ W.T).square().sum() + mu * (V - W).square().sum()
+
+    best = checks.towards_dense.reference(W, X_hat, X, damp)
+    for seed in range(50):
+        step = 1e-3 * torch.randn(W.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert loss(best + step) > loss(best)
+
+
+@pytest.mark.parametrize("case", cases(checks.split_error))
+def test_the_two_parts_add_up_to_the_error(case):
+    h, h_hat, block, pruned = case.args
+    assert_close(checks.split_error.reference(*case.args).sum(0), pruned(h_hat) - block(h))
+
+
+@pytest.mark.parametrize("case", cases(checks.mix_grams))
+def test_a_mixture_is_what_repeated_texts_would_give(case):
+    """Text k read so often that its tokens are its share: the same as the Gram matrix of that, up to a factor."""
+    grams, tokens, shares = case.args
+    times = [share / n for share, n in zip(shares, tokens, strict=True)]
+    repeated = sum(t * G for t, G in zip(times, grams, strict=True))
+    mixed = checks.mix_grams.reference(*case.args)
+    assert_close(mixed / mixed.trace(), repeated / repeated.trace())
+    assert_close(checks.mix_grams.reference([G * 0 + n for G, n in zip(grams, tokens, strict=True)], tokens, shares),
+                 torch.full_like(grams[0], sum(tokens)))  # inputs that are all 1: G counts the tokens  # fmt: skip
+
+
+@pytest.mark.parametrize("case", cases(checks.cut_with_bos))
+def test_cut_with_bos_is_what_the_package_cuts(case):
+    from minprune.data import cut, window_starts
+
+    ids, length, bos = case.args
+    windows = cut(ids, window_starts(len(ids), length - 1, None), length, [bos])
+    assert torch.equal(checks.cut_with_bos.reference(*case.args), windows)
+
+
+def test_damping_is_chosen_where_dampings_differ():
+    """In every case the best damping is better than the second best by a margin that rounding cannot close."""
+    for case in checks.choose_damping.cases():
+        W, fit, validation, damps, prune = case.args
+        losses = sorted(mp.layer_error(W, prune(W, fit, damp), validation) for damp in damps)
+        assert losses[1] > 1.02 * losses[0], (case.label, losses)
+
+
+def test_no_message_gives_the_solution_away():
+    for exercise in OURS:
+        for wrong in exercise.wrong:
+            text = str(exercise(wrong.function))
+            for code in ("torch.", "dim=", ".T @", "solve(", "setdefault", "id(", "tuple(", "stack("):
+                assert code not in text, (wrong.name, code)
+    assert len(OURS) == 8
