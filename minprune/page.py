@@ -172,7 +172,7 @@ def _protocol(measured: dict) -> list[tuple[str, str]]:
 
 def _reconstruction(how: dict) -> list[tuple[str, str]]:
     """Its settings, and of the errors of all blocks in all epochs the median block's first and last."""
-    ends = [(errors[0], errors[-1]) for errors in how.get("errors", []) if errors]
+    ends = [(errors[0], errors[-1]) for errors in how.get("errors", {}).values() if errors]
     settings = [(key, _words(value)) for key, value in how.items() if key != "errors"]
     if not ends:
         return settings

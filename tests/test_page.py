@@ -131,7 +131,11 @@ def test_perplexities_and_samples_stand_there_if_they_were_made_and_only_then():
 
 
 def test_a_reconstruction_is_told_by_its_settings_and_the_median_blocks_error():
-    how = {"epochs": 2, "rate": 0.03, "errors": [[0.4, 0.2], [0.1, 0.05], [0.9, 0.3]]}
+    how = {
+        "epochs": 2,
+        "rate": 0.03,
+        "errors": {"model.layers.0": [0.4, 0.2], "model.layers.1": [0.1, 0.05], "model.layers.2": [0.9, 0.3]},
+    }
     said = Page(render(record(reconstruction=how))).said()
     assert "0.4 in the first epoch, 0.2 in the last" in said and "0.9" not in said and "epochs" in said
     assert "Reconstruction" not in Page(render(record(reconstruction={}))).said()
