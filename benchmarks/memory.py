@@ -4,7 +4,7 @@ The model is written block by block, in bfloat16, and never in memory as a whole
 `prune_checkpoint`, each in a process of its own, which notes what it occupies (resident, from the operating system)
 when a block is finished, the highest value since the block before (sampled every 20 ms), and its peak at the end.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py [--blocks 57] [--width 2048] [--folder SCRATCH] [--output FILE]
+    OMP_NUM_THREADS=1 python benchmarks/memory.py [--blocks 58] [--width 2048] [--folder SCRATCH] [--output FILE]
 
 Random weights prune as fast as trained ones and need the same memory; nothing else about them would be of interest.
 """
@@ -114,7 +114,7 @@ def measure(src: str, dst: str, method: str, samples: int, length: int, batch_si
 def main() -> None:
     """Measure what is not in the file yet, one line a method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=57)
+    parser.add_argument("--blocks", type=int, default=58)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)

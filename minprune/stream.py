@@ -6,10 +6,12 @@ library renames or merges tensors while loading (Mixtral's experts), the model i
 through the same functions.
 """
 
+import ctypes
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +109,17 @@ class Streamed(Whole):
         return [name for name in self.places if name.startswith(start) != (part is None)]
 
     def load(self, part: int | None) -> None:
-        state, missing = self.model.state_dict(), {}
-        for name, value in self._read(name for name in self.names(part) if state[name].is_meta):
-            missing[name] = value.to(self.device, state[name].dtype, copy=True)  # not a view of the file
-        self.model.load_state_dict(missing, strict=False, assign=True)
+        state = self.model.state_dict()
+        wanted = {name: state[name] for name in self.names(part) if state[name].is_meta}
+        places = dict(zip(wanted, _in_one_piece(list(wanted.values()), self.device), strict=True))
+        for name, value in self._read(wanted):
+            places[name].copy_(value)
+        self.model.load_state_dict(places, strict=False, assign=True)
 
     def free(self, part: int) -> None:
         empty = {name: value.to("meta") for name, value in self.tensors(part).items()}
         self.model.load_state_dict(empty, strict=False, assign=True)
+        _return_memory()
 
     def skip(self, part: int, path: Path) -> None:
         pass  # its file is a part of the output already
@@ -214,6 +219,29 @@ def _match(model: nn.Module, stored: dict[str, Place]) -> dict[str, Place] | Non
         else:
             return None
     return places
+
+
+def _in_one_piece(like: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Uninitialised tensors of these shapes and dtypes in one allocation.
+
+    So large a piece goes back to the system when it is freed. Single tensors would leave holes between what else is
+    allocated meanwhile, and the holes would add up block by block.
+    """
+    sizes = [-(-value.nbytes // 64) * 64 for value in like]
+    pieces = torch.empty(sum(sizes), dtype=torch.uint8, device=device).split(sizes)
+    return [
+        piece[: value.nbytes].view(value.dtype).view(value.shape) for piece, value in zip(pieces, like, strict=True)
+    ]
+
+
+def _return_memory() -> None:
+    """Let the C library give freed memory back to the system.
+
+    glibc keeps what is freed between two pieces that are still in use. Of a block of 100 MB about 60 MB stayed that way
+    (book/results/memory.json is measured with this in place): after 57 blocks more than half of the model.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tensor(place: Place) -> Tensor:
