@@ -71,6 +71,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/depth.py book/results/pipeline.json
 	@$(BIN)/python benchmarks/calibration.py book/results/calibration.json
 	@$(BIN)/python benchmarks/recipe.py book/results/recipe.json
+	@$(BIN)/python benchmarks/lottery.py book/results/lottery.json
 
 clean:  ## Remove what make and the book made, but not the assets
 	@rm -rf $(VENV) _build demo-output student *.egg-info
