@@ -1,0 +1,64 @@
+"""The pages of advice quote the measured data: every "N x" on them and every row of their tables."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+BOOK = Path(__file__).parent.parent / "book"
+NAMES = {"sparsegpt": "SparseGPT", "admm": "ADMM"}
+PAGES = ("which-method.md", "trouble-shooting.md")
+
+
+def sweep():
+    """(method, pattern) -> the run with seed 0, or without one."""
+    runs = map(json.loads, (BOOK / "results" / "sweep.jsonl").read_text().splitlines())
+    return {(run["method"], run["pattern"]): run for run in runs if run["seed"] in (None, 0)}
+
+
+def shown(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_multiple_of_dense_stands_in_the_sweep(page):
+    known = {shown(value) for run in sweep().values() for value in run["relative"].values()}
+    quoted = re.findall(r"([\d.,]*\d) x(?! \d)", (BOOK / page).read_text())
+    assert len(quoted) > 5
+    assert not set(quoted) - known
+
+
+def test_the_table_of_methods_and_patterns_is_the_sweeps():
+    lines = (BOOK / "which-method.md").read_text().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("| method | 10 %"))
+    patterns = [cell.strip().replace(" ", "") for cell in lines[start].split("|")[2:-1]]
+    rows = [line for line in lines[start + 2 : start + 9] if line.startswith("|")]
+    assert len(rows) >= 4
+    runs = sweep()
+    for row in rows:
+        method, *cells = (cell.strip() for cell in row.split("|")[1:-1])
+        for pattern, cell in zip(patterns, cells, strict=True):
+            run = runs.get((method, pattern))
+            assert cell == (shown(run["relative"]["wikipedia"]) if run else ""), (method, pattern)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_seconds_of_one_core_are_the_sweeps(page):
+    text = (BOOK / page).read_text()
+    quoted = {method: re.search(rf"(?:{name})\D{{0,40}}?(\d+) s\b", text) for method, name in NAMES.items()}
+    for method, found in quoted.items():
+        assert found, method
+        assert int(found[1]) == round(sweep()[method, "50%"]["seconds"]["processor"])
+
+
+def test_the_table_of_zeros_is_the_measured_one():
+    cells = json.loads((BOOK / "results" / "zeros.json").read_text())["cells"]
+    ratios = {(cell["storage"], cell["sparsity"], cell["tokens"]): cell["ratio"] for cell in cells}
+    table = (BOOK / "which-method.md").read_text().split(":name: tbl-zeros")[1].split("```")[0]
+    rows = [re.findall(r"- (.+)", row) for row in table.split("* ")[2:]]
+    assert [row[0] for row in rows] == ["50 %", "90 %", "99 %"]
+    for row in rows:
+        sparsity = float(row[0].split()[0]) / 100
+        wanted = [ratios[storage, sparsity, tokens] for tokens in (1, 512) for storage in ("dense", "csr")]
+        assert row[1:] == [f"{ratio:.2g}" for ratio in wanted]
