@@ -111,6 +111,34 @@ def measure(src: str, dst: str, method: str, samples: int, length: int, batch_si
     )
 
 
+def draw(cells: list[dict], path: Path) -> None:
+    """Draw the highest resident memory from block to block, beside the size of the whole model."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    from minprune.plots import LOOKS, use_style
+
+    use_style()
+    figure, axes = plt.subplots(figsize=(7.6, 3.4))
+    whole = 2 * cells[0]["parameters"] / GIGA  # bfloat16
+    axes.axhline(whole, color=LOOKS["dense"].color, linestyle="--", linewidth=1.2)
+    axes.annotate("the weights of the whole model", (1, whole), (0, -13), textcoords="offset points")
+    for cell in cells:
+        look, peaks = LOOKS[cell["method"]], cell["peak_in_block_gb"]
+        style = {"color": look.color, "marker": look.marker, "markersize": 4, "linewidth": 1.2}
+        axes.plot(range(1, len(peaks) + 1), peaks, label=cell["method"], **style)
+    axes.set_ylim(0, whole * 1.08)
+    axes.set_xlabel("block")
+    axes.set_ylabel("highest resident memory (GB)")
+    axes.legend(loc="center right")
+    highest = max(cell["peak_gb"] for cell in cells)
+    axes.set_title(f"{cells[0]['parameters'] / GIGA:.1f} B parameters in at most {highest:.1f} GB, at every depth")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def main() -> None:
     """Measure what is not in the file yet, one line a method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,6 +150,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["wanda", "sparsegpt"])
     parser.add_argument("--folder", help="where to put the models, which need twice their size (a temporary folder)")
     parser.add_argument("--output", type=Path, default=Path("book/results/memory.json"))
+    parser.add_argument("--figure", type=Path, help="where to draw the memory over depth, as a picture")
     args = parser.parse_args()
     protocol = {
         "model": f"Llama with random weights, {args.blocks} blocks of width {args.width}, bfloat16",
@@ -130,15 +159,14 @@ def main() -> None:
         "seed": str(SEED),
     }
     cells = load_cells(args.output)
+    wanted = {method: {"method": method, "blocks": args.blocks, "width": args.width} for method in args.methods}
+    missing = [m for m, cell in wanted.items() if not any(cell.items() <= done.items() for done in cells)]
     spawn = multiprocessing.get_context("spawn")  # a process of its own each: ru_maxrss never goes down
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         src, dst = Path(folder) / "dense", Path(folder) / "pruned"
         src.mkdir()
-        parameters = write_model(src, args.blocks, args.width)
-        for method in args.methods:
-            cell = {"method": method, "blocks": args.blocks, "width": args.width, "parameters": parameters}
-            if any(cell.items() <= done.items() for done in cells):
-                continue
+        parameters = write_model(src, args.blocks, args.width) if missing else 0
+        for method in missing:
             results = spawn.Queue()
             given = (str(src), str(dst), method, args.samples, args.length, args.batch_size, results)
             process = spawn.Process(target=measure, args=given)
@@ -146,11 +174,13 @@ def main() -> None:
             process.join()
             if process.exitcode:
                 raise SystemExit(f"{method} failed")
-            cells.append({**cell, **results.get()})
+            cells.append({**wanted[method], "parameters": parameters, **results.get()})
             shutil.rmtree(dst)
             command = f"OMP_NUM_THREADS=1 python benchmarks/memory.py --blocks {args.blocks} --width {args.width}"
             save(args.output, command, protocol, cells)
             print(f"{method}: {parameters / GIGA:.2f} B parameters, peak {cells[-1]['peak_gb']:.2f} GB", flush=True)
+    if args.figure:
+        draw(cells, args.figure)
 
 
 if __name__ == "__main__":

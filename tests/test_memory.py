@@ -1,0 +1,40 @@
+"""book/results/memory.json: 3 B parameters under 3 GB, flat over depth; and one of its peaks measured again."""
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "book" / "results" / "memory.json"
+
+
+@pytest.fixture
+def cells():
+    return {cell["method"]: cell for cell in json.loads(RESULTS.read_text())["cells"]}
+
+
+def test_three_billion_parameters_need_less_than_three_gigabytes_whatever_the_depth(cells):
+    assert "wanda" in cells
+    for cell in cells.values():
+        assert cell["parameters"] >= 3e9 and cell["peak_gb"] < 3 and cell["sparsity"] == pytest.approx(0.5, abs=1e-6)
+        assert len(cell["peak_in_block_gb"]) == cell["blocks"]
+        early, late = cell["peak_in_block_gb"][1 : cell["blocks"] // 2], cell["peak_in_block_gb"][cell["blocks"] // 2 :]
+        assert statistics.median(late) < 1.05 * statistics.median(early)
+        assert max(late) < 1.1 * max(early)
+
+
+@pytest.mark.slow
+def test_a_peak_is_found_again_with_two_blocks(cells, tmp_path):
+    """The same widths and tokens; 15 % of tolerance, since allocators and libraries differ."""
+    method = random.SystemRandom().choice(sorted(cells))
+    command = [sys.executable, "benchmarks/memory.py", "--blocks", "2", "--methods", method]
+    subprocess.run(
+        [*command, "--folder", str(tmp_path), "--output", str(tmp_path / "memory.json")], cwd=ROOT, check=True
+    )
+    again = json.loads((tmp_path / "memory.json").read_text())["cells"][0]
+    assert again["peak_gb"] == pytest.approx(cells[method]["peak_gb"], rel=0.15)
