@@ -99,6 +99,10 @@ def interrupted(folder, family, changes, way, kill):
     recover(model, counting(), recipe, test=test, state=folder / "state", save_every=2, after_step=die)
 
 
+HEAVY = ["pytest", "scipy.special", "minprune.driver", "minprune.training.recover"]  # imported once for all children
+HEAVY += [f"transformers.models.{family}.modeling_{family}" for family in ("llama", "gpt2")]
+
+
 @pytest.mark.parametrize(("family", "way"), [("gpt2", "full"), ("llama", "adapters")])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, family, way):
     """GPT-2 has dropout: its random numbers must not depend on where the run was interrupted."""
@@ -107,7 +111,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, family, way):
     whole = pruned(family, **changes)
     expected = recover(whole, counting(), recipe, test=test)
     clean = multiprocessing.get_context("forkserver")  # a fork of this process would have its autograd half
-    clean.set_forkserver_preload(["transformers", "minprune.training.recover", "tiny"])
+    clean.set_forkserver_preload(HEAVY)
     for kill in (1, 3, 5):  # each continues what the one before it left
         child = clean.Process(target=interrupted, args=(tmp_path, family, changes, way, kill))
         child.start()
