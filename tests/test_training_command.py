@@ -101,6 +101,17 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recover, tmp_path, monkeypatch,
     assert rows[0] == rows[1]
 
 
+def test_a_run_that_was_killed_before_its_first_state_begins_anew(recover):
+    os.mkdir("out.partial")
+    Path("out.partial/training.state.new").write_bytes(b"half")
+    assert "out.partial is in the way" in recover()[2]
+    Path("out.partial/letter.txt").write_text("somebody else's")
+    assert "out.partial is in the way" in recover("--resume")[2]
+    os.remove("out.partial/letter.txt")
+    assert recover("--resume", steps=2)[0] == 0
+    assert "training.state.new" not in os.listdir("out")
+
+
 def test_adapters_and_a_teacher(recover, tiny_folder):
     code, _, err = recover("--adapters", 2, "--teacher", tiny_folder, "--hidden", 0.5)
     assert (code, err) == (0, "")

@@ -16,7 +16,8 @@ def training_folder(path: str | Path, resume: bool = False, overwrite: bool = Fa
     """Yield `PATH.partial`, whose file `STATE` is for `recover`; it is renamed to `path` if the block ends well.
 
     If the block fails or is interrupted, the folder stays if there is a state in it, and the exception says so. resume:
-    go on in what such a run left. overwrite: begin anew in its place, or in that of a finished output of minprune.
+    go on in what such a run left, from its state or, if it was killed before there was one, anew. overwrite: begin anew
+    in its place, or in that of a finished output of minprune.
     Raises `PruneError` before the block if `path` cannot become the output.
     """
     path = Path(path).expanduser().resolve()
@@ -26,7 +27,7 @@ def training_folder(path: str | Path, resume: bool = False, overwrite: bool = Fa
     if partial.is_dir() and overwrite and not resume:
         shutil.rmtree(partial)
     try:
-        partial.mkdir(parents=True, exist_ok=resume and state.exists())
+        partial.mkdir(parents=True, exist_ok=resume and _is_ours(partial))
     except FileExistsError:
         raise PruneError(
             f"{partial} is in the way: another run is writing it, or one was stopped; if so, resume or overwrite it"
@@ -44,5 +45,11 @@ def training_folder(path: str | Path, resume: bool = False, overwrite: bool = Fa
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
         error.add_note(kept)
         raise
-    state.unlink(missing_ok=True)
+    for path_of_state in partial.glob(f"{STATE}*"):
+        path_of_state.unlink()
     move(partial, path)
+
+
+def _is_ours(partial: Path) -> bool:
+    """Whether a .partial folder was left by a training run: it has a state, or nothing but the beginning of one."""
+    return (partial / STATE).exists() or all(path.name.startswith(STATE) for path in partial.glob("*"))
