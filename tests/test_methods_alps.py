@@ -38,6 +38,19 @@ def test_every_conjugate_gradient_step_lowers_every_rows_error(dtype):
     assert (costs[1:] < costs[:-1]).all()
 
 
+@given(st.integers(4, 48), st.floats(0.05, 1.1), st.integers(0, 999), st.sampled_from([1, 10, 40, 100]))
+@SETTINGS
+def test_conjugate_gradients_of_a_singular_gram_matrix_stop_where_only_rounding_is_left(d_in, share, seed, steps):
+    """Fewer tokens than inputs and no damping: what follows the last meaningful step divides rounding by rounding."""
+    W, stats = observed(6, d_in, tokens=max(1, round(share * d_in)), seed=seed, dtype=torch.float32, sizes=True)
+    V, G, _ = unit_diagonal(W, stats.gram, 0.0)
+    keep = torch.rand(6, d_in, generator=torch.Generator().manual_seed(seed)) >= 0.5
+    found = conjugate_gradients(V, G, V, keep, steps)
+    before, after = ((E @ G.double() * E).sum(1) for E in ((V - A).double() for A in (V * keep, found)))
+    whole = (V.double() @ G.double() * V.double()).sum(1)
+    assert (after <= before + 1e-5 * whole).all()
+
+
 @pytest.mark.parametrize("text", ["60%", "60%:row", "2:4"])
 def test_alps_beats_admm_and_admm_beats_sparsegpt_on_most_layers(text):
     methods = ("sparsegpt", "admm", "alps")

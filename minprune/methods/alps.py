@@ -102,12 +102,13 @@ def conjugate_gradients(V: Tensor, G: Tensor, start: Tensor, keep: Tensor, steps
     residual = ((V - A) @ G).mul_(keep)  # minus half the gradient on what is kept
     direction = residual
     size = residual.square().sum(1, keepdim=True)  # (d_out, 1)
-    tiny = torch.finfo(V.dtype).tiny  # a row that is solved has residual and direction 0 and stays as it is
+    solved = len(G) * torch.finfo(V.dtype).eps ** 2 * size  # below this a residual is rounding, and so is its direction
     for _ in range(steps):
         G_direction = (direction @ G).mul_(keep)
-        pace = size / (direction * G_direction).sum(1, keepdim=True).clamp_min(tiny)
+        curvature = (direction * G_direction).sum(1, keepdim=True)
+        pace = torch.where((size > solved) & (curvature > 0), size / curvature, 0)  # 0: the row stays as it is
         A = A + pace * direction
         residual = residual - pace * G_direction
         before, size = size, residual.square().sum(1, keepdim=True)
-        direction = residual + size / before.clamp_min(tiny) * direction
+        direction = residual + torch.where(pace > 0, size / before, 0) * direction
     return A
