@@ -25,3 +25,8 @@ def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) 
         "versions": versions(),
     }
     path.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
+
+
+def short(value: float) -> float:
+    """Six significant digits, enough to compare and short to read."""
+    return float(f"{value:.6g}")
