@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-import torch
 from test_checkpoint import write_checkpoint
 from tiny import tiny_tokens
 
@@ -56,10 +55,12 @@ def weights(folder):
 
 
 def kill_and_resume(tmp_path, kills, seed):
-    """Runs that are killed `kills` times at random moments; returns at how many different states they were."""
+    """Runs that are killed `kills` times at random moments; returns at how many different states they were.
+
+    With one thread: a fork of a process with a pool of threads would wait for them.
+    """
     chance, states = random.Random(seed), set()
     src = write_checkpoint(tmp_path / "src", num_hidden_layers=BLOCKS)
-    torch.set_num_threads(1)  # a fork of a process with a pool of threads would wait for them
     began = time.monotonic()
     mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), **OPTIONS)
     seconds, expected = time.monotonic() - began, weights(tmp_path / "plain")
@@ -88,12 +89,12 @@ def kill_and_resume(tmp_path, kills, seed):
     return len(states)
 
 
-def test_killed_at_a_few_random_moments(tmp_path):
+def test_killed_at_a_few_random_moments(tmp_path, one_thread):
     assert kill_and_resume(tmp_path, kills=6, seed=time.time_ns()) > 1
 
 
 @pytest.mark.slow
-def test_killed_a_hundred_times_at_random_moments(tmp_path):
+def test_killed_a_hundred_times_at_random_moments(tmp_path, one_thread):
     assert kill_and_resume(tmp_path, kills=100, seed=time.time_ns()) > 10
 
 

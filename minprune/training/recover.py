@@ -2,7 +2,8 @@
 
 A plain loop: draw windows, loss, gradients, clip, AdamW, with the zeros kept by masks.py (all weights are trained) or
 adapters.py (only low-rank adapters are). What a step does depends on its number and on the state that the last one
-left, and on nothing else, so a run that was killed goes on to the very bits that an uninterrupted one ends with.
+left, and on nothing else, so a run that was killed goes on to the very bits that an uninterrupted one ends with (on as
+many threads).
 """
 
 import hashlib
@@ -156,7 +157,7 @@ class _Run:
         self.model, self.recipe, self.trained, self.test, self.loss = model, recipe, trained, test, loss
         matrices, others = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr)
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, fused=True)
         self.step = self.tokens = 0
         self.losses: list[float] = []  # since the last row
         self.done = Recovery(recipe, zeros)
