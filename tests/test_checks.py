@@ -12,6 +12,7 @@ import answers_lottery
 import answers_optimum
 import answers_pipeline
 import answers_predictions
+import answers_schedules
 import answers_surgeon
 import answers_wanda
 import numpy as np
@@ -160,6 +161,7 @@ RIGHT = {
     **answers_optimum.RIGHT,
     **answers_pipeline.RIGHT,
     **answers_predictions.RIGHT,
+    **answers_schedules.RIGHT,
     **answers_wanda.RIGHT,
     **answers_allocation.RIGHT,
     **answers_formats.RIGHT,
@@ -224,6 +226,7 @@ REJECTED = {
     **answers_optimum.REJECTED,
     **answers_pipeline.REJECTED,
     **answers_predictions.REJECTED,
+    **answers_schedules.REJECTED,
     **answers_wanda.REJECTED,
     **answers_allocation.REJECTED,
     **answers_formats.REJECTED,

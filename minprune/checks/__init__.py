@@ -29,6 +29,7 @@ from minprune.checks import (
     predictions,
     prices,
     removals,
+    schedules,
     scores,
     search,
     several,
@@ -53,6 +54,7 @@ EXERCISES: dict[str, Exercise] = collect(
     calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
     tickets.EXERCISES,  # chapter 15
+    schedules.EXERCISES,  # chapter 16
     formats.EXERCISES + packing.EXERCISES,  # chapter 18
 )
 
