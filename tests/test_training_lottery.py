@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 import minprune as mp
-from minprune.training.activations import pruned_activations
+from minprune.training.activations import pruned_activations, thresholds
 from minprune.training.lottery import find_tickets, random_ticket, reinitialise, shares, state_of
 from minprune.training.masks import keeping, linear_layers, sparsity_of
 from minprune.training.schedule import Gradual, Schedule
@@ -230,6 +230,20 @@ def test_a_weight_comes_back_unless_the_zeros_themselves_are_ranked(scope, strai
     assert pruner.returned == 0 and shrank_only
 
 
+@pytest.mark.parametrize("kind", ["one-shot", "cubic"])
+def test_a_schedule_that_did_not_come_to_its_end_is_told(kind):
+    """A loop over range(20) never makes the update before step 20."""
+    network = net()
+    begin, end = (20, 0) if kind == "one-shot" else (4, 20)
+    pruner = Gradual(linear_layers(network), Schedule(kind, 0.8, begin, end, 4))
+    for step in range(20):
+        pruner.update(step)
+    with pytest.raises(mp.PruneError, match=r"the schedule ends at 80.0%.*call update\(20\)"):
+        pruner.finish()
+    pruner.update(20)
+    assert sparsity_of(pruner.finish()) == pytest.approx((53 + 26) / 99)
+
+
 def test_behind_the_mask_weights_wait_or_learn():
     """Without weight decay and momentum a masked weight stays to the bit, or with straight_through moves."""
     for straight_through, moves in ((False, False), (True, True)):
@@ -273,6 +287,35 @@ def test_a_layer_with_pruned_activations_multiplies_by_the_masked_input():
     kept = torch.tensor([[0, 0, 2.0, -3.0, 0, 0], [1.0, 0, 0, 0, 0, -9.0]])
     assert_close(found, kept @ layer.weight.T + layer.owner.bias)
     assert (activity.seen, activity.zeroed) == (12, 8)
+
+
+def test_each_layer_has_its_own_threshold():
+    """By brute force: sort what a layer reads, in plain Python; nothing is ever above the share that was asked for."""
+    model, tokens = tiny_model("llama"), tiny_tokens()
+    layers = mp.find_layers(model, include=["*.o_proj", "*.down_proj"])
+    read: dict = {layer: [] for layer in layers}
+    hooks = [
+        layer.owner.register_forward_pre_hook(lambda module, args, layer=layer: read[layer].append(args[0]))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        model(input_ids=tokens)
+    for hook in hooks:
+        hook.remove()
+    found = thresholds(model, layers, tokens, 0.3)
+    for layer, inputs in read.items():
+        sizes = sorted(inputs[0].abs().flatten().tolist())
+        assert found[layer] == sizes[round(0.3 * len(sizes)) - 1]
+    first = layers[0]  # nothing before it was pruned
+    with torch.no_grad(), pruned_activations(layers, found) as activity:
+        model(input_ids=tokens)
+    part = activity.by_layer[first.name]
+    assert part.zeroed == round(0.3 * part.seen)
+    assert activity.zeroed == sum(p.zeroed for p in activity.by_layer.values()) and len(activity.by_layer) == 4
+    assert set(thresholds(model, layers, tokens, 0.0).values()) == {0.0}
+    with pytest.raises(mp.PruneError, match=r"sparsity 1.2 is not within"):
+        thresholds(model, layers, tokens, 1.2)
+    assert not any(layer.owner._forward_pre_hooks for layer in layers)
 
 
 def test_a_mask_of_activations_written_into_the_weights_is_what_all_inputs_so_far_had_in_common():

@@ -5,29 +5,41 @@
 The mask belongs to one token's input, so it must never be written into the weights. A published snippet does just that,
 `weight *= mask` in a forward hook: after the first input every column of an inactive input is zero for good, and the
 next input can only make more so. Chapter 16 shows what is left of the model.
+
+Layers read inputs of very different size, so that one threshold for all prunes some of them away and others hardly at
+all: `thresholds` gives each layer its own.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from minprune.errors import PruneError
 from minprune.model import Layer
+from minprune.training.masks import Handles
 
 
 @dataclass
 class Activity:
-    """How many numbers layers have read, and how many of them were set to zero."""
+    """How many numbers layers have read, and how many of them were set to zero; by_layer: the same for each by name."""
 
     seen: int = 0
     zeroed: int = 0
+    by_layer: dict[str, "Activity"] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
         """The fraction of zeroed inputs; 0 if nothing was read."""
         return self.zeroed / max(self.seen, 1)
+
+    def add(self, layer: str, seen: int, zeroed: int) -> None:
+        """Count what this layer has read."""
+        for part in (self, self.by_layer.setdefault(layer, Activity())):
+            part.seen += seen
+            part.zeroed += zeroed
 
 
 def small_to_zero(X: Tensor, threshold: float) -> Tensor:
@@ -35,31 +47,65 @@ def small_to_zero(X: Tensor, threshold: float) -> Tensor:
     return X.masked_fill(X.abs() <= threshold, 0)
 
 
+@torch.no_grad()
+def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsity: float) -> dict[Layer, float]:
+    """For each layer the size that the fraction `sparsity` of its inputs does not exceed, on these windows.
+
+    tokens: (windows, length), all sent through the unchanged model in one call. Raises `PruneError` for a sparsity
+    that is none and for experts.
+    """
+    if not 0 <= sparsity <= 1:
+        raise PruneError(f"sparsity {sparsity:g} is not within 0..1: it is the share of inputs that count as zero")
+    found: dict[Layer, float] = {}
+
+    def measure(layer: Layer, X: Tensor) -> Tensor:
+        smallest = round(sparsity * X.numel())
+        found[layer] = float(X.abs().flatten().kthvalue(smallest).values) if smallest else 0.0
+        return X
+
+    handles = _before(layers, measure)
+    try:
+        model(input_ids=tokens.to(next(model.parameters()).device))
+    finally:
+        handles.remove()
+    return found
+
+
 @contextmanager
-def pruned_activations(layers: Iterable[Layer], threshold: float) -> Iterator[Activity]:
+def pruned_activations(layers: Iterable[Layer], threshold: float | Mapping[Layer, float]) -> Iterator[Activity]:
     """While open, every layer reads its input with small numbers set to zero; what it yields counts them.
 
-    threshold: in the unit of the activations; 0 changes nothing. The result of a model depends on the token's own
-    inputs only, so order and batching of the texts change nothing. Raises `PruneError` for a negative threshold and
-    for experts, which are not modules of their own.
+    threshold: in the unit of the activations, one for all layers or one for each, as from `thresholds`; 0 changes
+    nothing. The result of a model depends on the token's own inputs only, so order and batching of the texts change
+    nothing. Raises `PruneError` for a negative threshold and for experts, which are not modules of their own.
     """
     layers = list(layers)
-    if not threshold >= 0:
-        raise PruneError(f"threshold {threshold:g} is negative: an absolute value is compared with it")
+    limits = threshold if isinstance(threshold, Mapping) else dict.fromkeys(layers, threshold)
     for layer in layers:
-        if layer.expert is not None:
-            raise PruneError(f"{layer.name} is an expert and not a module of its own: leave it out")
+        if not limits[layer] >= 0:
+            raise PruneError(f"threshold {limits[layer]:g} is negative: an absolute value is compared with it")
     activity = Activity()
 
-    def before(module, args):
-        X = small_to_zero(args[0], threshold)
-        activity.seen += X.numel()
-        activity.zeroed += X.numel() - int(X.count_nonzero())
-        return (X, *args[1:])
+    def prune(layer: Layer, X: Tensor) -> Tensor:
+        X = small_to_zero(X, limits[layer])
+        activity.add(layer.name, X.numel(), X.numel() - int(X.count_nonzero()))
+        return X
 
-    handles = [layer.owner.register_forward_pre_hook(before) for layer in layers]
+    handles = _before(layers, prune)
     try:
         yield activity
     finally:
-        for handle in handles:
-            handle.remove()
+        handles.remove()
+
+
+def _before(layers: Iterable[Layer], change) -> Handles:
+    """Until removed, each layer reads change(layer, its input) in place of its input."""
+    layers = list(layers)
+    for layer in layers:
+        if layer.expert is not None:
+            raise PruneError(f"{layer.name} is an expert and not a module of its own: leave it out")
+
+    def hook(layer: Layer):
+        return lambda module, args: (change(layer, args[0]), *args[1:])
+
+    return Handles([layer.owner.register_forward_pre_hook(hook(layer)) for layer in layers])

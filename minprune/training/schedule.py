@@ -65,6 +65,8 @@ class Schedule:
 class Gradual:
     """Makes layers sparser while they learn: call `update(step)` before each training step, `finish()` at the end.
 
+    A schedule that ends with the run has its last update after the last step: call `update(steps)` then.
+
     The dense weights live on behind the masks. With revive=True every update ranks those, so that a weight that was
     pruned too early comes back when others have become smaller. revive=False is the common bug, kept to compare: it
     ranks what the network uses, where everything pruned is zero, the smallest there is, and stays pruned for ever.
@@ -83,6 +85,7 @@ class Gradual:
     ):
         self.schedule, self.scope, self.revive = schedule, scope, revive
         self.masks = {layer: torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers}
+        self.sparsity = 0.0  # what the last update asked for
         self.returned = 0  # how many weights have come back so far
         parametrise(self.masks, straight_through)
 
@@ -92,7 +95,8 @@ class Gradual:
         if not self.schedule.due(step):
             return False
         ranked = {layer: self._dense(layer) if self.revive else layer.weight for layer in self.masks}
-        chosen = smallest_go(ranked, Unstructured(self.schedule.sparsity(step)), self.scope)
+        self.sparsity = self.schedule.sparsity(step)
+        chosen = smallest_go(ranked, Unstructured(self.sparsity), self.scope)
         self.returned += sum(int((keep & ~self.masks[layer]).sum()) for layer, keep in chosen.items())
         self.masks = chosen
         for layer, keep in chosen.items():
@@ -102,7 +106,17 @@ class Gradual:
         return True
 
     def finish(self) -> dict[Layer, Tensor]:
-        """Make the zeros permanent, the network an ordinary one, and return the masks."""
+        """Make the zeros permanent, the network an ordinary one, and return the masks.
+
+        Raises `PruneError` if the schedule has not come to its end, and leaves the network as it is.
+        """
+        schedule = self.schedule
+        if self.sparsity != schedule.final:
+            last = schedule.begin if schedule.kind == "one-shot" else schedule.end
+            raise PruneError(
+                f"the masks are at {self.sparsity:.1%}, the schedule ends at {schedule.final:.1%}: the update before "
+                f"step {last} was never made; call update({last}), after the last training step if need be"
+            )
         make_permanent(self.masks)
         return self.masks
 
