@@ -12,6 +12,7 @@ import answers_lottery
 import answers_optimum
 import answers_pipeline
 import answers_predictions
+import answers_recovery
 import answers_schedules
 import answers_surgeon
 import answers_wanda
@@ -161,6 +162,7 @@ RIGHT = {
     **answers_optimum.RIGHT,
     **answers_pipeline.RIGHT,
     **answers_predictions.RIGHT,
+    **answers_recovery.RIGHT,
     **answers_schedules.RIGHT,
     **answers_wanda.RIGHT,
     **answers_allocation.RIGHT,
@@ -226,6 +228,7 @@ REJECTED = {
     **answers_optimum.REJECTED,
     **answers_pipeline.REJECTED,
     **answers_predictions.REJECTED,
+    **answers_recovery.REJECTED,
     **answers_schedules.REJECTED,
     **answers_wanda.REJECTED,
     **answers_allocation.REJECTED,

@@ -19,6 +19,7 @@ from minprune.checks import (
     groups,
     inputs,
     leaks,
+    lessons,
     magnitude,
     measures,
     norms,
@@ -28,6 +29,7 @@ from minprune.checks import (
     pipeline,
     predictions,
     prices,
+    recovery,
     removals,
     schedules,
     scores,
@@ -55,6 +57,7 @@ EXERCISES: dict[str, Exercise] = collect(
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
     tickets.EXERCISES,  # chapter 15
     schedules.EXERCISES,  # chapter 16
+    recovery.EXERCISES + lessons.EXERCISES,  # chapter 17
     formats.EXERCISES + packing.EXERCISES,  # chapter 18
 )
 

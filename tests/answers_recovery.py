@@ -1,0 +1,102 @@
+"""Answers to the exercises of chapter 17, for test_checks.py: right ones in other words, and unforeseen wrong ones."""
+
+import math
+
+import numpy as np
+import scipy.special
+import torch
+
+
+def step_torch(W, grad, m, v, t, keep, lr, decay):
+    """By torch's own optimizer, told what it remembers."""
+    parameter = torch.nn.Parameter(W.clone())
+    optimizer = torch.optim.AdamW([parameter], lr=lr, weight_decay=decay)
+    optimizer.state[parameter] = {"step": torch.tensor(t - 1.0), "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
+    parameter.grad = grad * keep
+    optimizer.step()
+    state = optimizer.state[parameter]
+    return parameter.detach() * keep, state["exp_avg"], state["exp_avg_sq"]
+
+
+def step_loop(W, grad, m, v, t, keep, lr, decay):
+    W, m, v = W.tolist(), m.tolist(), v.tolist()
+    for i, row in enumerate(keep.tolist()):
+        for j, kept in enumerate(row):
+            g = float(grad[i, j]) if kept else 0.0
+            m[i][j] += 0.1 * (g - m[i][j])
+            v[i][j] += 0.001 * (g * g - v[i][j])
+            step = m[i][j] / (1 - 0.9**t) / (math.sqrt(v[i][j] / (1 - 0.999**t)) + 1e-8)
+            W[i][j] = W[i][j] - lr * (step + decay * W[i][j]) if kept else 0
+    return [W, m, v]
+
+
+def merged_numpy(W, keep, up, down, alpha):
+    return np.where(keep, W.numpy() + alpha / up.shape[1] * np.einsum("ir,rj->ij", up, down), 0.0)
+
+
+def merged_loop(W, keep, up, down, alpha):
+    return [
+        [float(W[i, j] + alpha * (up[i] * down[:, j]).mean()) if keep[i, j] else 0.0 for j in range(W.shape[1])]
+        for i in range(W.shape[0])
+    ]
+
+
+def distillation_numpy(student, teacher, T):
+    p, q = (scipy.special.log_softmax(x.double().numpy() / T, axis=1) for x in (teacher, student))
+    return T * T * (np.exp(p) * (p - q)).sum() / len(p)
+
+
+def distillation_torch(student, teacher, T):
+    p, q = (torch.log_softmax(x / T, dim=-1) for x in (teacher, student))
+    return torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean") * T**2
+
+
+def back_loop(before, after, dense, control):
+    """Text by text, with logarithms of ratios."""
+    plain, fair = [], []
+    for b, a, d, c in zip(*(values.tolist() for values in (before, after, dense, control)), strict=True):
+        plain.append(math.log(b / a) / math.log(b / d))
+        fair.append((math.log(b / a) - math.log(d / c)) / math.log(b / d))
+    return [plain, fair]
+
+
+def back_numpy(*perplexities):
+    b, a, d, c = np.log(np.stack(perplexities))
+    return np.array([b - a, (b - d) - (a - c)]) / (b - d)
+
+
+RIGHT = {
+    "sparse_step": [step_torch, step_loop],
+    "merged": [merged_numpy, merged_loop],
+    "distillation": [distillation_numpy, distillation_torch],
+    "came_back": [back_loop, back_numpy],
+}
+
+REJECTED = {
+    "sparse_step": [
+        lambda W, grad, m, v, t, keep, lr, decay: step_torch(W, grad, m, v, t + 1, ~keep, lr, decay),  # two at once
+        lambda W, grad, m, v, t, keep, lr, decay: step_torch(W, grad, m * 0, v * 0, 1, keep, lr, decay),
+        lambda W, grad, m, v, t, keep, lr, decay: step_torch(W, -grad, m, v, t, keep, lr, decay),
+        lambda W, grad, m, v, t, keep, lr, decay: (step_torch(W, grad, m, v, t, keep, lr, decay)[0], v, m),
+        lambda W, grad, m, v, t, keep, lr, decay: (W * keep - lr * grad * keep, m, v),
+    ],
+    "merged": [
+        lambda W, keep, up, down, alpha: merged_numpy(W, ~keep, up, down, alpha * up.shape[1]),  # two at once
+        lambda W, keep, up, down, alpha: merged_numpy(W, keep, up, -down, alpha),
+        lambda W, keep, up, down, alpha: merged_numpy(W, keep, up, down, alpha * up.shape[1] / len(W)),
+        lambda W, keep, up, down, alpha: torch.where(keep, W, 0.0),
+    ],
+    "distillation": [
+        lambda student, teacher, T: distillation_numpy(teacher, student, 1.0),  # reversed, no temperature
+        lambda student, teacher, T: distillation_numpy(student, teacher, 1 / T),
+        lambda student, teacher, T: (student - teacher).square().mean(),
+        lambda student, teacher, T: distillation_numpy(student.T, teacher.T, T),
+    ],
+    "came_back": [
+        lambda b, a, d, c: 1 - back_numpy(b, a, c, d),  # two at once
+        lambda b, a, d, c: torch.stack([(b - a) / b, (a - c) / b]),
+        lambda b, a, d, c: [back_numpy(b, a, d, c)[0].tolist(), [1.0] * len(b)],
+        lambda b, a, d, c: back_numpy(a, b, d, c),
+        lambda b, a, d, c: back_numpy(*([values.mean()] for values in (b, a, d, c))),
+    ],
+}
