@@ -195,6 +195,33 @@ def test_mistakes_are_told_and_the_model_is_as_it_was():
     assert all(p.requires_grad for p in mixture.parameters())
 
 
+@pytest.mark.parametrize("way", ["full", "adapters"])
+def test_products_in_bfloat16_leave_weights_and_zeros_as_they_are(way):
+    model, test = pruned(pattern="2:4"), {"counting": counting(3)}
+    zeros = {layer.name: layer.weight == 0 for layer in mp.find_layers(model)}
+    recipe = Recipe(30, 4, 0.01, 3, way=way, evaluate=30, bfloat16=True)
+    done = recover(model, counting(), recipe, test=test)
+    before, after = (row["perplexity"]["counting"] for row in done.rows)
+    assert after < 0.3 * before
+    assert after == pytest.approx(mp.perplexity(model, test["counting"]), rel=0.05)  # measured in float32
+    assert after != mp.perplexity(model, test["counting"])
+    for layer in mp.find_layers(model):
+        assert layer.weight.dtype == torch.float32 and torch.equal(layer.weight == 0, zeros[layer.name]), layer.name
+
+
+@pytest.mark.parametrize("way", ["full", "adapters"])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_callers_autocast_changes_nothing(way, bfloat16):
+    """Autocast remembers the weights it has rounded until it ends: steps inside one would all see the first ones."""
+    recipe, found = replace(SHORT, way=way, bfloat16=bfloat16), []
+    for inside in (False, True):
+        model = pruned()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            recover(model, counting(), recipe, test={"counting": counting(2)})
+        found.append(bits(model))
+    assert found[0] == found[1]
+
+
 # --- distillation
 
 

@@ -34,7 +34,8 @@ class LowRank(nn.Module):
 
     def forward(self, W: Tensor) -> Tensor:
         """W (rows, columns) -> the same with its adapter and with zeros."""
-        return torch.addmm(W, self.up, self.down, alpha=self.scale).masked_fill(self.gone, 0)
+        with torch.autocast(W.device.type, enabled=False):  # a weight keeps its type, and the merged one is the trained
+            return torch.addmm(W, self.up, self.down, alpha=self.scale).masked_fill(self.gone, 0)
 
 
 def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 16.0, seed: int = 0) -> list[Tensor]:
