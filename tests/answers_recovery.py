@@ -41,14 +41,18 @@ def merged_loop(W, keep, up, down, alpha):
     ]
 
 
-def distillation_numpy(student, teacher, T):
-    p, q = (scipy.special.log_softmax(x.double().numpy() / T, axis=1) for x in (teacher, student))
-    return T * T * (np.exp(p) * (p - q)).sum() / len(p)
+def distillation_numpy(student, teacher, tokens, T, share):
+    p, q = (scipy.special.log_softmax(x.double().numpy() / T, axis=-1) for x in (teacher, student))
+    text = scipy.special.log_softmax(student.double().numpy(), axis=-1)[:, :-1]
+    said = np.take_along_axis(text, tokens[:, 1:, None].numpy(), -1)
+    return share * T * T * (np.exp(p) * (p - q)).sum() / tokens.numel() - (1 - share) * said.mean()
 
 
-def distillation_torch(student, teacher, T):
-    p, q = (torch.log_softmax(x / T, dim=-1) for x in (teacher, student))
-    return torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean") * T**2
+def distillation_torch(student, teacher, tokens, T, share):
+    p, q = (torch.log_softmax(x.flatten(0, 1) / T, dim=-1) for x in (teacher, student))
+    taught = torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean")
+    text = torch.nn.functional.cross_entropy(student[:, :-1].transpose(1, 2), tokens[:, 1:])
+    return share * T**2 * taught + (1 - share) * text
 
 
 def back_loop(before, after, dense, control):
@@ -87,10 +91,11 @@ REJECTED = {
         lambda W, keep, up, down, alpha: torch.where(keep, W, 0.0),
     ],
     "distillation": [
-        lambda student, teacher, T: distillation_numpy(teacher, student, 1.0),  # reversed, no temperature
-        lambda student, teacher, T: distillation_numpy(student, teacher, 1 / T),
-        lambda student, teacher, T: (student - teacher).square().mean(),
-        lambda student, teacher, T: distillation_numpy(student.T, teacher.T, T),
+        lambda student, teacher, tokens, T, share: distillation_numpy(teacher, student, tokens, 1.0, share),
+        lambda student, teacher, tokens, T, share: distillation_numpy(student, teacher, tokens, 1 / T, share),
+        lambda student, teacher, tokens, T, share: (student - teacher).square().mean(),
+        lambda student, teacher, tokens, T, share: distillation_numpy(student, teacher, tokens, T, share**2),
+        lambda student, teacher, tokens, T, share: distillation_numpy(student, teacher, tokens, T, 1 - share) / T,
     ],
     "came_back": [
         lambda b, a, d, c: 1 - back_numpy(b, a, c, d),  # two at once

@@ -1,6 +1,7 @@
 """The exercises of chapter 17 on what is learnt: the loss of distillation, and how much of the damage came back."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,84 +10,136 @@ from torch.nn.functional import log_softmax
 from minprune.checks.core import Case, Exercise, Wrong
 from minprune.checks.values import normal
 
-# distillation(student, teacher, T): T^2 KL(p || q), in the mean over tokens
+# distillation(student, teacher, tokens, T, share): share * T^2 KL(p || q) + (1 - share) * cross-entropy of the text
 
 
-def _distillation(
-    power: int = 2, reverse: bool = False, mean: str = "tokens", student_T: bool = True, teacher_T: bool = True,
-    entropy: bool = True, stable: bool = True,
-) -> Callable:  # fmt: skip
-    def distillation(student: Tensor, teacher: Tensor, T: float) -> Tensor:
-        p, q = teacher / (T if teacher_T else 1), student / (T if student_T else 1)
-        p, q = (log_softmax(x, -1) if stable else x.softmax(-1).log() for x in (p, q))
-        if reverse:
+@dataclass(frozen=True)
+class _Distillation:
+    """The loss, right unless a field says otherwise. shift: how far the token is that a position is to predict."""
+
+    power: int = 2
+    reverse: bool = False
+    mean: str = "positions"
+    student_T: bool = True
+    teacher_T: bool = True
+    entropy: bool = True
+    stable: bool = True
+    shift: int = 1
+    exchanged: bool = False
+    text_T: bool = False
+    added: bool = False
+
+    def __call__(self, student: Tensor, teacher: Tensor, tokens: Tensor, T: float, share: float) -> Tensor:
+        taught, learnt = teacher / (T if self.teacher_T else 1), student / (T if self.student_T else 1)
+        p, q = (self._log(logits) for logits in (taught, learnt))  # (windows, length, vocabulary)
+        if self.reverse:
             p, q = q, p
-        every = p.exp() * ((p if entropy else 0) - q)
-        total = {"tokens": every.sum(-1).mean(), "entries": every.mean(), "sum": every.sum()}[mean]
-        return T**power * total
+        every = p.exp() * ((p if self.entropy else 0) - q)
+        kl = {"positions": every.sum(-1).mean(), "entries": every.mean(), "sum": every.sum()}[self.mean]
+        text = self._log(student / T if self.text_T else student)
+        length = tokens.shape[1]
+        start, aims = max(0, -self.shift), tokens[:, max(0, self.shift) : length + min(0, self.shift)]
+        said = text[:, start : start + aims.shape[1]].gather(-1, aims[..., None])
+        parts = (T**self.power * kl, -said.mean())
+        if self.added:
+            return parts[0] + parts[1]
+        share = 1 - share if self.exchanged else share
+        return share * parts[0] + (1 - share) * parts[1]
 
-    return distillation
+    def _log(self, logits: Tensor) -> Tensor:
+        return log_softmax(logits, -1) if self.stable else logits.softmax(-1).log()
+
+
+def _lesson(windows: int, length: int, vocabulary: int, seed: int, scale: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of student and teacher, and tokens that both make some sense of."""
+    student, teacher = (scale * normal(windows, length, vocabulary, seed=seed + i) for i in (0, 1))
+    return student, teacher, normal(windows, length, vocabulary, seed=seed + 2).argmax(-1)
 
 
 distillation = Exercise(
     name="distillation",
     chapter=17,
-    title="the distillation loss of logits at a temperature",
-    reference=_distillation(),
-    difficulty=3,
+    title="the loss of a student that learns from a teacher's logits and from the text",
+    reference=_Distillation(),
+    difficulty=4,
     atol=1e-5,
     wrong=(
         Wrong(
             "T squared is missing",
-            _distillation(power=0),
+            _Distillation(power=0),
             "Right at temperature 1 only: what keeps the gradient at its size when T grows?",
         ),
         Wrong(
             "T instead of its square",
-            _distillation(power=1),
-            "At other temperatures than 1 the loss has the wrong size: the gradient has two factors 1/T.",
+            _Distillation(power=1),
+            "At other temperatures than 1 the teacher's part has the wrong size: its gradient has two factors 1/T.",
         ),
         Wrong(
             "divergence the other way round",
-            _distillation(reverse=True),
+            _Distillation(reverse=True),
             "The divergence is that from the student to the teacher. Whose probabilities are the weights of the mean?",
         ),
         Wrong(
             "mean over the vocabulary",
-            _distillation(mean="entries"),
-            "The loss is too small, by the size of the vocabulary: a divergence is a *sum* over tokens of the "
+            _Distillation(mean="entries"),
+            "The teacher's part is too small, by the size of the vocabulary: a divergence is a *sum* over the "
             "vocabulary, and the mean goes over positions.",
         ),
-        Wrong("sum over positions", _distillation(mean="sum"), "The loss grows with the number of positions."),
+        Wrong(
+            "sum over positions", _Distillation(mean="sum"), "The teacher's part grows with the number of positions."
+        ),
         Wrong(
             "teacher at temperature 1",
-            _distillation(teacher_T=False),
+            _Distillation(teacher_T=False),
             "The student was softened and the teacher was not: an equal teacher would not give zero.",
         ),
         Wrong(
             "student at temperature 1",
-            _distillation(student_T=False),
+            _Distillation(student_T=False),
             "The teacher was softened and the student was not: an equal teacher would not give zero.",
         ),
         Wrong(
-            "cross-entropy",
-            _distillation(entropy=False),
-            "This is the cross-entropy with the teacher's probabilities. It has the same gradient, but is not zero "
-            "when the student has learnt everything.",
+            "cross-entropy with the teacher",
+            _Distillation(entropy=False),
+            "The teacher's part is a cross-entropy. It has the same gradient as the divergence, but is not zero when "
+            "the student has learnt everything.",
         ),
         Wrong(
             "logarithm of an underflow",
-            _distillation(stable=False),
+            _Distillation(stable=False),
             "With large logits a probability becomes zero before its logarithm is taken. Take the logarithm of the "
             "softmax in one go.",
         ),
+        Wrong(
+            "each token predicts itself",
+            _Distillation(shift=0),
+            "The text's part compares each position with the token that stands there. The logits of a position are "
+            "about which token?",
+        ),
+        Wrong(
+            "the token before",
+            _Distillation(shift=-1),
+            "The text's part is shifted the wrong way: positions are asked for the token before them.",
+        ),
+        Wrong(
+            "shares exchanged",
+            _Distillation(exchanged=True),
+            "The two parts have each other's weight: `share` is the teacher's.",
+        ),
+        Wrong(
+            "text at the temperature",
+            _Distillation(text_T=True),
+            "The text's part was softened, too. The temperature belongs to the comparison with the teacher: the model "
+            "will be used without it.",
+        ),
+        Wrong("parts only added", _Distillation(added=True), "Both parts count fully: what is `share` for?"),
     ),
     cases=lambda: [
-        Case("temperature 1", (2 * normal(5, 7, seed=1721), 2 * normal(5, 7, seed=1722), 1.0)),
-        Case("temperature 2", (3 * normal(4, 6, seed=1723), 3 * normal(4, 6, seed=1724), 2.0)),
-        Case("a temperature below 1", (normal(3, 5, seed=1725), normal(3, 5, seed=1726), 0.5)),
-        Case("large logits", (200 * normal(3, 6, seed=1727), 200 * normal(3, 6, seed=1728), 1.0)),
-        Case("a student that has learnt everything", (normal(3, 5, seed=1729), normal(3, 5, seed=1729) + 2, 4.0)),
+        Case("the teacher alone", (*_lesson(2, 4, 7, seed=1721), 1.0, 1.0)),
+        Case("the text alone", (*_lesson(3, 5, 6, seed=1731), 2.0, 0.0)),
+        Case("both parts at temperature 2", (*_lesson(2, 5, 6, seed=1741), 2.0, 0.75)),
+        Case("a temperature below 1", (*_lesson(1, 6, 5, seed=1751), 0.5, 0.4)),
+        Case("large logits", (*_lesson(2, 3, 6, seed=1761, scale=200.0), 1.0, 0.5)),
     ],
 )
 

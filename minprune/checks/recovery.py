@@ -155,7 +155,7 @@ merged = Exercise(
     chapter=17,
     title="a sparse layer with its low-rank adapter merged into it",
     reference=_merged(),
-    difficulty=2,
+    difficulty=1,
     wrong=(
         Wrong("no mask", _merged(mask="none"), "The product of the two factors has no zeros, and neither has the sum."),
         Wrong(
