@@ -72,6 +72,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/calibration.py book/results/calibration.json
 	@$(BIN)/python benchmarks/recipe.py book/results/recipe.json
 	@$(BIN)/python benchmarks/lottery.py book/results/lottery.json
+	@$(BIN)/python benchmarks/recovery.py book/results/recovery.json
 	@$(BIN)/python benchmarks/gradual.py book/results/gradual.json
 	@$(BIN)/python benchmarks/activations.py book/results/activations.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
