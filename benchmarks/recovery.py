@@ -56,12 +56,12 @@ def cells_wanted() -> list[dict]:
         return {"kind": "recovery", "pattern": "dense", "way": "control", "seed": seed, "steps": STEPS}
 
     scans = [{"kind": "rate", "pattern": "60%", "way": way, "lr": lr, "steps": 16} for way in ways for lr in RATES[way]]
+    at_once, in_steps = (gradual(way, "magnitude") for way in ("at once", "in steps"))
     return [
-        {"kind": "dense"}, *scans, *trained("60%"), control(0), *trained("2:4"),
-        *(gradual(way, "magnitude") for way in ("at once", "in steps")),
-        *trained("60%", 1), *trained("70%"), *trained("50%"), *trained("60%", 2),
+        {"kind": "dense"}, *scans, *trained("60%"), control(0), *trained("2:4"), at_once, in_steps, *trained("60%", 1),
+        trained("70%")[0], trained("50%")[0], *trained("70%")[1:], *trained("50%")[1:],
         gradual("in steps", "sparsegpt"),  # at once is the cell of full training
-        *(trained(pattern, steps=4 * STEPS)[0] for pattern in ("60%", "2:4")),
+        *trained("60%", 2), *(trained(pattern, steps=4 * STEPS)[0] for pattern in ("60%", "2:4")),
     ]  # fmt: skip
 
 

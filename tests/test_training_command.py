@@ -47,7 +47,8 @@ def recover(run, tmp_path, tiny_folder, text_file):
 
     def recover(*more, model=folder, **changes):
         arguments = usual | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
-        return run("recover", model, *(part for pair in arguments.items() for part in pair), *more)
+        given = ((name, value) for name, value in arguments.items() if value is not None)
+        return run("recover", model, *(part for pair in given for part in pair), *more)
 
     return recover
 
@@ -110,6 +111,18 @@ def test_a_run_that_was_killed_before_its_first_state_begins_anew(recover):
     os.remove("out.partial/letter.txt")
     assert recover("--resume", steps=2)[0] == 0
     assert "training.state.new" not in os.listdir("out")
+
+
+@pytest.mark.parametrize(("more", "rate"), [((), 3e-4), (("--adapters", 2), 3e-3)])
+def test_each_way_has_its_usual_rate_and_products_may_be_in_bfloat16(recover, more, rate):
+    code, _, err = recover("--bfloat16", *more, lr=None)
+    assert (code, err) == (0, "")
+    options = json.loads(Path("out/minprune.json").read_text())["options"]
+    assert (options["lr"], options["bfloat16"]) == (rate, True)
+    assert mp.load_model("out")[0].dtype == torch.float32
+    code, _, _ = recover("--overwrite", *more, lr=0.002)
+    options = json.loads(Path("out/minprune.json").read_text())["options"]
+    assert code == 0 and (options["lr"], options["bfloat16"]) == (0.002, False)
 
 
 def test_adapters_and_a_teacher(recover, tiny_folder):
