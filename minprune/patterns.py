@@ -8,6 +8,7 @@ give the same mask on every machine. Masks are boolean and True means *kept*.
 import re
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,34 +94,39 @@ class NM:
         groups = scores.reshape(-1, self.m).T.contiguous()  # (m, groups): one long row per place in the group
         return self.keep_places(groups).T.reshape(scores.shape)
 
-    def keep_places(self, scores: Tensor) -> Tensor:
+    def keep_places(self, scores: Any) -> Any:
         """scores (m, groups) without NaN, one group a column -> keep mask (m, groups), bool.
 
-        A weight is pruned when fewer than m - n others of its group go before it. Every place is compared with every
-        other in long rows, and a small matrix product counts, which beats sorting a million tiny groups.
+        Scores are a tensor, or a NumPy array, and so is the mask. A weight is pruned when fewer than m - n others of
+        its group go before it. Every place is compared with every other in long rows, and a small matrix product
+        counts, which beats sorting a million tiny groups.
         """
-        count, later = _counting(self.m, scores.device)  # (m, m * m), (m, 1)
-        keep = torch.empty_like(scores, dtype=torch.bool)
+        count, later, one = _counting(
+            self.m, "numpy" if isinstance(scores, np.ndarray) else scores.device
+        )  # (m, m * m), (m, 1), ()
+        keep = scores != scores  # all False
         size = max(1, _COMPARISONS // self.m**2)
         for start in range(0, scores.shape[1], size):
             part = scores[:, start : start + size]  # (m, groups)
-            ordered = (part[:, None] <= part).flatten(0, 1)  # (m * m, groups): row i * m + j is "s_i <= s_j"
-            torch.ge(count @ ordered.float(), self.m - self.n - later, out=keep[:, start : start + size])
+            ordered = (part[:, None] <= part).reshape(self.m**2, -1)  # (m * m, groups): row i * m + j is "s_i <= s_j"
+            keep[:, start : start + size] = count @ (one * ordered) >= self.m - self.n - later
         return keep
 
 
 @cache
-def _counting(m: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(count, later) such that count @ ordered + later is the number of places that go before each place.
+def _counting(m: int, device: torch.device | str) -> tuple[Any, Any, Any]:
+    """(count, later, 1.0) such that count @ ordered + later is the number of places that go before each place.
 
     i < j goes before j if s_i <= s_j, so of equal scores the lower index goes first; k > j goes before j unless
-    s_j <= s_k: one for each of the `later` places, minus one where that holds.
+    s_j <= s_k: one for each of the `later` places, minus one where that holds. device "numpy": arrays.
     """
     count = torch.zeros(m, m, m)
     for j in range(m):
         count[j, :j, j] = 1
         count[j, j, j + 1 :] = -1
-    return count.flatten(1).to(device), torch.arange(m - 1, -1, -1.0, device=device)[:, None]
+    parts = (count.flatten(1), torch.arange(m - 1, -1, -1.0)[:, None], torch.ones(()))
+    first, second, third = (part.numpy() if device == "numpy" else part.to(device) for part in parts)
+    return first, second, third
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ stages, never column by column: once for a block of columns, once for a panel in
 for one column.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern, Unstructured
 from minprune.statistics import Statistics
 
-_LEAF = 4  # columns that are solved together; more of them would cost more rounds, fewer more Python
+_LEAF = 8  # columns that are visited one by one: more of them send more to each other, fewer need more products
 
 
 @torch.no_grad()
@@ -60,66 +60,74 @@ def sparsegpt(
         keep = pattern.keep((W / U.diagonal()).square())
     block_size += -block_size % groups.m if groups else 0  # so that no group of M lies in two blocks
 
-    w = W.to(U.dtype).T.clone(memory_format=torch.contiguous_format)  # (d_in, d_out): a column of W is a row in memory
-    E = torch.empty_like(w)  # row q: w_q / U_qq where q was pruned, 0 where kept
-    kept = torch.zeros_like(w, dtype=torch.bool) if keep is None else keep.T.contiguous()  # (d_in, d_out)
-    for start in range(0, len(w), block_size):
+    weight, chosen = torch.empty_like(W), torch.empty_like(W, dtype=torch.bool)
+    E = U.new_empty(W.shape[1], W.shape[0])  # (d_in, d_out), row q: w_q / U_qq where q was pruned, 0 where kept
+    for start in range(0, len(E), block_size):
         cols = slice(start, start + block_size)
-        w[cols].addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what all earlier blocks sent
+        w = W[:, cols].T.to(U.dtype).clone(memory_format=torch.contiguous_format)  # (block, d_out): W's columns as rows
+        w.addmm_(U[:start, cols].T, E[:start], alpha=-1)  # what all earlier blocks sent
+        gain = 1 / U.diagonal()[cols, None]  # (block, 1)
         if by_block:  # one threshold for the block; of equal scores the leftmost column goes first
-            scores = (w[cols] / U.diagonal()[cols, None]).square_()
-            kept[cols] = Unstructured(pattern.sparsity, "layer").keep(scores)
-        _prune_block(w[cols], U[cols, cols], E[cols], kept[cols], groups)
-    weight = w.mul_(kept).add_(0.0).T.contiguous().to(W.dtype)  # adding 0 turns the product's -0.0 into 0.0
-    return Result(weight, kept.T.contiguous(), note)
+            kept = Unstructured(pattern.sparsity, "layer").keep((w * gain).square_())
+        else:  # (block, d_out); what is still to be chosen is written over
+            kept = torch.zeros_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
+        torch.mul(gain, ~kept, out=E[cols])
+        block = _Block(w, E[cols], kept, gain, U[cols, cols].triu(1).T.contiguous())
+        _visit(block, block.quick(), groups, 0, len(w))
+        weight[:, cols] = w.mul_(kept).add_(0.0).T  # adding 0 turns the product's -0.0 into 0.0
+        chosen[:, cols] = kept.T
+    return Result(weight, chosen, note)
 
 
 class _Block(NamedTuple):
-    """One block of columns and its working memory: w, E, kept, gain (block, d_out), diag (block, 1).
+    """One block of columns, tensors or NumPy arrays: w, E, kept (block, d_out), gain (block, 1), later (block, block).
 
-    gain: 1 / U_qq where weight q goes, 0 where it stays. later (block, block): later[p, q] is what one unit of error in
-    column q takes off column p > q.
+    gain: 1 / U_qq. E: row q is w_q / U_qq where weight q was pruned; before column q is visited, the gain alone. later:
+    later[p, q] is what one unit of error in column q takes off column p > q.
     """
 
-    w: Tensor
-    E: Tensor
-    kept: Tensor
-    gain: Tensor
-    diag: Tensor
-    later: Tensor
-    groups: NM | None
+    w: Any
+    E: Any
+    kept: Any
+    gain: Any
+    later: Any
+
+    def quick(self) -> "_Block":
+        """The same memory for many small steps: on the CPU NumPy's views, which take a third of the time to call."""
+        return _Block(*(part.numpy() if part.device.type == "cpu" else part for part in self))
 
 
-def _prune_block(w: Tensor, U: Tensor, E: Tensor, kept: Tensor, groups: NM | None) -> None:
-    """Prune one block of columns in place: w, E, kept (block, d_out), U (block, block).
-
-    groups: choose N:M when a group is reached; None: `kept` is given.
-    """
-    diag = U.diagonal()[:, None]
-    _visit(_Block(w, E, kept, ~kept / diag, diag, U.triu(1).T, groups), 0, len(w))
-
-
-def _visit(block: _Block, start: int, end: int) -> None:
-    """Columns start to end: the left half first, then what it sends to the right half, then the right half."""
-    w, E, kept, gain, diag, later, groups = block
-    here, size = slice(start, end), end - start
-    if groups and size == groups.m:
-        kept[here] = keep_here = groups.keep_places((w[here] / diag[here]).square())
-        torch.div(~keep_here, diag[here], out=gain[here])
-    whole_groups = groups is not None and size > groups.m  # none of them chosen yet: never cut one in two
-    if size > _LEAF or whole_groups:
-        unit = groups.m if groups and whole_groups else 1
-        middle = start + size // unit // 2 * unit
-        _visit(block, start, middle)
-        w[middle:end].addmm_(later[middle:end, start:middle], E[start:middle], alpha=-1)
-        _visit(block, middle, end)
+def _visit(block: _Block, quick: _Block, groups: NM | None, start: int, end: int) -> None:
+    """Columns start to end: the left half, what it sends to the right half, then that. groups: what is to be chosen."""
+    size = end - start
+    if groups and size == groups.m > _LEAF:
+        _choose(quick, groups, start)
+    if size <= _LEAF:
+        _prune_columns(quick, groups if groups and groups.m <= _LEAF else None, start, end)
         return
-    w_here, gain_here, errors, sends = w[here], gain[here], E[here], later[here, here]
-    before = w_here.clone()
-    torch.mul(w_here, gain_here, out=errors)  # right for the first column
-    for _ in range(size - 1):  # each round makes one more column right, for all rows at once
-        torch.addmm(before, sends, errors, alpha=-1, out=w_here)
-        torch.mul(w_here, gain_here, out=errors)
+    unit = groups.m if groups and size > groups.m else 1  # a group that is not chosen yet is never cut in two
+    middle = start + size // unit // 2 * unit
+    _visit(block, quick, groups, start, middle)
+    block.w[middle:end].addmm_(block.later[middle:end, start:middle], block.E[start:middle], alpha=-1)
+    _visit(block, quick, groups, middle, end)
+
+
+def _prune_columns(block: _Block, groups: NM | None, start: int, end: int) -> None:
+    """Columns start to end one by one; each sends its errors to those after it, up to `end`."""
+    w, E, later = block.w, block.E, block.later
+    for q in range(start, end):
+        if groups and q % groups.m == 0:
+            _choose(block, groups, q)
+        E[q] *= w[q]
+        if q + 1 < end:
+            w[q + 1 : end] -= later[q + 1 : end, q, None] * E[q]
+
+
+def _choose(block: _Block, groups: NM, start: int) -> None:
+    """The mask of the group that begins at column start, from its weights as they are now."""
+    here = slice(start, start + groups.m)
+    block.kept[here] = groups.keep_places(abs(block.w[here] * block.gain[here]))
+    block.E[here] = block.gain[here] * ~block.kept[here]
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
