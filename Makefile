@@ -63,11 +63,15 @@ bench: assets  ## Print the measured ratios: solver, methods, whole pipeline, pe
 	@for name in solver methods pipeline peak_memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 results: assets  ## Fill in what is missing of the measured data that pages quote (hours if all of it is)
+	@test -e book/results/intro.json || $(BIN)/python book/results/intro.py
+	@test -e book/results/zeros.json || $(BIN)/python benchmarks/zeros.py book/results/zeros.json
 	@$(BIN)/python benchmarks/quality.py book/results/one-shot.json
 	@$(BIN)/python benchmarks/quality.py book/results/optimum.json --methods sparsegpt admm alps --patterns 50% 60% 70% 2:4
 	@$(BIN)/python benchmarks/layers.py book/results/layers.json
 	@$(BIN)/python benchmarks/allocation.py book/results/allocation.json
 	@$(BIN)/python benchmarks/curves.py book/results/sweep.jsonl
+	@$(BIN)/python benchmarks/abilities.py book/results/abilities.json
+	@$(BIN)/python benchmarks/sizes.py book/results/sizes.json
 	@$(BIN)/python benchmarks/depth.py book/results/pipeline.json
 	@$(BIN)/python benchmarks/calibration.py book/results/calibration.json
 	@$(BIN)/python benchmarks/recipe.py book/results/recipe.json

@@ -26,11 +26,14 @@ STAGES = (  # methods, patterns, seeds
     ((*QUICK, "admm"), TELLING, (0,)),
     (QUICK, ("30%", "80%", "40%", "4:8", "20%", "10%"), (0,)),
     (("wanda", "sparsegpt"), TELLING, (1, 2)),
+    (("best",), TELLING, (0,)),
     (("admm",), ("80%", "30%", "4:8", "40%"), (0,)),
-    (("alps", "ria"), TELLING, (0,)),
-    (("admm",), TELLING, (1, 2)),
+    (("admm",), ("70%", "60%", "50%", "2:4"), (1, 2)),
+    (("best",), ("30%", "80%"), (0,)),
     (("admm",), ("20%", "10%"), (0,)),
-    (("wanda+swaps+exact",), TELLING, (0,)),
+    (("best",), ("60%", "2:4", "70%", "50%"), (1, 2)),
+    (("alps", "sparsegpt+exact", "wanda+swaps"), TELLING, (0,)),
+    (("best",), ("4:8", "40%", "20%", "10%"), (0,)),
 )
 FULL_SIZE = ("one-shot.json", "optimum.json")
 # 32 calibration windows, 16 test windows a text and bfloat16 instead of 64, 32 and float32: see `compare`

@@ -71,7 +71,8 @@ class Language:
 
     scope = "global"
 
-    def __init__(self, steps: int = STEPS, lr: float = 5e-3, decay: str = "cosine") -> None:
+    def __init__(self, steps: int = STEPS, lr: float = 5e-3, decay: str = "cosine", width: int = 64) -> None:
+        self.width = width  # a multiple of 16
         rest = torch.arange(steps) / steps  # of the run is done
         fall = (rest.mul(torch.pi).cos() + 1) / 2 if decay == "cosine" else torch.ones(steps)
         self.steps, self.early = steps, steps // 10
@@ -83,9 +84,9 @@ class Language:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         config = LlamaConfig(
-            vocab_size=256, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=64, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True,
-            initializer_range=0.1,
+            vocab_size=256, hidden_size=self.width, intermediate_size=self.width * 5 // 2, num_hidden_layers=2,
+            num_attention_heads=self.width // 16, num_key_value_heads=self.width // 16, max_position_embeddings=64,
+            bos_token_id=0, eos_token_id=0, tie_word_embeddings=True, initializer_range=0.8 / self.width**0.5,
         )  # fmt: skip
         with torch.random.fork_rng():
             torch.manual_seed(seed)
