@@ -101,32 +101,33 @@ class NM:
         its group go before it. Every place is compared with every other in long rows, and a small matrix product
         counts, which beats sorting a million tiny groups.
         """
-        count, later, one = _counting(
-            self.m, "numpy" if isinstance(scores, np.ndarray) else scores.device
-        )  # (m, m * m), (m, 1), ()
+        quick = isinstance(scores, np.ndarray)
+        count, later = _counting(self.m, None if quick else scores.device)  # (m, m * m), (m, 1)
         keep = scores != scores  # all False
         size = max(1, _COMPARISONS // self.m**2)
         for start in range(0, scores.shape[1], size):
             part = scores[:, start : start + size]  # (m, groups)
             ordered = (part[:, None] <= part).reshape(self.m**2, -1)  # (m * m, groups): row i * m + j is "s_i <= s_j"
-            keep[:, start : start + size] = count @ (one * ordered) >= self.m - self.n - later
+            ordered = ordered.astype(np.float32) if quick else ordered.float()
+            keep[:, start : start + size] = count @ ordered >= self.m - self.n - later
         return keep
 
 
 @cache
-def _counting(m: int, device: torch.device | str) -> tuple[Any, Any, Any]:
-    """(count, later, 1.0) such that count @ ordered + later is the number of places that go before each place.
+def _counting(m: int, device: torch.device | None) -> tuple[Any, Any]:
+    """(count, later) such that count @ ordered + later is the number of places that go before each place.
 
     i < j goes before j if s_i <= s_j, so of equal scores the lower index goes first; k > j goes before j unless
-    s_j <= s_k: one for each of the `later` places, minus one where that holds. device "numpy": arrays.
+    s_j <= s_k: one for each of the `later` places, minus one where that holds. device None: as NumPy arrays.
     """
     count = torch.zeros(m, m, m)
     for j in range(m):
         count[j, :j, j] = 1
         count[j, j, j + 1 :] = -1
-    parts = (count.flatten(1), torch.arange(m - 1, -1, -1.0)[:, None], torch.ones(()))
-    first, second, third = (part.numpy() if device == "numpy" else part.to(device) for part in parts)
-    return first, second, third
+    later = torch.arange(m - 1, -1, -1.0)[:, None]
+    if device is None:
+        return count.flatten(1).numpy(), later.numpy()
+    return count.flatten(1).to(device), later.to(device)
 
 
 @dataclass(frozen=True)

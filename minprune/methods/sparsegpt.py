@@ -69,9 +69,10 @@ def sparsegpt(
         gain = 1 / U.diagonal()[cols, None]  # (block, 1)
         if by_block:  # one threshold for the block; of equal scores the leftmost column goes first
             kept = Unstructured(pattern.sparsity, "layer").keep((w * gain).square_())
-        else:  # (block, d_out); what is still to be chosen is written over
-            kept = torch.zeros_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
-        torch.mul(gain, ~kept, out=E[cols])
+        else:
+            kept = torch.empty_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
+        if not groups:  # else both are chosen group by group
+            torch.mul(gain, ~kept, out=E[cols])
         block = _Block(w, E[cols], kept, gain, U[cols, cols].triu(1).T.contiguous())
         _visit(block, block.quick(), groups, 0, len(w))
         weight[:, cols] = w.mul_(kept).add_(0.0).T  # adding 0 turns the product's -0.0 into 0.0
@@ -127,7 +128,8 @@ def _choose(block: _Block, groups: NM, start: int) -> None:
     """The mask of the group that begins at column start, from its weights as they are now."""
     here = slice(start, start + groups.m)
     block.kept[here] = groups.keep_places(abs(block.w[here] * block.gain[here]))
-    block.E[here] = block.gain[here] * ~block.kept[here]
+    block.E[here] = ~block.kept[here]
+    block.E[here] *= block.gain[here]
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
