@@ -91,6 +91,18 @@ def compare(path: Path) -> list[dict]:
     ]
 
 
+def cost(path: Path) -> str:
+    """The processor time of all runs of the file, in words; evaluation: of runs without it, as long as the others'."""
+    runs = read_runs(path)
+    pruning = sum(run["seconds"]["processor"] for run in runs)
+    measured = [run["seconds"]["evaluation"] for run in runs if "evaluation" in run["seconds"]]
+    evaluation = len(runs) * sum(measured) / len(measured) if measured else 0.0
+    return (
+        f"{len(runs)} runs: {pruning / 60:.0f} minutes of processor time for pruning and {evaluation / 60:.0f} for "
+        f"measuring perplexities (measured in {len(measured)} of the runs)"
+    )
+
+
 def main() -> None:
     """Fill in what is missing of the file, and compare with full size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -104,6 +116,7 @@ def main() -> None:
         "calibration": f"wikipedia train, {PROTOCOL['samples']} x {PROTOCOL['length']} tokens, the run's seed",
         "test": f"wikipedia test and news test, {TEST_SAMPLES} x {PROTOCOL['length']} tokens each, evenly spaced",
         "runs": f"{args.output.name}: one a line, each with its protocol, versions, date and seconds of pruning",
+        "cost": cost(args.output),
         "cells": "the methods' order by perplexity on wikipedia, seed 0, here and at full size (64 and 32 windows, "
         f"float32: {' and '.join(FULL_SIZE)}); relative: to the dense model's",
     }

@@ -55,9 +55,9 @@ def sweep(
     methods: names of methods or of recipes, see `prune`. A run is a dict: method, pattern, seed, perplexity of each
     text, that of the dense model and their ratio (relative), zeros (fraction of the layers' weights), error (relative
     layer error, the median layer's; None without calibration), notes, seconds of pruning (processor: over all
-    threads; wall), protocol, a sha256 of the calibration tokens, versions, date. A method that needs no data runs
-    once, with seed None. Seeds come outermost, then patterns, so that a sweep that is stopped early has compared all
-    methods.
+    threads; wall) and of measuring the perplexities (evaluation: processor), protocol, a sha256 of the calibration
+    tokens, versions, date. A method that needs no data runs once, with seed None. Seeds come outermost, then patterns,
+    so that a sweep that is stopped early has compared all methods.
 
     model: left as it came. name: what the file calls it. calibration and texts: see `load_tokens`; the train split
     of the first and the test splits of the others, test_samples windows each; all windows have `length` tokens.
@@ -126,7 +126,9 @@ class _Lab:
                 method, recipe = (None, cell.method) if cell.method in RECIPES else (cell.method, None)
                 report = prune(self.model, calib, method, cell.pattern, recipe=recipe, batch_size=self.batch_size)
             seconds = {"processor": time.process_time() - processor, "wall": time.perf_counter() - wall}
+            processor = time.process_time()
             reached = _rounded({text: perplexity(self.model, tokens) for text, tokens in self.tests.items()})
+            seconds["evaluation"] = time.process_time() - processor
             weights = [layer.weight for layer in find_layers(self.model)]
             zeros = 1 - sum(int(W.count_nonzero()) for W in weights) / sum(W.numel() for W in weights)
         finally:
