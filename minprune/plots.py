@@ -24,6 +24,7 @@ LOOKS = {
     "admm": Look("#e69f00", "X", "---"),
     "alps": Look("#a65628", ">", "|||"),
     "swaps": Look("#5aae61", "<", "//.."),
+    "best": Look("#6a40f0", "h", "o.."),
 }
 
 
