@@ -22,7 +22,7 @@ class _Staircase:
 
     curve: Callable[[Tensor, float, float], Tensor] = _cubic
     stairs: bool = True
-    last: str = "always"  # whether there is an update at `end` itself: "multiple", if a multiple of `every` falls there
+    last: str = "always"  # an update at `end` itself; else never, "multiple": if due anyway, "late": when next due
     held: bool = True
     origin: bool = False  # progress counted from step 0
     before: str = "dense"
@@ -35,7 +35,7 @@ class _Staircase:
             since = since // every * every  # of the last update
             if self.last == "always":
                 since = torch.where(now >= end, torch.tensor(end - begin), since)
-            elif self.held:
+            elif self.held and self.last != "late":
                 since = since.clamp(max=(end - begin - (self.last == "never")) // every * every)
         done = (since + begin) / end if self.origin else since / (end - begin)
         if self.held:
@@ -69,6 +69,11 @@ staircase = Exercise(
             "update is missing there?",
         ),
         Wrong(
+            "the end comes late",
+            _Staircase(last="late"),
+            "The final sparsity is reached, but late where `every` does not divide the way: not right before `end`.",
+        ),
+        Wrong(
             "a curve instead of stairs",
             _Staircase(stairs=False),
             "This is the formula at every step. The masks change only at an update, and stay until the next one.",
@@ -76,7 +81,7 @@ staircase = Exercise(
         Wrong(
             "slow first",
             _Staircase(curve=lambda done, initial, final: initial + (final - initial) * done**3),
-            "This begins slowly and ends steeply. It is the sparsity still *missing* that falls with the third power.",
+            "This begins slowly and ends steeply. It is what is still *missing* that falls with the third power.",
         ),
         Wrong(
             "linear",
