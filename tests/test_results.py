@@ -1,6 +1,7 @@
 """The measured data that pages quote can be measured again."""
 
 import json
+import re
 import secrets
 import sys
 from pathlib import Path
@@ -145,6 +146,50 @@ def test_a_part_of_the_recipe_drawn_anew_each_time_is_measured_again(monkeypatch
     for text in recipe.TEXTS:
         assert found[text] == pytest.approx(cell[text], rel=0.06), (text, cell)
     assert found.get("zeros", 0) == pytest.approx(cell.get("zeros", 0), abs=2e-5)
+
+
+@pytest.mark.slow
+def test_a_product_with_zeros_is_timed_again(monkeypatch, one_thread):
+    """The cells of zeros.json at one number of tokens. Another processor has other ratios: within a factor of 2."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import zeros
+
+    cells = json.loads((ROOT / "book" / "results" / "zeros.json").read_text())["cells"]
+    tokens = secrets.choice(zeros.TOKENS)
+    found = zeros.measure(tokens)
+    drawn = [cell for cell in cells if cell["tokens"] == tokens]
+    assert {(cell["storage"], cell["sparsity"]) for cell in drawn} == set(found)
+    for cell in drawn:
+        ratio = found[cell["storage"], cell["sparsity"]]
+        assert 0.5 < ratio / cell["ratio"] < 2, (ratio, cell)
+        assert cell["storage"] != "dense" or 0.8 < ratio < 1.25, (ratio, cell)  # a zero saves nothing by itself
+
+
+@pytest.mark.slow
+def test_a_size_drawn_anew_each_time_is_trained_again(monkeypatch):
+    """One model of sizes.json. Training amplifies rounding: 0.05 bits dense, a tenth of what pruning adds more."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import sizes
+
+    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "sizes.json").read_text())["cells"])
+    print(f"recomputing {cell}", file=sys.stderr)
+    found = sizes.recompute(cell["width"], cell["steps"], cell["seed"])
+    assert found["weights"] == cell["weights"]
+    assert found["dense"] == pytest.approx(cell["dense"], abs=0.05)
+    for way, bits in cell["bits"].items():
+        assert found["bits"][way] == pytest.approx(bits, abs=0.05 + 0.1 * (bits - cell["dense"])), (way, cell)
+
+
+def test_every_file_of_results_is_listed_and_made_by_make_results():
+    """README.md beside the files has a row for each, and `make results` the command that the file names."""
+    folder = ROOT / "book" / "results"
+    rows = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `")]
+    listed = [re.match(r"\| `([^`]+)` \| ", row)[1] for row in rows]
+    assert sorted(listed) == sorted(path.name for path in folder.glob("*.json*"))
+    recipe = (ROOT / "Makefile").read_text().split("\nresults:")[1].split("\n\n")[0]
+    for path in folder.glob("*.json"):
+        script = re.search(r"python (\S+\.py)", json.loads(path.read_text())["command"])[1]
+        assert (ROOT / script).exists() and script in recipe, (path.name, script)
 
 
 @pytest.mark.slow
