@@ -39,6 +39,7 @@ PROTOCOL = {
 }
 STEPS, SEEDS, BATCH, LENGTH = 42, 3, 2, 256
 RATES = {"full": (1e-4, 3e-4, 1e-3), "adapters": (1e-3, 3e-3, 1e-2), "distilled": (1e-4, 3e-4, 1e-3)}
+_FIRST, _OTHERS = slice(0, 1), slice(1, None)
 TEXTS = {"wikipedia": ("test", 12), "news": ("test", 12), "validation": ("validation", 8)}
 
 
@@ -57,9 +58,10 @@ def cells_wanted() -> list[dict]:
 
     scans = [{"kind": "rate", "pattern": "60%", "way": way, "lr": lr, "steps": 16} for way in ways for lr in RATES[way]]
     at_once, in_steps = (gradual(way, "magnitude") for way in ("at once", "in steps"))
+    full, rest = ({pattern: trained(pattern)[part] for pattern in ("2:4", "70%", "50%")} for part in (_FIRST, _OTHERS))
     return [
-        {"kind": "dense"}, *scans, *trained("60%"), control(0), *trained("2:4"), at_once, in_steps, *trained("60%", 1),
-        trained("70%")[0], trained("50%")[0], *trained("70%")[1:], *trained("50%")[1:],
+        {"kind": "dense"}, *scans, *trained("60%"), control(0), *full["2:4"], at_once, in_steps, *full["70%"],
+        *full["50%"], *trained("60%", 1), *rest["2:4"], *rest["70%"], *rest["50%"],
         gradual("in steps", "sparsegpt"),  # at once is the cell of full training
         *trained("60%", 2), *(trained(pattern, steps=4 * STEPS)[0] for pattern in ("60%", "2:4")),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The pages of advice quote the measured data: every "N x" on them and every row of their tables."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 BOOK = Path(__file__).parent.parent / "book"
 NAMES = {"sparsegpt": "SparseGPT", "admm": "ADMM"}
+PATIENT = {"kind": "recovery", "pattern": "60%", "way": "full", "seed": 0, "steps": 42}
 PAGES = ("which-method.md", "trouble-shooting.md")
 
 
@@ -62,3 +64,26 @@ def test_the_table_of_zeros_is_the_measured_one():
         sparsity = float(row[0].split()[0]) / 100
         wanted = [ratios[storage, sparsity, tokens] for tokens in (1, 512) for storage in ("dense", "csr")]
         assert row[1:] == [f"{ratio:.2g}" for ratio in wanted]
+
+
+def test_what_training_gives_back_is_the_measured_share():
+    cells = json.loads((BOOK / "results" / "recovery.json").read_text())["cells"]
+    (dense,) = (cell["perplexity"] for cell in cells if cell["kind"] == "dense")
+    (full,) = (c for c in cells if PATIENT.items() <= c.items())
+    (control,) = (cell for cell in cells if cell.get("way") == "control" and cell["seed"] == 0 and cell["steps"] == 42)
+    page = " ".join((BOOK / "which-method.md").read_text().split())
+    tokens, seconds = full["rows"][-1][0], full["seconds"]
+    assert f"{full['steps']} steps on {tokens:,} tokens of Wikipedia, {seconds:.0f} seconds of one core" in page
+    for text, column in (("Wikipedia", 2), ("news", 3)):
+        before, after = (f"{row[column]:.1f}" for row in (full["rows"][0], full["rows"][-1]))
+        assert f"from perplexity {before} to {after} on {text}" in page or f"from {before} to {after} on {text}" in page
+    trained = [f"{value:.1f}" for value in control["rows"][-1][2:]]
+    assert f"{dense['wikipedia']:.1f} and {dense['news']:.1f}, and {' and '.join(trained)} when" in page
+    before, after = (math.log(row[2]) for row in (full["rows"][0], full["rows"][-1]))
+    lost = before - math.log(dense["wikipedia"])
+    fair = 1 - (after - math.log(control["rows"][-1][2])) / lost
+    page = (BOOK / "trouble-shooting.md").read_text()
+    assert (
+        f"gave back {(before - after) / lost:.0%} of the lost nats in {seconds:.0f} seconds".replace("%", " %") in page
+    )
+    assert f"{fair:.0%} without what the dense model gains".replace("%", " %") in page
