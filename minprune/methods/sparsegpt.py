@@ -73,7 +73,7 @@ def sparsegpt(
             kept = torch.empty_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
         if not groups:  # else both are chosen group by group
             torch.mul(gain, ~kept, out=E[cols])
-        block = _Block(w, E[cols], kept, gain, U[cols, cols].triu(1).T.contiguous())
+        block = _Block(w, E[cols], kept, gain, U[cols, cols].T.tril(-1))
         _visit(block, block.quick(), groups, 0, len(w))
         weight[:, cols] = w.mul_(kept).add_(0.0).T  # adding 0 turns the product's -0.0 into 0.0
         chosen[:, cols] = kept.T
