@@ -254,7 +254,7 @@ def _left_dense(layer: Layer, note: str) -> LayerRow:
 
 
 def _sparsity(W: Tensor) -> float:
-    return 1 - int(W.count_nonzero()) / W.numel()
+    return int((W == 0).sum()) / W.numel()
 
 
 def _describe(calib: Tensor | None) -> dict:

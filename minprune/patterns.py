@@ -92,42 +92,35 @@ class NM:
         self.check(*scores.shape)
         _refuse_nan(scores)
         groups = scores.reshape(-1, self.m).T.contiguous()  # (m, groups): one long row per place in the group
-        return self.keep_places(groups).T.reshape(scores.shape)
+        parts = groups.split(max(1, _COMPARISONS // self.m**2), dim=1)
+        return torch.cat([self.keep_places(part) for part in parts], dim=1).T.reshape(scores.shape)
 
     def keep_places(self, scores: Any) -> Any:
         """scores (m, groups) without NaN, one group a column -> keep mask (m, groups), bool.
 
         Scores are a tensor, or a NumPy array, and so is the mask. A weight is pruned when fewer than m - n others of
-        its group go before it. Every place is compared with every other in long rows, and a small matrix product
-        counts, which beats sorting a million tiny groups.
+        its group go before it. Every two places are compared in long rows, and a small matrix product counts, which
+        beats sorting a million tiny groups.
         """
         quick = isinstance(scores, np.ndarray)
-        count, later = _counting(self.m, None if quick else scores.device)  # (m, m * m), (m, 1)
-        keep = scores != scores  # all False
-        size = max(1, _COMPARISONS // self.m**2)
-        for start in range(0, scores.shape[1], size):
-            part = scores[:, start : start + size]  # (m, groups)
-            ordered = (part[:, None] <= part).reshape(self.m**2, -1)  # (m * m, groups): row i * m + j is "s_i <= s_j"
-            ordered = ordered.astype(np.float32) if quick else ordered.float()
-            keep[:, start : start + size] = count @ ordered >= self.m - self.n - later
-        return keep
+        first, second, count, enough = _counting(self.n, self.m, None if quick else scores.device)
+        ordered = scores[first] <= scores[second]  # (pairs, groups)
+        return count @ (ordered.astype(np.float32) if quick else ordered.float()) >= enough
 
 
 @cache
-def _counting(m: int, device: torch.device | None) -> tuple[Any, Any]:
-    """(count, later) such that count @ ordered + later is the number of places that go before each place.
+def _counting(n: int, m: int, device: torch.device | None) -> tuple[Any, Any, Any, Any]:
+    """The pairs i < j of places (pairs,), (pairs,); count (m, pairs) and enough (m, 1); as NumPy arrays without device.
 
-    i < j goes before j if s_i <= s_j, so of equal scores the lower index goes first; k > j goes before j unless
-    s_j <= s_k: one for each of the `later` places, minus one where that holds. device None: as NumPy arrays.
+    i goes before j if s_i <= s_j, so of equal scores the lower index goes first, else j goes before i. A place starts
+    with all later ones before it, and one of them less for each that it goes before: count @ (s_i <= s_j) says how
+    many more there are than at the start, and from `enough` on there are m - n.
     """
-    count = torch.zeros(m, m, m)
-    for j in range(m):
-        count[j, :j, j] = 1
-        count[j, j, j + 1 :] = -1
-    later = torch.arange(m - 1, -1, -1.0)[:, None]
-    if device is None:
-        return count.flatten(1).numpy(), later.numpy()
-    return count.flatten(1).to(device), later.to(device)
+    first, second = torch.triu_indices(m, m, 1)
+    places = torch.arange(m)[:, None]
+    count = (places == second).float() - (places == first).float()
+    made = first, second, count, places - n + 1.0  # (m - n) - (m - 1 - place)
+    return tuple(part.numpy() if device is None else part.to(device) for part in made)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 
-_PANEL = 384  # columns per panel of the symmetric product: wide enough for an efficient matrix product
+_PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
 
 
 class Statistics:
@@ -40,7 +40,7 @@ class Statistics:
             for part in X.split(4096):  # bounds the memory of the squares
                 self._sq_norm += part.square().sum(0)
         else:
-            for start in range(0, self.d_in, _PANEL):  # on and below the diagonal: 5/8 of X.T @ X at 1536 inputs
+            for start in range(0, self.d_in, _PANEL):  # on and below the diagonal: 0.55 of X.T @ X at 1536 inputs
                 panel = X[:, start : start + _PANEL]  # (tokens, panel)
                 self._gram[start:, start : start + _PANEL].addmm_(X[:, start:].T, panel)
             self._upper_is_stale = True
@@ -103,7 +103,15 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     energy that is lost; 0 is perfect, 1 is what pruning everything costs. A layer whose output is zero on these
     inputs has error 0 if it stays so.
     """
-    W, D = W.to(gram), W.to(gram) - W_pruned.to(gram)
-    lost = float(((D @ gram) * D).sum())
-    whole = float(((W @ gram) * W).sum())
+    W, W_pruned = W.to(gram), W_pruned.to(gram)
+    lost, whole = _energy(W - W_pruned, gram), _energy(W, gram)
     return lost / whole if whole > 0 else float(lost > 0)
+
+
+def _energy(M: Tensor, gram: Tensor) -> float:
+    """tr(M G M^T) for M (d_out, d_in), from the half of the symmetric G (d_in, d_in) on and below the diagonal."""
+    total = 0.0
+    for here, below in ((slice(i, i + _PANEL), slice(i + _PANEL, None)) for i in range(0, len(gram), _PANEL)):
+        sent = torch.addmm(M[:, here] @ gram[here, here], M[:, below], gram[below, here], alpha=2)  # (d_out, panel)
+        total += float((sent * M[:, here]).sum())
+    return total

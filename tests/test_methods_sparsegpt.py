@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from samples import correlated, cost, exact, hessian, statistics
 
 import minprune as mp
-from minprune.methods.sparsegpt import inverse_factor, triangular_inverse
+from minprune.methods.damping import triangular_inverse
+from minprune.methods.sparsegpt import inverse_factor
 
 SETTINGS = settings(derandomize=True, max_examples=40, deadline=None)
 sparsegpt = mp.METHODS["sparsegpt"]

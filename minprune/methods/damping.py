@@ -1,4 +1,4 @@
-"""What the methods with a Gram matrix share: checked inputs and a Cholesky factor that exists."""
+"""What the methods with a Gram matrix share: checked inputs, a Cholesky factor that exists, and its inverse."""
 
 import torch
 from torch import Tensor
@@ -47,3 +47,19 @@ def damped_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, float, str]:
             )
         raised = max(10 * raised, 1e-6)
         note = f"damping raised from {damp:g} to {raised:g}"
+
+
+def triangular_inverse(L: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix, (n, n) -> (n, n), by halves, so that matrix products do the work:
+
+    [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]
+    """
+    n = len(L)
+    if n <= 256:
+        return torch.linalg.solve_triangular(L, torch.eye(n).to(L), upper=False)
+    half = n // 2
+    A, C = triangular_inverse(L[:half, :half]), triangular_inverse(L[half:, half:])
+    inverse = torch.zeros_like(L)
+    inverse[:half, :half], inverse[half:, half:] = A, C
+    inverse[half:, :half] = -C @ (L[half:, :half] @ A)
+    return inverse

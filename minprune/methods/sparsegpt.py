@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.methods.damping import checked_gram, damped_cholesky
+from minprune.methods.damping import checked_gram, damped_cholesky, triangular_inverse
 from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern, Unstructured
 from minprune.statistics import Statistics
@@ -71,12 +71,15 @@ def sparsegpt(
             kept = Unstructured(pattern.sparsity, "layer").keep((w * gain).square_())
         else:
             kept = torch.empty_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
-        if not groups:  # else both are chosen group by group
-            torch.mul(gain, ~kept, out=E[cols])
         block = _Block(w, E[cols], kept, gain, U[cols, cols].T.tril(-1))
-        _visit(block, block.quick(), groups, 0, len(w))
-        weight[:, cols] = w.mul_(kept).add_(0.0).T  # adding 0 turns the product's -0.0 into 0.0
-        chosen[:, cols] = kept.T
+        quick = block.quick()
+        if not groups:  # else both are chosen group by group
+            _mark(quick, slice(None))
+        _visit(block, quick, groups, 0, len(w))
+        pruned = quick.w
+        pruned *= quick.kept
+        pruned += 0.0  # turns the product's -0.0 into 0.0
+        weight[:, cols], chosen[:, cols] = w.T, kept.T
     return Result(weight, chosen, note)
 
 
@@ -119,17 +122,24 @@ def _prune_columns(block: _Block, groups: NM | None, start: int, end: int) -> No
     for q in range(start, end):
         if groups and q % groups.m == 0:
             _choose(block, groups, q)
-        E[q] *= w[q]
+        error, rest = E[q], w[q + 1 : end]  # named, because `E[q] *= ...` would also copy the row onto itself
+        error *= w[q]
         if q + 1 < end:
-            w[q + 1 : end] -= later[q + 1 : end, q, None] * E[q]
+            rest -= later[q + 1 : end, q, None] * error
 
 
 def _choose(block: _Block, groups: NM, start: int) -> None:
     """The mask of the group that begins at column start, from its weights as they are now."""
     here = slice(start, start + groups.m)
     block.kept[here] = groups.keep_places(abs(block.w[here] * block.gain[here]))
-    block.E[here] = ~block.kept[here]
-    block.E[here] *= block.gain[here]
+    _mark(block, here)
+
+
+def _mark(block: _Block, here: slice) -> None:
+    """Begin the errors of these columns: the gain where a weight goes, 0 where it is kept."""
+    error = block.E[here]
+    error[:] = ~block.kept[here]
+    error *= block.gain[here]
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
@@ -141,19 +151,3 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
     """
     L, _, note = damped_cholesky(gram.flip(0, 1), damp)
     return triangular_inverse(L).flip(0, 1), note
-
-
-def triangular_inverse(L: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix, (n, n) -> (n, n), by halves, so that matrix products do the work:
-
-    [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]
-    """
-    n = len(L)
-    if n <= 256:
-        return torch.linalg.solve_triangular(L, torch.eye(n).to(L), upper=False)
-    half = n // 2
-    A, C = triangular_inverse(L[:half, :half]), triangular_inverse(L[half:, half:])
-    inverse = torch.zeros_like(L)
-    inverse[:half, :half], inverse[half:, half:] = A, C
-    inverse[half:, :half] = -C @ (L[half:, :half] @ A)
-    return inverse
