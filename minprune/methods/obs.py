@@ -122,8 +122,9 @@ def surgery(
         w -= (w[each, q] / root)[:, None] * u
         pivots -= u.square()
         keep[each, q] &= ~going
-        left[each, q // width] -= 1
         may_go[each, q] = False
-        full = left[each, q // width] == 0
-        may_go.view(rows, -1, width)[each, q // width] &= ~full[:, None]
+        if zeros < steps:  # else no group is full before the last step
+            left[each, q // width] -= 1
+            full = left[each, q // width] == 0
+            may_go.view(rows, -1, width)[each, q // width] &= ~full[:, None]
     return w.masked_fill_(~keep, 0), keep, order, costs
