@@ -100,6 +100,7 @@ def prune_checkpoint(
             job = _Job(source, run, journal, test, sequential, chosen.reconstruction, start)
             perplexities = job.all_blocks()
         report, texts = run.report(job.seconds()), texts or {}
+        report.notes = job.notes
         report.calibration |= texts.get("calibration", {})
         if test is not None:
             protocol = {
@@ -126,6 +127,13 @@ def prune_checkpoint(
     return report
 
 
+def _resumed(begun: list[int], intact: list[int]) -> str:
+    """What was found of an earlier run, in words; blocks are counted from 0, as in the layers' names."""
+    damaged = [block for block in begun if block not in intact]
+    again = f"; the file of block {', '.join(map(str, damaged))} was damaged or missing and is made again"
+    return f"resumed with {len(intact)} of {len(begun)} recorded blocks intact{again if damaged else ''}"
+
+
 class _Job:
     """The blocks of one run, from the first unfinished one to the last."""
 
@@ -143,6 +151,7 @@ class _Job:
         self.whole_block, self.start = not sequential, start
         self.guide: Guide | None = None
         self.files = {block: path for block in range(len(source.blocks)) if (path := journal.finished(block))}
+        self.notes = [_resumed(list(journal.lines), list(self.files))] if journal.lines else []
         for block in self.files:
             self._restore_rows(block)
         last = journal.lines[max(journal.lines)] if journal.lines else None

@@ -30,7 +30,8 @@ class Report:
 
     perplexity: {"before", "after", "protocol"}, empty unless the run was given test tokens. reconstruction: its
     settings, seconds, and for each block the relative error of its output in each epoch; empty if there was none. The
-    errors of the rows are from before it.
+    errors of the rows are from before it. notes: anything unusual about the run as a whole, such as what was found
+    when it was resumed.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     perplexity: dict = field(default_factory=dict)
     reconstruction: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def sparsity(self) -> float:

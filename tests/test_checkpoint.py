@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -275,6 +276,10 @@ def test_damage_is_found_and_only_what_is_damaged_is_done_again(deep, tmp_path, 
     assert begun == [*redone, 3]
     assert_same_tensors(tmp_path / "out", tmp_path / "plain")
     assert again.perplexity == report.perplexity
+    (note,) = again.notes
+    assert f"{3 - len(redone)} of 3 recorded blocks intact" in note
+    assert [int(number) for number in re.findall(r"block (\d+)", note)] == redone
+    assert report.notes == []
 
 
 def test_hidden_states_that_would_cost_too_much_to_save_are_computed_again(deep, tmp_path, monkeypatch):

@@ -278,7 +278,7 @@ def _show_report(report: "Report") -> None:
     out.print(table)
     seconds = report.seconds["total"]
     out.print(f"{report.method} {report.pattern}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
-    notes = [f"{row.name}: {row.note}" for row in report.layers if row.note]
+    notes = [*report.notes, *(f"{row.name}: {row.note}" for row in report.layers if row.note)]
     for note in notes[:5]:
         out.print(note)
     if len(notes) > 5:
