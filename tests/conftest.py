@@ -80,3 +80,22 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path, monkeypatch) -> None:
+    """The command line is used from an empty folder, in a terminal of 80 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def run(capsys, in_an_empty_folder):
+    """run(...) -> (exit code, stdout, stderr) of the command line with these arguments."""
+    from minprune.cli import main
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run

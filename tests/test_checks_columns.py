@@ -1,30 +1,15 @@
 """`checks.sparsegpt` beyond what test_checks.py asks of every exercise: the package agrees, and two bugs at once."""
 
-import random
-from dataclasses import fields, replace
-from itertools import combinations
-
 import pytest
 import torch
 from torch.testing import assert_close
+from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
-from minprune.checks.columns import _cases, _Recipe
+from minprune.checks.columns import _Recipe
 
-RECIPES = [(w.name, w.function) for w in checks.sparsegpt.wrong]
-CASES = [pytest.param(case, id=case.label) for case in _cases()]
-
-
-def changed(recipe):
-    """The fields in which a recipe differs from the right one."""
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
-
-
-def pairs(count):
-    """Pairs of bugs that can be made at once, since they are in different places."""
-    able = [p for p in combinations(RECIPES, 2) if not changed(p[0][1]).keys() & changed(p[1][1]).keys()]
-    return random.Random(4).sample(able, count)
+CASES = cases(checks.sparsegpt)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -49,11 +34,10 @@ def test_no_choice_hangs_on_rounding(case):
     assert torch.equal(checks.sparsegpt.reference(W.double(), G.double(), *rest) == 0, zeros)
 
 
-@pytest.mark.parametrize(("one", "other"), [pytest.param(*p, id=f"{p[0][0]}, {p[1][0]}") for p in pairs(30)])
+@pytest.mark.parametrize(("one", "other"), pairs(checks.sparsegpt.wrong, 30, seed=4))
 def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
-    both = replace(one[1], **changed(other[1]))
-    verdict = checks.sparsegpt(both)
-    assert not verdict.passed and verdict.bug in (None, one[0], other[0]), str(verdict)
+    verdict = checks.sparsegpt(both(one, other))
+    assert not verdict.passed and verdict.bug in (None, one.name, other.name), str(verdict)
 
 
 def test_no_message_gives_the_solution_away():

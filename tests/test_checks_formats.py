@@ -1,32 +1,12 @@
 """The checks of chapter 18 beyond what test_checks.py asks of every exercise: the package agrees, two bugs at once."""
 
-import random
-from dataclasses import fields, replace
-from itertools import combinations
-
 import pytest
 import torch
 from torch.testing import assert_close
+from variants import both, cases, pairs
 
 from minprune import checks
 from minprune.formats import CSR, NMGroups
-
-PACKS = [(w.name, w.function) for w in checks.pack_2_4.wrong]
-
-
-def cases(exercise):
-    return [pytest.param(case, id=case.label) for case in exercise.cases()]
-
-
-def changed(recipe):
-    """The fields in which a recipe differs from the right one."""
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
-
-
-def pairs():
-    """Pairs of bugs that can be made at once, since they are in different places."""
-    able = [p for p in combinations(PACKS, 2) if not changed(p[0][1]).keys() & changed(p[1][1]).keys()]
-    return random.Random(18).sample(able, 20)
 
 
 @pytest.mark.parametrize("case", cases(checks.to_csr))
@@ -54,10 +34,10 @@ def test_csr_matmul_is_the_package(case):
     assert_close(checks.csr_matmul.reference(*case.args), X @ stored.to_dense().T)
 
 
-@pytest.mark.parametrize(("one", "other"), [pytest.param(*p, id=f"{p[0][0]}, {p[1][0]}") for p in pairs()])
+@pytest.mark.parametrize(("one", "other"), pairs(checks.pack_2_4.wrong, 20, seed=18))
 def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
-    verdict = checks.pack_2_4(replace(one[1], **changed(other[1])))
-    assert not verdict.passed and verdict.bug in (None, one[0], other[0], "all bits reversed"), str(verdict)
+    verdict = checks.pack_2_4(both(one, other))
+    assert not verdict.passed and verdict.bug in (None, one.name, other.name, "all bits reversed"), str(verdict)
 
 
 def test_no_message_gives_the_solution_away():

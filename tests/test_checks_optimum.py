@@ -1,12 +1,10 @@
 """The checks of chapter 07 beyond what test_checks.py asks of every exercise: the package agrees, two bugs at once."""
 
-from dataclasses import fields, replace
-from itertools import combinations
-
 import pytest
 import torch
 from answers_optimum import damped
 from torch.testing import assert_close
+from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
@@ -21,20 +19,10 @@ SAME = {  # two mistakes that together are a third: with no damping on either si
 }
 
 
-def cases(exercise):
-    return [pytest.param(case, id=case.label) for case in exercise.cases()]
-
-
-def changed(recipe):
-    """The fields in which a recipe differs from the right one."""
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) is not f.default}
-
-
-def pairs(exercise, kind):
-    """Pairs of bugs that can be made at once, since they are in different places."""
-    recipes = [w for w in exercise.wrong if isinstance(w.function, kind)]
-    able = [p for p in combinations(recipes, 2) if not changed(p[0].function).keys() & changed(p[1].function).keys()]
-    return [pytest.param(exercise, *pair, id=f"{exercise.name}: {pair[0].name}, {pair[1].name}") for pair in able]
+def pairs_of(exercise, kind):
+    """(exercise, one, other) for the bugs of one kind of recipe."""
+    drawn = pairs([wrong for wrong in exercise.wrong if isinstance(wrong.function, kind)])
+    return [pytest.param(exercise, *pair.values, id=f"{exercise.name}: {pair.id}") for pair in drawn]
 
 
 def statistics(G):
@@ -94,9 +82,11 @@ def test_the_ramp_is_that_of_the_package(sparsity):
         assert int((~keep).sum()) == pytest.approx(share * 1000, abs=1)
 
 
-@pytest.mark.parametrize(("exercise", "one", "other"), [*pairs(checks.exact_row, _Solve), *pairs(checks.admm, _Rounds)])
+@pytest.mark.parametrize(
+    ("exercise", "one", "other"), [*pairs_of(checks.exact_row, _Solve), *pairs_of(checks.admm, _Rounds)]
+)
 def test_two_bugs_at_once_never_get_the_name_of_a_third(exercise, one, other):
-    verdict = exercise(replace(one.function, **changed(other.function)))
+    verdict = exercise(both(one, other))
     together = SAME.get((one.name, other.name))
     assert verdict.bug in (None, one.name, other.name, together), str(verdict)
 

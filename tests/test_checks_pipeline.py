@@ -1,34 +1,15 @@
 """The checks of chapters 08 and 10 beyond what test_checks.py asks: PyTorch and the package agree, two bugs at once."""
 
-import random
-from dataclasses import fields, replace
-from itertools import combinations
-
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
 
-RECIPES = [(w.name, w.function) for w in checks.prune_chain.wrong]
 OURS = [e for e in checks.EXERCISES.values() if e.chapter in (8, 10)]
-
-
-def cases(exercise):
-    return [pytest.param(case, id=case.label) for case in exercise.cases()]
-
-
-def changed(recipe):
-    """The fields in which a recipe differs from the right one."""
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
-
-
-def pairs(count):
-    """Pairs of bugs that can be made at once, since they are in different places."""
-    able = [p for p in combinations(RECIPES, 2) if not changed(p[0][1]).keys() & changed(p[1][1]).keys()]
-    return random.Random(8).sample(able, count)
 
 
 @pytest.mark.parametrize("case", cases(checks.prune_chain))
@@ -50,10 +31,10 @@ def test_prune_chain_is_one_pass_with_pre_hooks(case):
     assert_close(checks.prune_chain.reference(*case.args), torch.stack([layer.weight.data for layer in chain[::2]]))
 
 
-@pytest.mark.parametrize(("one", "other"), [pytest.param(*p, id=f"{p[0][0]}, {p[1][0]}") for p in pairs(20)])
+@pytest.mark.parametrize(("one", "other"), pairs(checks.prune_chain.wrong, 20, seed=8))
 def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
-    verdict = checks.prune_chain(replace(one[1], **changed(other[1])))
-    assert not verdict.passed and verdict.bug in (None, one[0], other[0]), str(verdict)
+    verdict = checks.prune_chain(both(one, other))
+    assert not verdict.passed and verdict.bug in (None, one.name, other.name), str(verdict)
 
 
 @pytest.mark.parametrize("case", cases(checks.towards_dense))

@@ -1,30 +1,15 @@
 """`checks.obs_row` beyond what test_checks.py asks of every exercise: the package agrees, and two bugs at once."""
 
-from dataclasses import fields, replace
-from itertools import combinations
-
 import pytest
 import torch
 from answers_surgeon import obs_row_refitting
 from torch.testing import assert_close
+from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
-from minprune.checks.surgeon import cases
 
-CASES = [pytest.param(case, id=case.label) for case in cases()]
-
-
-def changed(recipe):
-    """The fields in which a recipe differs from the right one."""
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
-
-
-PAIRS = [
-    pytest.param(one, other, id=f"{one.name}, {other.name}")
-    for one, other in combinations(checks.obs_row.wrong, 2)
-    if not changed(one.function).keys() & changed(other.function).keys()
-]
+CASES = cases(checks.obs_row)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -46,9 +31,9 @@ def test_no_choice_hangs_on_rounding(case):
         assert torch.equal(checks.obs_row.reference(other, H, zeros) == 0, right)
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
+@pytest.mark.parametrize(("one", "other"), pairs(checks.obs_row.wrong))
 def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
-    verdict = checks.obs_row(replace(one.function, **changed(other.function)))
+    verdict = checks.obs_row(both(one, other))
     assert verdict.bug in (None, one.name, other.name), str(verdict)
 
 

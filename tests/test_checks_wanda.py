@@ -1,34 +1,14 @@
 """The checks of chapter 05 beyond what test_checks.py asks of every exercise: the package agrees, two bugs at once."""
 
-import random
-from dataclasses import fields, replace
-from itertools import combinations
-
 import pytest
 import torch
 from torch.testing import assert_close
+from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
 from minprune.checks.scores import _Recipe
 from minprune.methods.ria import ria_scores
-
-RECIPES = [(w.name, w.function) for w in checks.wanda.wrong]
-
-
-def cases(exercise):
-    return [pytest.param(case, id=case.label) for case in exercise.cases()]
-
-
-def changed(recipe):
-    """The fields in which a recipe differs from the right one."""
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if getattr(recipe, f.name) != f.default}
-
-
-def pairs(count):
-    """Pairs of bugs that can be made at once, since they are in different places."""
-    able = [p for p in combinations(RECIPES, 2) if not changed(p[0][1]).keys() & changed(p[1][1]).keys()]
-    return random.Random(5).sample(able, count)
 
 
 @pytest.mark.parametrize("case", cases(checks.wanda))
@@ -75,10 +55,10 @@ def test_the_two_numbers_add_up_to_the_error_of_the_row(case):
     assert_close(own + cross, (X @ w - X @ (w * keep)).square().sum())
 
 
-@pytest.mark.parametrize(("one", "other"), [pytest.param(*p, id=f"{p[0][0]}, {p[1][0]}") for p in pairs(40)])
+@pytest.mark.parametrize(("one", "other"), pairs(checks.wanda.wrong, 40, seed=5))
 def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
-    verdict = checks.wanda(replace(one[1], **changed(other[1])))
-    assert not verdict.passed and verdict.bug in (None, one[0], other[0]), str(verdict)
+    verdict = checks.wanda(both(one, other))
+    assert not verdict.passed and verdict.bug in (None, one.name, other.name), str(verdict)
 
 
 def test_no_message_gives_the_solution_away():

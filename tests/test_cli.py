@@ -22,21 +22,7 @@ from minprune.output import default_name
 COMMANDS = ("demo", "prune", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-
-@pytest.fixture
-def run(capsys):
-    """run(...) -> (exit code, stdout, stderr) of the command line with these arguments."""
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import minprune as mp
-from minprune.cli import main
 from minprune.cloze import grammar, last_word
 from minprune.protocol import measure
 
@@ -17,19 +16,7 @@ SENTENCES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture(scope="module")

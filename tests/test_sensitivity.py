@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import asdict
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from tiny import FAMILIES, tiny_model, tiny_tokens
 
 import minprune as mp
 from minprune.budget import group_layers
-from minprune.cli import main
 from minprune.sensitivity import HELD_OUT, sensitivity, trial
 
 CALIB = tiny_tokens(8, 16)
@@ -127,21 +127,13 @@ def test_calibration_that_cannot_be_split_is_refused():
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path, tiny_folder, text_file):
-    """run(...) -> (exit code, stdout, stderr) of `minprune sensitivity` on the tiny model and text."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    place = (tiny_folder, "--calibration", text_file, "--samples", 6, "--length", 32)
-
-    def run(*more):
-        code = main(["sensitivity", *map(str, place), *map(str, more)])
-        return code, *capsys.readouterr()
-
-    return run
+def costs(run, tiny_folder, text_file):
+    """costs(...) -> (exit code, stdout, stderr) of `minprune sensitivity` on the tiny model and text."""
+    return partial(run, "sensitivity", tiny_folder, "--calibration", text_file, "--samples", 6, "--length", 32)
 
 
-def test_the_command_writes_the_costs_and_lists_the_most_sensitive_first(run, tiny_folder, text_file, tmp_path):
-    code, out, err = run("--pattern", "60%", "--by", "type", "--seed", 3, "--output", "costs.json")
+def test_the_command_writes_the_costs_and_lists_the_most_sensitive_first(costs, tiny_folder, text_file, tmp_path):
+    code, out, err = costs("--pattern", "60%", "--by", "type", "--seed", 3, "--output", "costs.json")
     assert (code, err) == (0, "")
     record = json.loads((tmp_path / "costs.json").read_text())
     model, tokenizer = mp.load_model(tiny_folder)
@@ -163,7 +155,7 @@ def test_the_command_writes_the_costs_and_lists_the_most_sensitive_first(run, ti
         (("--include", "*.w1"), "matches no layer"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(run, more, reason):
-    code, out, err = run(*more)
+def test_a_mistake_on_the_command_line_is_one_line(costs, more, reason):
+    code, out, err = costs(*more)
     assert (code, out) == (2, "")
     assert reason in err and err.count("\n") == 1

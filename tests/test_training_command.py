@@ -11,26 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
-from minprune.cli import main
 from minprune.training import recover as module
 from minprune.training.page import write_curves
 
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-
-@pytest.fixture
-def run(capsys):
-    """run(...) -> (exit code, stdout, stderr) of the command line with these arguments."""
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture
