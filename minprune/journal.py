@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.output import check_free, flush, move, write_errors, write_text
+from minprune.output import claim, flush, move, write_errors, write_text
 
 _WORK, _RECIPE, _JOURNAL = "unfinished", "recipe.json", "journal.jsonl"
 Hidden = Callable[[], dict[str, Tensor]] | None
@@ -135,22 +135,10 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
     resume: go on in a `PATH.partial` that is there already. overwrite: replace one, or a finished output of minprune.
     Raises `PruneError` before the block if `path` cannot become the output.
     """
-    path = Path(path).expanduser().resolve()
-    partial = path.with_name(path.name + ".partial")
-    check_free(path, overwrite)
+    path, partial = claim(path, overwrite, resume, _is_ours)
     journal = Journal(partial)
-    try:
-        if partial.is_dir() and overwrite and not resume:
-            shutil.rmtree(partial)
-        ours = partial.is_dir() and (journal.work.is_dir() or not any(partial.iterdir()))
-        partial.mkdir(parents=True, exist_ok=resume and ours)
+    with write_errors(partial):
         journal.work.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise PruneError(
-            f"{partial} is in the way: another run is writing it, or one was stopped; if so, resume or overwrite it"
-        ) from None
-    except OSError as error:
-        raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
     try:
         yield journal
     except BaseException as error:  # Ctrl-C included
@@ -168,6 +156,11 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
         raise
     move(partial, path)
     shutil.rmtree(path / _WORK)
+
+
+def _is_ours(partial: Path) -> bool:
+    """Whether a .partial folder was left by a run like this: it has a journal's folder, or nothing yet."""
+    return partial.is_dir() and ((partial / _WORK).is_dir() or not any(partial.iterdir()))
 
 
 def _sha256(path: Path) -> str | None:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,25 +33,36 @@ def output_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     that holds anything else is never replaced. Raises `PruneError` before the block if `path` cannot become the
     output: enter this before any long work.
     """
-    path = Path(path).expanduser().resolve()
-    partial = path.with_name(path.name + ".partial")
-    check_free(path, overwrite)
-    try:
-        if overwrite and partial.is_dir():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-    except FileExistsError:
-        raise PruneError(
-            f"{partial} is in the way: another run is writing it, or one was killed; if so, delete it or overwrite"
-        ) from None
-    except OSError as error:
-        raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
+    path, partial = claim(path, overwrite)
     try:
         yield partial
         move(partial, path)
     except BaseException:  # Ctrl-C included
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def claim(
+    path: str | Path, overwrite: bool, resume: bool = False, ours: Callable[[Path], bool] | None = None
+) -> tuple[Path, Path]:
+    """(the absolute path, `PATH.partial`), the latter being a folder from now on.
+
+    overwrite: replace what stands at either. ours(partial): whether what stands there is a run that resume may go on
+    with; None if such runs cannot be resumed. Raises `PruneError` if `path` cannot become the output.
+    """
+    path = Path(path).expanduser().resolve()
+    partial = path.with_name(path.name + ".partial")
+    check_free(path, overwrite)
+    try:
+        if overwrite and not resume and partial.is_dir():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=resume and ours is not None and ours(partial))
+    except FileExistsError:
+        hint = "stopped; if so, resume or overwrite it" if ours else "killed; if so, delete it or overwrite"
+        raise PruneError(f"{partial} is in the way: another run is writing it, or one was {hint}") from None
+    except OSError as error:
+        raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
+    return path, partial
 
 
 def check_space(folder: Path, model: "PreTrainedModel", there: int = 0) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minprune.errors import PruneError
-from minprune.output import check_free, move
+from minprune.output import claim, move
 
 STATE = "training.state"
 
@@ -20,20 +19,8 @@ def training_folder(path: str | Path, resume: bool = False, overwrite: bool = Fa
     in its place, or in that of a finished output of minprune.
     Raises `PruneError` before the block if `path` cannot become the output.
     """
-    path = Path(path).expanduser().resolve()
-    partial = path.with_name(path.name + ".partial")
+    path, partial = claim(path, overwrite, resume, _is_ours)
     state = partial / STATE
-    check_free(path, overwrite)
-    if partial.is_dir() and overwrite and not resume:
-        shutil.rmtree(partial)
-    try:
-        partial.mkdir(parents=True, exist_ok=resume and _is_ours(partial))
-    except FileExistsError:
-        raise PruneError(
-            f"{partial} is in the way: another run is writing it, or one was stopped; if so, resume or overwrite it"
-        ) from None
-    except OSError as error:
-        raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
     try:
         yield partial
     except BaseException as error:  # Ctrl-C included
