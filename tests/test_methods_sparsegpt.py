@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from samples import correlated, cost, exact, hessian, statistics
 
 import minprune as mp
+from minprune.methods import sparsegpt as module
 from minprune.methods.damping import triangular_inverse
 from minprune.methods.sparsegpt import inverse_factor
 
@@ -237,6 +238,17 @@ def test_a_given_mask_is_not_changed_and_needs_no_pattern_that_fits():
     before = keep.clone()
     result = sparsegpt(W, statistics(X), mp.pattern("2:4"), keep=keep)
     assert torch.equal(keep, before) and torch.equal(result.keep, before)
+
+
+@pytest.mark.parametrize("text", ["50%", "2:4", "4:8", "8:16", "50%:row"])
+def test_tensors_of_another_device_take_the_same_steps_as_numpy_views(text, monkeypatch):
+    """What runs on a GPU, as far as a machine without one can try it: the block's tensors themselves, not NumPy's."""
+    W, X = correlated(24, 208)
+    usual = sparsegpt(W, statistics(X), mp.pattern(text))
+    monkeypatch.setattr(module._Block, "quick", lambda block: block)
+    other = sparsegpt(W, statistics(X), mp.pattern(text))
+    assert torch.equal(other.keep, usual.keep)
+    torch.testing.assert_close(other.weight, usual.weight, rtol=1e-9, atol=1e-12)
 
 
 @given(st.integers(1, 30), st.integers(0, 999))
