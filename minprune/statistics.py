@@ -10,6 +10,7 @@ from torch import Tensor
 from minprune.errors import PruneError
 
 _PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
+_TOKENS = 1024  # at a time: bounds the memory of casting and squaring, and is still much for a matrix product
 
 
 class Statistics:
@@ -33,18 +34,21 @@ class Statistics:
         """Add the inputs X (..., d_in), any leading shape and floating dtype. Returns self."""
         if X.shape[-1] != self.d_in:
             raise PruneError(f"inputs have {X.shape[-1]} features, these statistics expect {self.d_in}")
-        X = X.reshape(-1, self.d_in).to(self._sum)  # (tokens, d_in)
+        for part in X.reshape(-1, self.d_in).split(_TOKENS):
+            self._add(part.to(self._sum))
+        return self
+
+    def _add(self, X: Tensor) -> None:
+        """The sums of X (tokens, d_in), already in their dtype."""
         self.tokens += X.shape[0]
         self._sum += X.sum(0)
         if self._gram is None:
-            for part in X.split(4096):  # bounds the memory of the squares
-                self._sq_norm += part.square().sum(0)
-        else:
-            for start in range(0, self.d_in, _PANEL):  # on and below the diagonal: 0.55 of X.T @ X at 1536 inputs
-                panel = X[:, start : start + _PANEL]  # (tokens, panel)
-                self._gram[start:, start : start + _PANEL].addmm_(X[:, start:].T, panel)
-            self._upper_is_stale = True
-        return self
+            self._sq_norm += X.square().sum(0)
+            return
+        for start in range(0, self.d_in, _PANEL):  # on and below the diagonal: 0.55 of X.T @ X at 1536 inputs
+            panel = X[:, start : start + _PANEL]  # (tokens, panel)
+            self._gram[start:, start : start + _PANEL].addmm_(X[:, start:].T, panel)
+        self._upper_is_stale = True
 
     def merge(self, other: "Statistics") -> "Statistics":
         """Add what `other` has seen, as if its tokens had been given to `update`. Returns self."""
