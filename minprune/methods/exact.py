@@ -9,8 +9,8 @@ The gradient vanishes on S. That is one linear system, and it can be written for
     kept:    w'_S = w_S + H_SS^-1 H_SP w_P             by setting the gradient on S to zero
     pruned:  w'   = w   - w_P ([H^-1]_PP)^-1 [H^-1]_P:     optimal brain surgeon, all of P at once
 
-Every row has its own S, so every row has its own matrix to factorise: d_out * min(k, p)^3 / 3 multiplications. No
-update of the weights on this mask can have a lower error; what is left is the mask's.
+Every row has its own S, so every row has its own matrix to factorise: d_out * min(k, p)^3 / 6 multiplications and as
+many additions. No update of the weights on this mask can have a lower error; what is left is the mask's.
 """
 
 import torch

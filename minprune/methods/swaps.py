@@ -5,8 +5,9 @@ restoring u adds w_p to r_p and takes w_u off r_u, so with g = r G the loss chan
 
     a_p + b_u - 2 w_p w_u G_pu,     a_p = 2 w_p g_p + w_p^2 G_pp,     b_u = -2 w_u g_u + w_u^2 G_uu.
 
-The best pair is exchanged while that lowers the loss; a row is done when no single swap does. Each row keeps its
-number of zeros, and with N:M each group. The weights stay as they are: "wanda+swaps+exact" finds the best ones after.
+The best pair is exchanged while that lowers the loss; a row is done when no single swap does, or after `max_swaps`,
+100 unless told otherwise. Each row keeps its number of zeros, and with N:M each group. The weights stay as they are:
+"wanda+swaps+exact" finds the best ones after.
 
 All rows take their next swap together. Most good pairs join one of the lowest a_p and one of the lowest b_u, so only
 those are tried at first; all pairs of a row are looked at when its few bring nothing any more.
@@ -33,7 +34,7 @@ def swaps(
 ) -> Result:
     """Refine a mask for W (d_out, d_in), any floating dtype: `keep`, or Wanda's (plain "50%" per row).
 
-    max_swaps: for each row. keep: (d_out, d_in) bool. With N:M only weights of one group change places. Raises
+    max_swaps: at most, for each row. keep: (d_out, d_in) bool. With N:M only weights of one group change places. Raises
     `ValueError` for a pattern of blocks or one that counts its zeros in blocks of columns, which swaps would break,
     if the pattern does not fit the shape, or if the statistics cannot be used.
     """
