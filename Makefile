@@ -81,5 +81,5 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/activations.py book/results/activations.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
 
-clean:  ## Remove what make and the book made, but not the assets
-	@rm -rf $(VENV) _build demo-output student *.egg-info
+clean:  ## Remove what make and the book made, but neither the assets nor student/, which holds answers
+	@rm -rf $(VENV) _build demo-output *.egg-info

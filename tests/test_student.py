@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -187,3 +188,11 @@ def test_a_file_that_is_no_notebook_is_a_mistake_in_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-m", "minprune.classroom.student", tmp_path / "out", tmp_path / "x.ipynb"],
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "is no Jupyter notebook" in done.stderr
+
+
+def test_a_notebook_that_may_hold_answers_is_never_written_again(tmp_path, capsys):
+    path = tmp_path / Path(CHAPTERS[0]).name
+    path.write_text("my answers")
+    student.main([str(tmp_path), str(ROOT / CHAPTERS[0])])
+    assert path.read_text() == "my answers"
+    assert "kept" in capsys.readouterr().out

@@ -125,12 +125,18 @@ def _guarded(cell: Cell, needs: list[str]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Write the student editions of the notebooks argv[1:] into the folder argv[0], and say so."""
+    """Write the student editions of the notebooks argv[1:] into the folder argv[0], and say so.
+
+    What is there already may hold a learner's answers: it is kept.
+    """
     import nbformat
 
     folder = Path(argv[0])
     folder.mkdir(parents=True, exist_ok=True)
     for path in map(Path, argv[1:]):
+        if (folder / path.name).exists():
+            sys.stdout.write(f"{folder / path.name}: kept, it may hold answers; move it away to have it made anew\n")
+            continue
         notebook = read_notebook(path)
         try:
             student = student_edition(notebook)
