@@ -40,13 +40,14 @@ PARTS = {  # name -> what `prune` is told besides the pattern
     "sparsegpt": {"recipe": Recipe("sparsegpt", reconstruction=NONE)},
     "sparsegpt + reconstruction": {"recipe": replace(BEST, method="sparsegpt")},
     "wanda + reconstruction": {"recipe": replace(BEST, method="wanda")},
+    "best + ramp": {"recipe": replace(BEST, allocation="ramp")},
     "sparsegpt, two-pass, float32": {"method": "sparsegpt", "sequential": False},
 }
 ORDER = [  # (part, pattern), the most telling first
     *((part, pattern) for part in ("best", "sparsegpt, two-pass", "admm") for pattern in PATTERNS),
-    ("sparsegpt, two-pass, float32", "70%"),
-    *((part, "70%") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction")),
+    *((part, "70%") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction", "best + ramp")),
     *((part, "2:4") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction")),
+    ("sparsegpt, two-pass, float32", "70%"),
 ]
 
 
