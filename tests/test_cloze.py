@@ -182,6 +182,22 @@ def test_no_sentence_is_right_in_one_pair_and_wrong_in_another():
     assert not {one.right for one in pairs} & {one.wrong for one in pairs}
 
 
+def test_no_wrong_order_is_an_object_with_an_adjective_said_of_it():
+    """'Painted the hats green' and 'bought the car new' are English, and 'bottle green' is the name of a colour."""
+    said = {"bought", "found", "forgot", "kept", "left", "liked", "lost", "made", "painted", "saw", "sold", "wanted"}
+    sentences = [one.wrong.rstrip(".").split() for one in minimal_pairs(200) if one.phenomenon == "adjective order"]
+    assert not {verb for _, _, verb, *_ in sentences} & said
+    assert not {last for *_, last in sentences} & {"red", "blue", "green", "white", "black", "yellow", "brown"}
+
+
+def test_no_wrong_participle_is_another_form_of_the_right_one():
+    """'Has forgot' and 'has hid' are variants of 'has forgotten' and 'has hidden', and so on."""
+    also = {"bit", "drank", "forgot", "got", "hid", "proved", "sewed", "shaved", "showed", "sowed", "swelled", "trod"}
+    sentences = [one.wrong.split() for one in minimal_pairs(200) if one.phenomenon == "participle"]
+    assert len({verb for _, _, _, verb, *_ in sentences}) == 8
+    assert not {verb for _, _, _, verb, *_ in sentences} & also
+
+
 def test_pairs_are_as_many_as_asked_for_all_different_and_the_same_for_a_seed():
     pairs = minimal_pairs(60, seed=3)
     assert Counter(one.phenomenon for one in pairs) == dict.fromkeys(PHENOMENA, 60)
