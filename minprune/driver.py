@@ -114,7 +114,7 @@ class Observed:
             return layer_error(W, W_pruned, self.stats.gram)
         X = torch.cat(self.sample)  # (tokens, d_in)
         lost, whole = (float((X @ M.to(X).T).square().sum()) for M in (W - W_pruned, W))
-        return lost / whole if whole > 0 else float(lost > 0)
+        return float(lost > 0) if whole <= 0 else lost / whole  # NaN stays NaN
 
 
 class Run:
@@ -169,23 +169,27 @@ class Run:
 
     def prune(self, layer: Layer, observed: Observed | None) -> None:
         """Prune one layer in place, given its inputs, and add its row."""
-        start, W = time.perf_counter(), layer.weight
-        if observed:
-            energy = observed.energy()
-            if not energy < float("inf"):
-                raise PruneError(f"{layer.name}: its inputs hold NaN or infinity: check the model and its dtype")
-            if energy == 0 and self.needs != "nothing":
-                self.book(layer, _left_dense(layer, "all its inputs were zero: left dense"))
-                return
+        start, W, notes = time.perf_counter(), layer.weight, []
+        stats, energy = (observed.stats, observed.energy()) if observed else (None, None)
+        if energy is not None and not energy < float("inf"):
+            raise PruneError(f"{layer.name}: its inputs hold NaN or infinity: check the model and its dtype")
+        if energy == 0:  # whatever is pruned, the output stays zero, so there is no error to measure either
+            observed = None
+            if stats:
+                stats = stats.of_equal_inputs()
+                notes = ["all its inputs were zero: pruned as if they were equally large"]
         try:
-            result = self.method(W, observed.stats if observed else None, self.patterns[layer], **self.options)
+            result = self.method(W, stats, self.patterns[layer], **self.options)
         except PruneError as reason:
             raise PruneError(f"{layer.name}: {reason}") from reason
         seconds = time.perf_counter() - start
         self.solve_seconds += seconds
         error = observed.error(W, result.weight) if observed else None
+        if error is not None and not error < float("inf"):
+            raise PruneError(f"{layer.name}: its outputs are too large for {W.dtype}: check the model and its dtype")
         W.copy_(result.weight)
-        self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, result.note))
+        note = "; ".join(note for note in (*notes, result.note) if note)
+        self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, note))
 
     def on_sight(self) -> Receive:
         """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""
@@ -205,7 +209,8 @@ class Run:
         """Add the rows of those layers that nothing has reached."""
         for layer in layers:
             if layer not in self.rows:
-                self.book(layer, _left_dense(layer, "received no token: left dense"))
+                W, note = layer.weight, "received no token: left dense"
+                self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), None, 0.0, note))
 
     def report(self, seconds: float) -> Report:
         """The report on all layers, after so many seconds in total."""
@@ -246,11 +251,6 @@ def _check_pattern(layer: Layer, pattern: Pattern) -> None:
 def _check_weights(layer: Layer) -> None:
     if not bool(torch.stack(layer.weight.aminmax()).isfinite().all()):
         raise PruneError(f"{layer.name}: its weights hold NaN or infinity: the checkpoint is damaged")
-
-
-def _left_dense(layer: Layer, note: str) -> LayerRow:
-    W = layer.weight
-    return LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), None, 0.0, note)
 
 
 def _sparsity(W: Tensor) -> float:

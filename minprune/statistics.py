@@ -74,6 +74,12 @@ class Statistics:
         )
         return other
 
+    def of_equal_inputs(self) -> "Statistics":
+        """New statistics of the same kind, as of inputs that are all equally large and have nothing in common."""
+        like = self._sum
+        other = Statistics(self.d_in, self._gram is not None, like.dtype, like.device)
+        return other.update(torch.eye(self.d_in, dtype=like.dtype, device=like.device))
+
     @property
     def gram(self) -> Tensor:
         """G = X.T @ X, (d_in, d_in): a sum over tokens, not a mean. The buffer itself: clone it before changing it."""
@@ -109,7 +115,7 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     """
     W, W_pruned = W.to(gram), W_pruned.to(gram)
     lost, whole = _energy(W - W_pruned, gram), _energy(W, gram)
-    return lost / whole if whole > 0 else float(lost > 0)
+    return float(lost > 0) if whole <= 0 else lost / whole  # NaN stays NaN
 
 
 def _energy(M: Tensor, gram: Tensor) -> float:

@@ -276,17 +276,41 @@ def test_bad_activations_are_refused_by_the_name_of_the_first_layer_they_reach(m
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
-def test_a_layer_whose_inputs_are_all_zero_is_left_dense_and_said_so(method, batch_size):
+@pytest.mark.parametrize("method", mp.METHODS)
+def test_a_layer_whose_inputs_are_all_zero_is_pruned_as_if_they_were_equally_large_and_said_so(method, batch_size):
     model = tiny_model("llama")
     model.model.layers[0].post_attention_layernorm.weight.data.zero_()
-    found, report = pruned(model, method, batch_size=batch_size)
+    found, report = pruned(model, method, "25%", batch_size=batch_size)
     rows = {row.name: row for row in report.layers}
     for name in ("gate_proj", "up_proj", "down_proj"):
         row = rows[f"model.layers.0.mlp.{name}"]
-        assert "zero" in row.note and "dense" in row.note and row.sparsity == 0 and row.error is None
-    assert rows["model.layers.1.mlp.up_proj"].note == ""
-    assert all(parameter.isfinite().all() for parameter in found.parameters())
+        W = model.get_submodule(row.name).weight.data
+        expected = mp.METHODS[method](W, statistics(torch.eye(W.shape[1])), mp.pattern("25%")).weight
+        assert torch.equal(found.get_submodule(row.name).weight, expected)
+        assert ("inputs were zero" in row.note) == (method != "magnitude") and row.error is None
+    assert rows["model.layers.1.mlp.up_proj"].note == "" and rows["model.layers.1.mlp.up_proj"].error > 0
+    assert all(row.sparsity == 0.25 for row in report.layers)
+
+
+@pytest.mark.parametrize("method", mp.METHODS)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "qwen2"])
+@pytest.mark.parametrize("pattern", ["100%", "0:4"])
+def test_everything_is_pruned_if_asked_for_though_the_layers_behind_see_only_zeros(family, method, pattern):
+    model = tiny_model(family)
+    if method == "swaps" and pattern == "100%":
+        pattern = "100%:row"
+    report = mp.prune(model, tiny_tokens(), method, pattern)
+    starved = [row for row in report.layers if "no token" in row.note]  # a router that sees only zeros prefers some
+    assert all(row.sparsity == 1 for row in report.layers if row not in starved)
+    assert family == "mixtral" or not starved
+
+
+@pytest.mark.parametrize("method", mp.METHODS)
+def test_outputs_that_overflow_are_refused_by_the_name_of_the_layer_that_makes_them(method):
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.down_proj.weight.data *= 1e36  # the next norm squares its outputs and makes zeros of them
+    with pytest.raises(mp.PruneError, match=r"model\.layers\.0\.mlp\.down_proj: .*too large"):
+        mp.prune(model, tiny_tokens(), method)
 
 
 def state_of(model):

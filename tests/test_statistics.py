@@ -152,3 +152,15 @@ def test_layer_error_is_0_unpruned_1_emptied_and_0_where_nothing_can_be_lost():
     assert mp.layer_error(W, torch.zeros(2, 3), gram) == 1
     assert mp.layer_error(torch.zeros(2, 3), torch.zeros(2, 3), gram) == 0
     assert mp.layer_error(torch.zeros(2, 3), W, gram) == 1
+
+
+@pytest.mark.parametrize("gram", [True, False])
+def test_statistics_of_equal_inputs_are_those_of_the_identity(gram):
+    stats = mp.Statistics(7, gram, torch.float64).update(torch.randn(5, 7)).of_equal_inputs()
+    assert torch.equal(stats.sq_norm, torch.ones(7, dtype=torch.float64)) and stats.tokens == 7
+    assert not gram or torch.equal(stats.gram, torch.eye(7, dtype=torch.float64))
+
+
+def test_an_error_that_overflows_is_not_called_zero():
+    W = torch.full((2, 3), 1e30)
+    assert mp.layer_error(W, W / 2, torch.eye(3)) != 0
