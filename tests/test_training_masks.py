@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 import minprune as mp
 from minprune.training.adapters import add_adapters
+from minprune.training.callback import KeepZeros
 from minprune.training.distill import language_loss
 from minprune.training.masks import (
     keeping,
@@ -118,8 +119,6 @@ def test_every_step_was_clipped():
 def test_a_trainer_with_the_callback_learns_what_the_plain_loop_learns(tmp_path):
     from transformers import Trainer, TrainingArguments
 
-    from minprune.training.callback import KeepZeros
-
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, masks = pruned()
     other, make = copy.deepcopy(model), OPTIMIZERS["adamw"]
@@ -200,6 +199,43 @@ def test_the_hooks_are_gone_afterwards():
     hooks(model, masks, OPTIMIZERS["adamw"])
     train(model, OPTIMIZERS["adamw"](model.parameters()), range(1))
     assert all(bool(layer.weight[~keep].any()) for layer, keep in masks.items())
+
+
+def test_masks_of_another_model_are_refused_before_anything_is_done():
+    """Its zeros would be kept in the model that is not trained, and lost in the one that is."""
+    model, masks = pruned()
+    copied = copy.deepcopy(model)
+    before = weights(model)
+    with pytest.raises(mp.PruneError, match=r"q_proj: its mask .* the optimizer has not got"):
+        hooks(copied, masks, OPTIMIZERS["adamw"])
+    with pytest.raises(mp.PruneError, match=r"q_proj: its mask .* the model has not got"):
+        KeepZeros(masks).on_train_begin(None, None, None, model=copied)
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+    model.model.embed_tokens.requires_grad_(False)
+    for layer in masks:
+        layer.owner.requires_grad_(False)
+    with keeping(masks, OPTIMIZERS["adamw"](p for p in model.parameters() if p.requires_grad)):
+        pass  # weights that do not learn need no optimizer
+
+
+def test_a_callback_whose_run_was_interrupted_leaves_no_hook_after_the_next():
+    model, masks = pruned()
+    callback = KeepZeros(masks)
+    for _ in range(2):
+        callback.on_train_begin(None, None, None, model=model)
+    callback.on_train_end(None, None, None)
+    language_loss(model, tiny_tokens()).backward()
+    assert all(bool(layer.owner.weight.grad[~keep].any()) for layer, keep in masks.items())
+
+
+def test_a_second_mask_on_a_weight_is_refused():
+    _, masks = pruned()
+    parametrise(masks)
+    with pytest.raises(mp.PruneError, match=r"q_proj has a mask already"):
+        parametrise(masks)
+    make_permanent(masks)
+    assert all(torch.equal(layer.weight != 0, keep) for layer, keep in masks.items())
 
 
 def test_what_stands_behind_a_parametrised_mask_is_the_dense_weight():
@@ -297,7 +333,10 @@ def test_an_adapter_changes_nothing_at_first_and_is_merged_under_the_mask():
     assert others and all(torch.equal(weights(model)[name], before[name]) for name in others)
 
 
-def test_a_rank_of_zero_is_refused():
+@pytest.mark.parametrize(("rank", "message"), [(0, "rank 0"), (17, "rank 17 is above the rank 16")])
+def test_a_rank_that_no_matrix_has_is_refused(rank, message):
     model, masks = pruned()
-    with pytest.raises(mp.PruneError, match="rank 0"):
-        add_adapters(model, masks, rank=0)
+    with pytest.raises(mp.PruneError, match=message):
+        add_adapters(model, masks, rank=rank)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    add_adapters(model, masks, rank=16)  # of the keys of two of four heads

@@ -42,13 +42,15 @@ def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 1
     """Freeze the model and put an adapter under each mask; returns the parameters to train.
 
     `minprune.training.masks.make_permanent(masks)` merges them. Raises `PruneError` for experts that share one
-    parameter, and for a rank that is not positive.
+    parameter, and for a rank that is not positive or above what a matrix can have.
     """
     if rank < 1:
         raise PruneError(f"rank {rank} is not positive: 8 is a usual choice")
     places = stored_masks(masks)
     if stack := next((name for (_, name), gone in places.items() if gone.ndim != 2), None):
         raise PruneError(f"{stack} holds several experts in one parameter: train this model without adapters")
+    if least := min((min(gone.shape) for gone in places.values() if rank > min(gone.shape)), default=None):
+        raise PruneError(f"rank {rank} is above the rank {least} that a matrix here can have at all: use less")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     trained: list[Tensor] = []

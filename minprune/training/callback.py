@@ -5,7 +5,7 @@ Trainer(model=model, args=arguments, train_dataset=data, callbacks=[KeepZeros(ma
 
 from transformers import TrainerCallback
 
-from minprune.training.masks import Handles, Masks, mask_gradients, set_zeros
+from minprune.training.masks import Handles, Masks, check_owned, mask_gradients, set_zeros
 
 
 class KeepZeros(TrainerCallback):
@@ -19,7 +19,9 @@ class KeepZeros(TrainerCallback):
         self._gradients: Handles | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Set the zeros, and mask all gradients from here on."""
+        """Set the zeros, and mask all gradients from here on. `PruneError`: the masks are not of this model."""
+        check_owned(self.masks, kwargs["model"].parameters(), "the model has not got")
+        self.on_train_end(args, state, control)  # a run that was interrupted has not removed its hooks
         set_zeros(self.masks)
         self._gradients = mask_gradients(self.masks)
 

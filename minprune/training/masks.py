@@ -104,13 +104,28 @@ def set_zeros(masks: Masks) -> None:
         getattr(owner, name).masked_fill_(gone, 0)
 
 
+def check_owned(masks: Masks, parameters: Iterable[Tensor], place: str) -> None:
+    """Raise `PruneError` if a mask belongs to none of these parameters, say to those of the model that was copied."""
+    known = {id(parameter) for parameter in parameters}
+    for layer in masks:
+        if id(getattr(layer.owner, layer.parameter)) not in known:
+            raise PruneError(
+                f"{layer.name}: its mask belongs to a weight that {place}, so that its zeros would be lost: take the "
+                "masks of the very model that is trained"
+            )
+
+
 @contextmanager
 def keeping(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Keep the zeros in any training loop: gradients are masked as they arrive, weights after each optimizer step.
 
     Masked gradients alone would do only for an optimizer that has never seen the pruned weights move: what it
-    remembers of them, as momentum, goes on moving them.
+    remembers of them, as momentum, goes on moving them. Raises `PruneError` if the optimizer has not got a weight that
+    could learn.
     """
+    learning = {layer: keep for layer, keep in masks.items() if getattr(layer.owner, layer.parameter).requires_grad}
+    known = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    check_owned(learning, known, "the optimizer has not got")
     places = [(getattr(owner, name), gone) for (owner, name), gone in stored_masks(masks).items()]
     set_zeros(masks)
 
@@ -191,9 +206,14 @@ class _StraightThrough(torch.autograd.Function):
 def parametrise(masks: Masks, straight_through: bool = False) -> None:
     """Make each mask a part of its weight: whatever an optimizer does to the numbers behind it, the zeros are zero.
 
-    Until `make_permanent`, `Layer.weight` is a copy, and the parameters have other names: do not save the model.
+    Until `make_permanent`, `Layer.weight` is a copy, and the parameters have other names: do not save the model. Raises
+    `PruneError` for a weight that has a mask already: `Gradual` would move one of the two only.
     """
-    for (owner, name), gone in stored_masks(masks).items():
+    places = stored_masks(masks)
+    for layer in masks:
+        if parametrize.is_parametrized(layer.owner, layer.parameter):
+            raise PruneError(f"{layer.name} has a mask already: make that one permanent first, or build the model anew")
+    for (owner, name), gone in places.items():
         parametrize.register_parametrization(owner, name, Masked(gone, straight_through))
 
 
