@@ -139,6 +139,8 @@ def test_lottery_mistakes_are_told():
     ]:
         with pytest.raises(mp.PruneError, match=message):
             find_tickets(*arguments, **({"steps": STEPS} | changes))
+    with pytest.raises(mp.PruneError, match="no layer to prune"):
+        find_tickets(network, [], Recorder(), norm, steps=STEPS, sparsities=[0.5])
     with pytest.raises(mp.PruneError, match="rate 1"):
         shares(1, 3)
 
@@ -342,6 +344,8 @@ def test_a_mask_of_activations_written_into_the_weights_is_what_all_inputs_so_fa
 def test_activation_mistakes_are_told():
     layers = linear_layers(net())
     with pytest.raises(mp.PruneError, match="threshold -1"), pruned_activations(layers, -1.0):
+        pass
+    with pytest.raises(mp.PruneError, match="2 has no threshold"), pruned_activations(layers, {layers[0]: 1.0}):
         pass
     experts = [layer for layer in mp.find_layers(tiny_model("mixtral")) if layer.expert is not None]
     with pytest.raises(mp.PruneError, match="is an expert"), pruned_activations(experts, 1.0):

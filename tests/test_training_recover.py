@@ -185,6 +185,9 @@ def test_mistakes_are_told_and_the_model_is_as_it_was():
     with pytest.raises(mp.PruneError, match="the loss became"):
         recover(model, counting(), Recipe(steps=30, batch_size=2, lr=1e30, warmup=0, evaluate=99))
     assert not model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+    for rate in (1e9, 1e30):
+        with pytest.raises(mp.PruneError, match=r"after step \d: use a lower lr"):  # measured before the next loss
+            recover(pruned(), counting(), Recipe(5, 2, rate, 0, evaluate=1), test={"counting": counting(2)})
     with pytest.raises(mp.PruneError, match="windows of 1 token"):
         recover(model, counting()[:, :1], SHORT)
     with pytest.raises(mp.PruneError, match=r"bfloat16.*float\(\)"):
@@ -193,6 +196,31 @@ def test_mistakes_are_told_and_the_model_is_as_it_was():
     with pytest.raises(mp.PruneError, match="experts"):
         recover(mixture, counting(), Recipe(steps=2, way="adapters"))
     assert all(p.requires_grad for p in mixture.parameters())
+    with pytest.raises(mp.PruneError, match="nothing can be trained"):
+        recover(pruned(), counting(), Recipe(steps=2, way="adapters"), masks={})
+    with pytest.raises(mp.PruneError, match="nothing can be trained"):
+        recover(pruned().requires_grad_(False), counting(), SHORT)
+
+
+@pytest.mark.parametrize("way", ["full", "adapters"])
+def test_masks_of_another_model_are_refused(way):
+    model, recipe = pruned(), replace(SHORT, way=way)
+    copied, before = copy.deepcopy(model), bits(model)
+    with pytest.raises(mp.PruneError, match=r"q_proj: its mask .* the model has not got"):
+        recover(copied, counting(), recipe, masks=masks_of(mp.find_layers(model)))
+    assert bits(copied) == bits(model) == before
+
+
+def test_zeros_are_counted_after_training():
+    layers = mp.find_layers(model := pruned())
+    expected = sum(int((layer.weight == 0).sum()) for layer in layers[1:]) / sum(x.weight.numel() for x in layers)
+
+    def spoil(step):
+        layers[0].weight.fill_(1.0)
+
+    done = recover(model, counting(), SHORT, after_step=spoil)
+    assert done.zeros == pytest.approx(expected)
+    assert recover(pruned(), counting(), SHORT, masks={}).zeros == 0
 
 
 @pytest.mark.parametrize("way", ["full", "adapters"])

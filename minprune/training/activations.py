@@ -77,11 +77,13 @@ def pruned_activations(layers: Iterable[Layer], threshold: float | Mapping[Layer
 
     threshold: in the unit of the activations, one for all layers or one for each, as from `thresholds`; 0 changes
     nothing. The result of a model depends on the token's own inputs only, so order and batching of the texts change
-    nothing. Raises `PruneError` for a negative threshold and for experts, which are not modules of their own.
+    nothing. Raises `PruneError` for a negative or missing threshold, and for experts: they are no modules of their own.
     """
     layers = list(layers)
     limits = threshold if isinstance(threshold, Mapping) else dict.fromkeys(layers, threshold)
     for layer in layers:
+        if layer not in limits:
+            raise PruneError(f"{layer.name} has no threshold: measure it with `thresholds`, or leave the layer out")
         if not limits[layer] >= 0:
             raise PruneError(f"threshold {limits[layer]:g} is negative: an absolute value is compared with it")
     activity = Activity()

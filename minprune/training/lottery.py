@@ -60,9 +60,12 @@ def find_tickets(
     back before each round (0: initialisation), so that a round trains from there to `steps`; everything in the
     network's state goes back, biases too, and `train` is to make a new optimizer each time. None: weights stay as
     they are, and a round is `steps` further steps, counted on from the last. The network ends as the last round left
-    it. Raises `PruneError` for sparsities that do not rise or a step to rewind to that is not within a run.
+    it. Raises `PruneError` if there is no layer, for sparsities that do not rise, or a step to rewind to that is not
+    within a run.
     """
     layers = list(layers)
+    if not layers:
+        raise PruneError("there is no layer to prune: pass those that find_layers or linear_layers found")
     if any(b <= a for a, b in zip([0.0, *sparsities], sparsities, strict=False)):
         raise PruneError(f"sparsities must rise from round to round, not {list(sparsities)}")
     if rewind is not None and not 0 <= rewind < steps:

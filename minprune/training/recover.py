@@ -26,7 +26,7 @@ from minprune.evaluate import perplexity
 from minprune.model import check_windows, find_layers
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
-from minprune.training.masks import Masks, keeping, make_permanent, masks_of, sparsity_of
+from minprune.training.masks import Masks, check_owned, keeping, make_permanent, masks_of
 from minprune.training.state import load_state, save_state
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ class Recipe:
 class Recovery:
     """What a run tells. rows: at step 0 and after each measurement: step, tokens trained on, loss (the mean since the
     row before), perplexity (by text). seconds: processor time of the steps alone. zeros: the share of the
-    masked matrices that stays zero."""
+    masked matrices that was to stay zero and is, counted after training."""
 
     recipe: Recipe
-    zeros: float
+    zeros: float = 0.0
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -130,6 +130,7 @@ def recover(
     if model.dtype in (torch.float16, torch.bfloat16):
         raise PruneError(f"a model in {model.dtype} cannot learn in small steps: call model.float() first")
     masks = masks_of(find_layers(model)) if masks is None else masks
+    check_owned(masks, model.parameters(), "the model has not got")
     identity = _identity(model, tokens, recipe, masks, test or {}, teacher)
     saved = load_state(state, identity) if state else None
     was_training, learnable = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
@@ -141,7 +142,9 @@ def recover(
             after.callback(make_permanent, masks)
         else:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        run = _Run(model, recipe, trained, test or {}, teacher or language_loss, sparsity_of(masks) if masks else 0.0)
+        if not trained:
+            raise PruneError("nothing can be trained: all weights are frozen, or no mask is there for adapters")
+        run = _Run(model, recipe, trained, test or {}, teacher or language_loss)
         if recipe.way == "full":
             after.enter_context(keeping(masks, run.optimizer))
         run.begin(saved)
@@ -150,22 +153,22 @@ def recover(
             if state and run.step % save_every == 0:
                 save_state(state, identity, run.state())
             after_step(run.step)
+    zeros = sum(int(((layer.weight == 0) & ~keep).sum()) for layer, keep in masks.items())
+    run.done.zeros = zeros / max(1, sum(keep.numel() for keep in masks.values()))
     return run.done
 
 
 class _Run:
     """One call of `recover`: the optimizer, the counters, and what is saved of them."""
 
-    def __init__(
-        self, model, recipe: Recipe, trained: list[Tensor], test: Mapping[str, Tensor], loss: Callable, zeros: float
-    ):
+    def __init__(self, model, recipe: Recipe, trained: list[Tensor], test: Mapping[str, Tensor], loss: Callable):
         self.model, self.recipe, self.trained, self.test, self.loss = model, recipe, trained, test, loss
         matrices, others = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
         groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=recipe.lr, fused=True)
         self.step = self.tokens = 0
         self.losses: list[float] = []  # since the last row
-        self.done = Recovery(recipe, zeros)
+        self.done = Recovery(recipe)
 
     def begin(self, saved: dict[str, Any] | None) -> None:
         """Start anew with a first row, or where the saved state is."""
@@ -222,8 +225,14 @@ class _Run:
     def measure(self) -> None:
         """Add a row."""
         loss = sum(self.losses) / len(self.losses) if self.losses else None
-        with self.products():
-            found = {name: perplexity(self.model, windows) for name, windows in self.test.items()}
+        try:
+            with self.products():
+                found = {name: perplexity(self.model, windows) for name, windows in self.test.items()}
+        except PruneError as error:
+            if self.step == 0:
+                raise
+            lr = self.recipe.lr  # the weights were not NaN before training
+            raise PruneError(f"there is no perplexity after step {self.step}: use a lower lr than {lr}") from error
         self.done.rows.append({"step": self.step, "tokens": self.tokens, "loss": loss, "perplexity": found})
         self.losses = []
 
