@@ -158,7 +158,7 @@ class _Job:
         self.before = last["seconds"]["total"] if last else 0.0
         self.first = 0
         hidden: dict[str, Tensor] = {}
-        complete = all(block in self.files for block in journal.lines)
+        complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))
         if complete and (saved := journal.hidden()):  # else the input of a damaged block has to be found again
             self.first, hidden = saved
         for block in range(self.first):

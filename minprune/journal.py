@@ -29,7 +29,8 @@ _SHARE = 20  # saving hidden states takes at most one part in so many of the tim
 class Journal:
     """The unfinished output of one run. folder: PATH.partial; lines: the journal's last line on each finished block.
 
-    A line is {"block", "file", "sha256", "hidden": None or {"file", "sha256"}} and what the run adds to it.
+    A line is {"block", "file", "sha256", "hidden": None or {"file", "sha256"}} and what the run adds to it. On the disk
+    it ends with "line", its own sha256: what a damaged disk made of it does not count either.
     """
 
     def __init__(self, folder: Path):
@@ -41,7 +42,7 @@ class Journal:
     def begin(self, recipe: dict[str, Any], blocks: int) -> None:
         """Start with this recipe, or go on if an earlier run with the same one got here.
 
-        Raises `PruneError`, naming the difference, if the earlier run had another recipe.
+        Raises `PruneError`, naming the difference, if the earlier run had another recipe, or if it cannot be read.
         """
         recipe = json.loads(json.dumps(recipe, default=repr))
         for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
@@ -51,7 +52,7 @@ class Journal:
                 write_text(self.work / _RECIPE, json.dumps(recipe, indent=1))
             self.blocks = blocks
             return
-        before = json.loads((self.work / _RECIPE).read_text(encoding="utf-8"))
+        before = _read(self.work / _RECIPE)
         for key in [*recipe, *before]:
             if recipe.get(key) != before.get(key):
                 raise PruneError(
@@ -59,7 +60,7 @@ class Journal:
                     "resume it as it was begun, overwrite it or choose another output"
                 )
         self.lines = self.read_lines()
-        write_text(self.work / _JOURNAL, "".join(json.dumps(line) + "\n" for line in self.lines.values()))
+        write_text(self.work / _JOURNAL, "".join(map(_sealed, self.lines.values())))
         self.blocks = blocks
 
     def finished(self, block: int) -> Path | None:
@@ -90,7 +91,7 @@ class Journal:
             self._saved = time.perf_counter()
             self._cost = self._saved - start
         with write_errors(self.folder), (self.work / _JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(line) + "\n")
+            journal.write(_sealed(line))
             flush(journal)
         self.lines[block] = line
         if line["hidden"]:
@@ -117,13 +118,14 @@ class Journal:
         return sum((self.folder / file).stat().st_size for file in files if (self.folder / file).exists())
 
     def read_lines(self) -> dict[int, dict[str, Any]]:
-        """The journal on the disk; a line that was not completed, because the machine went down, does not count."""
+        """The journal on the disk; a line that is damaged, or was not completed before a crash, does not count."""
         path = self.work / _JOURNAL
         found: dict[int, dict[str, Any]] = {}
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for text in path.read_bytes().splitlines() if path.exists() else []:
             with suppress(ValueError):
                 line = json.loads(text)
-                found[line["block"]] = line
+                if isinstance(line, dict) and line.pop("line", None) == _digest(line):
+                    found[line["block"]] = line
         return found
 
 
@@ -135,7 +137,7 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
     resume: go on in a `PATH.partial` that is there already. overwrite: replace one, or a finished output of minprune.
     Raises `PruneError` before the block if `path` cannot become the output.
     """
-    path, partial = claim(path, overwrite, resume, _is_ours)
+    path, partial = claim(path, overwrite, _is_ours, resume=resume)
     journal = Journal(partial)
     with write_errors(partial):
         journal.work.mkdir(exist_ok=True)
@@ -160,7 +162,26 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
 
 def _is_ours(partial: Path) -> bool:
     """Whether a .partial folder was left by a run like this: it has a journal's folder, or nothing yet."""
-    return partial.is_dir() and ((partial / _WORK).is_dir() or not any(partial.iterdir()))
+    return (partial / _WORK).is_dir() or not any(partial.iterdir())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The recipe of the earlier run."""
+    try:
+        recipe = json.loads(path.read_bytes())
+    except ValueError:
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise PruneError(f"{path} is damaged, so the run cannot go on: overwrite it or choose another output")
+    return recipe
+
+
+def _digest(line: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(line).encode()).hexdigest()
+
+
+def _sealed(line: dict[str, Any]) -> str:
+    return json.dumps({**line, "line": _digest(line)}) + "\n"
 
 
 def _sha256(path: Path) -> str | None:

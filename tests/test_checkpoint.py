@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minprune as mp
 from minprune import driver, journal
+from minprune.cli import main
 from minprune.evaluate import perplexity
 from minprune.recipe import Recipe
 from minprune.reconstruct import Reconstruction
@@ -280,6 +281,40 @@ def test_damage_is_found_and_only_what_is_damaged_is_done_again(deep, tmp_path, 
     assert f"{3 - len(redone)} of 3 recorded blocks intact" in note
     assert [int(number) for number in re.findall(r"block (\d+)", note)] == redone
     assert report.notes == []
+
+
+@pytest.mark.parametrize("line", [b"", b"[1]", b"null", b"\xff\xfe", b'{"block": 1}', "another block", "another key"])
+def test_a_damaged_line_of_the_journal_does_not_count_and_its_block_is_done_again(deep, tmp_path, monkeypatch, line):
+    options = {"calib": tiny_tokens(), "test": tiny_tokens(3, seed=7)}
+    report = mp.prune_checkpoint(deep, tmp_path / "plain", **options)
+    journal = stopped(deep, tmp_path / "out", 3, monkeypatch, **options) / "unfinished" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines()
+    changed = {
+        "another block": lines[1].replace(b'"block": 1', b'"block": 0'),
+        "another key": lines[1].replace(b'"rows"', b'"nows"'),
+    }
+    lines[1] = changed.get(line, line)
+    journal.write_bytes(b"\n".join(lines) + b"\n")
+    begun = stop_after(None, monkeypatch)
+    again = mp.prune_checkpoint(deep, tmp_path / "out", **options, resume=True)
+    assert begun == [1, 3]
+    assert_same_tensors(tmp_path / "out", tmp_path / "plain")
+    assert again.perplexity == report.perplexity
+    assert [row.name for row in again.layers] == [row.name for row in report.layers]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b'{"method"'])
+def test_a_damaged_recipe_of_the_earlier_run_is_one_line_and_not_advice_to_resume(
+    deep, tmp_path, monkeypatch, capsys, content
+):
+    partial = stopped(deep, tmp_path / "out", 2, monkeypatch, calib=tiny_tokens())
+    (partial / "unfinished" / "recipe.json").write_bytes(content)
+    arguments = ["prune", str(deep), "--method", "magnitude", "--output", str(tmp_path / "out"), "--no-test"]
+    assert main([*arguments, "--resume"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "recipe.json is damaged" in line and "--resume" not in line and "overwrite" in line
+    assert partial.is_dir()
+    assert main([*arguments, "--overwrite"]) == 0
 
 
 def test_hidden_states_that_would_cost_too_much_to_save_are_computed_again(deep, tmp_path, monkeypatch):
