@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import os
+import random
 import signal
 from dataclasses import replace
 
@@ -152,6 +153,26 @@ def test_a_state_is_only_continued_by_its_own_run(tmp_path):
         state.write_bytes(damage)
         with pytest.raises(mp.PruneError, match="state is damaged: delete it"):
             run()
+
+
+def test_a_state_with_one_wrong_bit_is_refused_or_the_same(tmp_path):
+    """The same: where it is in the padding between the arrays of the file."""
+    path, dice, refused = tmp_path / "state", random.Random(0), 0
+    state = {"trained": [torch.randn(40, 50)], "optimizer": {"step": 3.0}, "step": 5, "rows": [{"loss": 1.5}]}
+    save_state(path, {"lr": 0.1}, state)
+    content = path.read_bytes()
+    for place in [*dice.sample(range(len(content)), 300), *range(len(content) - 400, len(content))]:
+        spoiled = bytearray(content)
+        spoiled[place] ^= 1 << dice.randrange(8)
+        path.write_bytes(spoiled)
+        try:
+            found = load_state(path, {"lr": 0.1})
+            assert torch.equal(found["trained"].pop(), state["trained"][0]), place
+            assert found == {**state, "trained": []}, place
+        except mp.PruneError as error:
+            assert "state is damaged: delete it" in str(error)
+            refused += 1
+    assert refused > 350
 
 
 def test_nothing_in_a_state_is_executed(tmp_path):
