@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD, PAGE = "minprune.json", "report.html"
+_MARK = ".unfinished"  # an empty folder in a .partial: a run made this, so another may remove it
+_MARK = ".unfinished"  # an empty folder in a .partial: a run made this, so another may remove it
 
 
 def default_name(model: str, *made: str) -> str:
@@ -27,39 +29,52 @@ def default_name(model: str, *made: str) -> str:
 
 @contextmanager
 def output_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield the new, empty folder `PATH.partial`, which is renamed to `path` if the block ends well, else removed.
+    """Yield the new folder `PATH.partial`, which is renamed to `path` if the block ends well, else removed.
 
     overwrite: replace a folder that minprune finished earlier, or what a killed run left at `PATH.partial`. A folder
     that holds anything else is never replaced. Raises `PruneError` before the block if `path` cannot become the
     output: enter this before any long work.
     """
-    path, partial = claim(path, overwrite)
+    path, partial = claim(path, overwrite, _is_ours, "killed; if so, overwrite it")
     try:
+        with write_errors(partial):
+            (partial / _MARK).mkdir()
         yield partial
         move(partial, path)
     except BaseException:  # Ctrl-C included
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    (path / _MARK).rmdir()
+
+
+def _is_ours(partial: Path) -> bool:
+    return (partial / _MARK).is_dir() or not any(partial.iterdir())
 
 
 def claim(
-    path: str | Path, overwrite: bool, resume: bool = False, ours: Callable[[Path], bool] | None = None
+    path: str | Path,
+    overwrite: bool,
+    ours: Callable[[Path], bool],
+    state: str = "stopped; if so, resume or overwrite it",
+    resume: bool = False,
 ) -> tuple[Path, Path]:
     """(the absolute path, `PATH.partial`), the latter being a folder from now on.
 
-    overwrite: replace what stands at either. ours(partial): whether what stands there is a run that resume may go on
-    with; None if such runs cannot be resumed. Raises `PruneError` if `path` cannot become the output.
+    ours(partial): whether a run of this kind left that folder; only then may overwrite replace it, or resume go on in
+    it. overwrite: replace a finished output at `path` too. state: how such a run ended and what to do, for the
+    `PruneError` if `path` cannot become the output.
     """
     path = Path(path).expanduser().resolve()
     partial = path.with_name(path.name + ".partial")
     check_free(path, overwrite)
     try:
-        if overwrite and not resume and partial.is_dir():
+        known = partial.is_dir() and ours(partial)
+        if known and overwrite and not resume:
             shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=resume and ours is not None and ours(partial))
+        partial.mkdir(parents=True, exist_ok=known and resume)
     except FileExistsError:
-        hint = "stopped; if so, resume or overwrite it" if ours else "killed; if so, delete it or overwrite"
-        raise PruneError(f"{partial} is in the way: another run is writing it, or one was {hint}") from None
+        why = f"another run is writing it, or one was {state}" if known else "no such run left it; move it elsewhere"
+        raise PruneError(f"{partial} is in the way: {why}, or choose another output") from None
     except OSError as error:
         raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
     return path, partial
@@ -118,10 +133,13 @@ def write_errors(folder: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, all of it or nothing, and have it on the disk before this returns."""
     part = path.with_name(path.name + ".tmp")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        flush(file)
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            flush(file)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def flush(file) -> None:

@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minprune as mp
 from minprune import checkpoint, output
-from minprune.output import check_space, output_folder, write_model
+from minprune.journal import unfinished
+from minprune.output import check_space, output_folder, write_model, write_text
+from minprune.training.output import training_folder
 
 
 def finish(path, content="{}"):
@@ -93,13 +95,37 @@ def test_what_minprune_did_not_write_is_never_replaced(tmp_path):
 
 
 def test_a_folder_that_another_run_is_writing_is_left_alone_unless_overwritten(tmp_path):
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "shard").write_text("theirs")
-    with pytest.raises(mp.PruneError, match=r"out\.partial is in the way"), output_folder(tmp_path / "out"):
+    killed = output_folder(tmp_path / "out")
+    (killed.__enter__() / "shard").write_text("theirs")
+    with pytest.raises(mp.PruneError, match=r"out\.partial is in the way.*overwrite"), output_folder(tmp_path / "out"):
         pass
     assert (tmp_path / "out.partial" / "shard").read_text() == "theirs"
     with output_folder(tmp_path / "out", overwrite=True) as partial:
-        assert not any(partial.iterdir())
+        assert not (partial / "shard").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", [output_folder, unfinished, training_folder])
+def test_a_partial_folder_that_minprune_did_not_make_is_never_removed(tmp_path, folder):
+    thesis = tmp_path / "out.partial" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    with (
+        pytest.raises(mp.PruneError, match=r"out\.partial is in the way.*move it"),
+        folder(tmp_path / "out", overwrite=True),
+    ):
+        pass
+    assert thesis.read_text() == "years of work"
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "flush", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "found.json", "{}")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):

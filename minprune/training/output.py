@@ -19,7 +19,7 @@ def training_folder(path: str | Path, resume: bool = False, overwrite: bool = Fa
     in its place, or in that of a finished output of minprune.
     Raises `PruneError` before the block if `path` cannot become the output.
     """
-    path, partial = claim(path, overwrite, resume, _is_ours)
+    path, partial = claim(path, overwrite, _is_ours, resume=resume)
     state = partial / STATE
     try:
         yield partial
