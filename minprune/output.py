@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 RECORD, PAGE = "minprune.json", "report.html"
 _MARK = ".unfinished"  # an empty folder in a .partial: a run made this, so another may remove it
-_MARK = ".unfinished"  # an empty folder in a .partial: a run made this, so another may remove it
 
 
 def default_name(model: str, *made: str) -> str:
