@@ -64,6 +64,7 @@ def prune(
     Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
     stays pruned.
     """
+    _check_model(model)
     start, was_training = time.perf_counter(), model.training
     chosen = adjusted(recipe, calib, method, allocation, options)
     run = Run(model, calib, chosen, pattern, include, exclude, batch_size, progress)
@@ -139,6 +140,8 @@ class Run:
             raise PruneError(f"batch size {batch_size} is not positive")
         self.calib, self.batches, self.stride = None, (), 1
         if calib is not None:
+            if not isinstance(calib, Tensor):
+                raise PruneError(f"calib is a {type(calib).__name__}: it must be a tensor, such as load_tokens gives")
             check_windows(model, calib)
             self.calib = calib.to(model.get_input_embeddings().weight.device)
             self.batches = self.calib.split(batch_size or len(calib))
@@ -239,6 +242,13 @@ def _one_pass(model: "PreTrainedModel", run: Run) -> None:
     for layer in run.layers:
         if layer.owner is model.get_output_embeddings():
             receive(layer, hidden)
+
+
+def _check_model(model: "PreTrainedModel") -> None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise PruneError(f"{type(model).__name__} is no Hugging Face causal language model: load it with load_model")
 
 
 def _check_pattern(layer: Layer, pattern: Pattern) -> None:

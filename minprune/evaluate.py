@@ -112,6 +112,8 @@ def _batches(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progress
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token predict nothing: use length 2 or more")
+    if batch_size < 1:
+        raise PruneError(f"batch size {batch_size} is not positive")
     device = next(model.parameters()).device
     parts = tokens.split(batch_size)
     for batch in tqdm(parts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):

@@ -414,6 +414,7 @@ def test_a_long_calibration_is_sampled_evenly_for_the_error_of_methods_without_a
         ({"calib": torch.full((2, 8), VOCABULARY)}, "vocabulary"),
         ({"calib": tiny_tokens(2, 65)}, "64 positions"),
         ({"calib": tiny_tokens().float()}, "int64"),
+        ({"calib": tiny_tokens().tolist()}, "calib is a list"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_pruned(options, reason):
@@ -435,3 +436,9 @@ def test_a_layer_that_is_used_twice_is_pruned_once_on_its_first_inputs(batch_siz
     weight = found.model.layers[0].mlp.up_proj.weight
     assert weight is found.model.layers[1].mlp.up_proj.weight
     assert int((weight == 0).sum()) == weight.numel() // 2
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_model("llama").base_model, lambda: nn.Linear(4, 4), lambda: "smollm2"])
+def test_what_is_no_causal_language_model_is_refused(make):
+    with pytest.raises(mp.PruneError, match="is no Hugging Face causal language model"):
+        mp.prune(make(), tiny_tokens())

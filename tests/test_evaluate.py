@@ -74,6 +74,12 @@ def test_windows_that_predict_nothing_or_are_too_long_are_refused():
         mp.perplexity(model, tiny_tokens(2, 65))
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_that_is_not_positive_is_refused(batch_size):
+    with pytest.raises(mp.PruneError, match=f"batch size {batch_size} is not positive"):
+        mp.perplexity(tiny_model("llama"), tiny_tokens(), batch_size=batch_size)
+
+
 def test_a_model_whose_output_is_nan_is_refused():
     model = tiny_model("llama")
     model.model.norm.weight.data[3] = math.nan

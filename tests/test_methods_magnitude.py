@@ -170,9 +170,9 @@ def test_magnitude_agrees_with_torchs_own_pruning_where_there_are_no_ties(genera
     assert torch.equal(mp.METHODS["magnitude"](W, None, mp.pattern("37%")).weight, linear.weight.detach())
 
 
-def test_magnitude_can_prune_infinite_weights_last():
-    W = torch.tensor([[math.inf, 1.0, -2.0, -math.inf]])
-    assert mp.METHODS["magnitude"](W, None, mp.pattern("2:4")).keep.tolist() == [[True, False, False, True]]
+def test_a_pattern_prunes_infinite_scores_last():
+    scores = torch.tensor([[math.inf, 1.0, 2.0, math.inf]])
+    assert mp.pattern("2:4").keep(scores).tolist() == [[True, False, False, True]]
 
 
 def test_a_method_behind_a_plus_works_on_the_mask_of_the_one_before_it():

@@ -1,7 +1,8 @@
 """The methods: one weight matrix in, one sparse weight matrix out.
 
 Every method is called as `method(W, stats, pattern, **options)` and returns a `Result`. It never changes its
-arguments and knows nothing of models, files or progress bars. A new method is one file and one line in `METHODS`.
+arguments and knows nothing of models, files or progress bars. A new method is one file and one line in `METHODS`,
+and what is called through `METHODS` has its arguments checked, the pattern also as a text such as "50%".
 
 Methods that take a given mask as `keep=` can stand behind a plus: "wanda+sparsegpt" is Wanda's mask with SparseGPT's
 update of the weights. `get_method` reads such names.
@@ -11,9 +12,14 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from minprune.errors import PruneError
 from minprune.methods import admm, alps, exact, magnitude, obs, ria, sparsegpt, swaps, wanda
 from minprune.methods.result import Result
+from minprune.patterns import pattern as read_pattern
+from minprune.statistics import Statistics
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
 
@@ -33,12 +39,35 @@ class Method:
     start: "Method | None" = None
 
     def __call__(self, W, stats, pattern, **options) -> Result:
+        pattern = read_pattern(pattern)
+        self._check(W, stats)
+        pattern.check(*W.shape)
         if self.start is None:
             return self.function(W, stats, pattern, **options)
         first = self.start(W, stats, pattern, **{o: options[o] for o in options if o in self.start.options})
         own = {o: options[o] for o in options if o in self._parameters} | {"keep": first.keep}
         result = self.function(W, stats, pattern, **own)
         return replace(result, note="; ".join(note for note in (first.note, result.note) if note))
+
+    def _check(self, W, stats) -> None:
+        """Raise `PruneError` unless W is a finite matrix and stats are what this method needs to know of its inputs."""
+        if not (isinstance(W, Tensor) and W.ndim == 2 and W.is_floating_point() and W.numel()):
+            what = f"{tuple(W.shape)} of {W.dtype}" if isinstance(W, Tensor) else type(W).__name__
+            raise PruneError(f"the weights are {what}: a method takes a matrix (d_out, d_in) of a floating dtype")
+        if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
+            raise PruneError("the weights contain NaN or infinity")
+        if self.needs == "nothing":
+            return
+        if not isinstance(stats, Statistics):
+            raise PruneError(f"this method needs minprune.Statistics of the layer's inputs, not {type(stats).__name__}")
+        if stats.d_in != W.shape[1]:
+            raise PruneError(
+                f"the statistics are of {stats.d_in} inputs, the weights {tuple(W.shape)} have another d_in"
+            )
+        if not stats.tokens:
+            raise PruneError("the statistics saw no input: update them with the layer's inputs X (tokens, d_in) first")
+        if not bool(stats.sq_norm.isfinite().all()):
+            raise PruneError("the statistics hold NaN or infinity: look for them in the layer's inputs")
 
     @property
     def _parameters(self) -> dict[str, type]:
