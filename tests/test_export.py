@@ -329,6 +329,16 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(pruned, capsys, arguments, m
     assert sorted(pruned.parent.iterdir()) == before
 
 
+@pytest.mark.parametrize("damage", ["{", "[1]"])
+def test_a_damaged_record_is_told_in_one_line(pruned, capsys, damage):
+    (pruned / "minprune.json").write_text(damage)
+    capsys.readouterr()
+    assert main(["export", "pruned", "--output", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "pruned/minprune.json is damaged: delete it" in error and error.count("\n") == 1
+    assert not (pruned.parent / "out").exists()
+
+
 def test_an_export_is_only_overwritten_when_asked(pruned, capsys):
     assert main(["export", "pruned"]) == 0
     assert main(["export", "pruned"]) == 2

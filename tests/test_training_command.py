@@ -115,6 +115,8 @@ def test_adapters_and_a_teacher(recover, tiny_folder):
     record = json.loads(Path("out/minprune.json").read_text())
     assert record["options"]["way"] == "adapters" and record["options"]["rank"] == 2
     assert record["options"]["teacher"] == str(tiny_folder) and record["sparsity"] == 0.5
+    taught = [record["options"][name] for name in ("share", "temperature", "hidden")]
+    assert taught == [1.0, 1.0, 0.5]
     code, _, err = recover()
     assert code == 2 and "exists already" in err
     assert recover("--overwrite", steps=2)[0] == 0
@@ -132,6 +134,8 @@ def test_adapters_and_a_teacher(recover, tiny_folder):
         ({"output": "sparse"}, "sparse is the model itself"),
         ({"teacher": "nobody/home/there"}, "no model 'nobody/home/there'"),
         ({"length": 300}, "longer than the model's 128 positions"),
+        ({"share": 1}, "--share says how to learn from a teacher: name the dense model as --teacher"),
+        ({"hidden": 0}, "--hidden says how to learn from a teacher"),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(recover, changes, message):
@@ -139,6 +143,16 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(recover, changes, message):
     assert (code, out) == (2, "") and err.startswith("minprune: ") and err.count("\n") == 1, err
     assert message in err
     assert os.listdir() == ["sparse"]
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_record_is_told_before_training(recover, tmp_path, damage):
+    (tmp_path / "sparse" / "minprune.json").write_bytes(damage)
+    code, out, err = recover()
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "sparse/minprune.json is damaged: delete it" in err
+    assert os.listdir() == ["sparse"]
+    os.remove("sparse/minprune.json")
+    assert recover(steps=1)[0] == 0
 
 
 # --- the page

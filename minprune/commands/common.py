@@ -4,12 +4,13 @@ torch and transformers are imported inside the functions, so that help is immedi
 """
 
 import argparse
+import json
 import re
 import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minprune.errors import PruneError
 
@@ -93,6 +94,22 @@ def load(name: str, dtype: str, device: str):
     model, tokenizer = load_model(name, dtype, device, say)
     _check_finite(name, model)
     return model, tokenizer
+
+
+def record_of(model: str) -> dict[str, Any]:
+    """What the minprune.json in a model's folder says, {} if there is none. Raises `PruneError` if it is damaged."""
+    from minprune.output import RECORD
+
+    path = Path(model, RECORD)
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise PruneError(f"{path} is damaged: delete it, and what it says of the model's origin is left out")
+    return record
 
 
 def _check_finite(name: str, model: "PreTrainedModel") -> None:

@@ -1,14 +1,13 @@
 """`minprune export`: write a pruned model so that its zeros save bytes on disk."""
 
-import json
 from argparse import Namespace
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprune.commands.common import MODEL, command, console, kind_of, load, table_of
+from minprune.commands.common import MODEL, command, console, kind_of, load, record_of, table_of
 from minprune.errors import PruneError
-from minprune.output import RECORD, check_space, default_name, output_folder
+from minprune.output import check_space, default_name, output_folder
 
 if TYPE_CHECKING:
     from minprune.formats.disk import StoredRow
@@ -54,18 +53,19 @@ def run(arguments: Namespace) -> None:
     target = Path(arguments.output or default_name(arguments.model, arguments.format))
     if target.resolve() == Path(arguments.model).resolve():
         raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
+    origin = record_of(arguments.model)
     with output_folder(target, arguments.overwrite) as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
         check_space(folder, model)
-        rows = write_exported(folder, model, tokenizer, arguments.format, _record(arguments, str(model.dtype)))
+        rows = write_exported(folder, model, tokenizer, arguments.format, _record(arguments, str(model.dtype), origin))
     _show(rows)
     console().print(f"written to {target}", soft_wrap=True)
 
 
-def _record(arguments: Namespace, dtype: str) -> dict[str, Any]:
+def _record(arguments: Namespace, dtype: str, origin: dict[str, Any]) -> dict[str, Any]:
     """What minprune.json says of the folder: its origin, and what the minprune.json there says."""
-    record, source = {"model": arguments.model, "dtype": dtype.removeprefix("torch.")}, Path(arguments.model, RECORD)
-    return record | ({"made from": json.loads(source.read_text(encoding="utf-8"))} if source.is_file() else {})
+    record = {"model": arguments.model, "dtype": dtype.removeprefix("torch.")}
+    return record | ({"made from": origin} if origin else {})
 
 
 def _show(rows: "list[StoredRow]") -> None:

@@ -1,7 +1,6 @@
 """`minprune recover`: train a pruned model further, its zeros kept, and write it to a new folder."""
 
 import argparse
-import json
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -15,6 +14,7 @@ from minprune.commands.common import (
     command,
     console,
     load,
+    record_of,
     split_of,
     table_of,
     tokens_of,
@@ -23,7 +23,10 @@ from minprune.commands.common import (
 from minprune.errors import PruneError
 
 if TYPE_CHECKING:
+    from minprune.training.distill import Distillation
     from minprune.training.recover import Recovery
+
+TAUGHT = ("share", "temperature", "hidden")
 
 
 def add(commands) -> None:
@@ -61,15 +64,10 @@ def add(commands) -> None:
         "--share",
         metavar="X",
         type=_share,
-        default=1.0,
         help="the teacher's part of the loss, the text has the rest (1)",
     )
-    parser.add_argument(
-        "--temperature", metavar="X", type=_positive, default=1.0, help="of both models' predictions (1)"
-    )
-    parser.add_argument(
-        "--hidden", metavar="X", type=_share, default=0.0, help="weight of the hidden states' distance, up to 1 (0)"
-    )
+    parser.add_argument("--temperature", metavar="X", type=_positive, help="of both models' predictions (1)")
+    parser.add_argument("--hidden", metavar="X", type=_share, help="weight of the hidden states' distance, up to 1 (0)")
     parser.add_argument(
         "--test",
         metavar="T,T",
@@ -115,6 +113,10 @@ def run(arguments: Namespace) -> None:
     target = Path(arguments.output or default_name(arguments.model, "recovered"))
     if target.resolve() == Path(arguments.model).resolve():
         raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
+    taught = {name: getattr(arguments, name) for name in TAUGHT if getattr(arguments, name) is not None}
+    if taught and not arguments.teacher:
+        raise PruneError(f"--{next(iter(taught))} says how to learn from a teacher: name the dense model as --teacher")
+    pruned = record_of(arguments.model)
     with training_folder(target, arguments.resume, arguments.overwrite) as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
         check_space(folder, model)
@@ -129,7 +131,7 @@ def run(arguments: Namespace) -> None:
         teacher = None
         if arguments.teacher:
             dense, _ = load(arguments.teacher, "float32", arguments.device)
-            teacher = Distillation(dense, arguments.share, arguments.temperature, arguments.hidden)
+            teacher = Distillation(dense, **taught)
         done = recover(
             model,
             data,
@@ -141,7 +143,7 @@ def run(arguments: Namespace) -> None:
             progress=True,
         )
         model.to(dtype)
-        record = _record(arguments, model, done, data, test)
+        record = _record(arguments, model, done, data, test, teacher, pruned)
         write_curves(folder / PAGE, record)
         write_model(folder, model, tokenizer, record)
     out = console()
@@ -150,15 +152,14 @@ def run(arguments: Namespace) -> None:
     out.print(f"written to {target}; {target / PAGE} shows how it went", soft_wrap=True)
 
 
-def _record(arguments: Namespace, model, done: "Recovery", data, test: dict) -> dict[str, Any]:
+def _record(
+    arguments: Namespace, model, done: "Recovery", data, test: dict, teacher: "Distillation | None", pruned: dict
+) -> dict[str, Any]:
     """What minprune.json says of the run, in the words of a pruning run where they mean the same."""
     from minprune.data import fingerprint
     from minprune.model import find_layers
-    from minprune.output import RECORD
     from minprune.report import Report
 
-    source = Path(arguments.model) / RECORD
-    pruned = json.loads(source.read_text(encoding="utf-8")) if source.is_file() else {}
     calibration = {
         "windows": data.shape[0],
         "length": data.shape[1],
@@ -167,8 +168,8 @@ def _record(arguments: Namespace, model, done: "Recovery", data, test: dict) -> 
         "split": split_of(arguments.data, "train"),
         "seed": arguments.seed,
     }
-    told = ("teacher", "share", "temperature", "hidden") if arguments.teacher else ()
-    options = {**done.as_dict()["recipe"], **{name: getattr(arguments, name) for name in told}}
+    told = {"teacher": arguments.teacher, **{name: getattr(teacher, name) for name in TAUGHT}} if teacher else {}
+    options = {**done.as_dict()["recipe"], **told}
     report = Report("recover", pruned.get("pattern", f"{done.zeros:.4g} zeros"), options, calibration)
     report.layers = [_row(layer) for layer in find_layers(model)]
     report.seconds = {"total": done.seconds}
