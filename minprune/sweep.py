@@ -98,7 +98,7 @@ def sweep(
 
 def cells_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int]) -> list[Cell]:
     """All runs asked for, each once, dense first. Raises `PruneError` for an unknown name, or if there are none."""
-    named = [(name, "tokens" if name in RECIPES else get_method(name).needs) for name in methods]
+    named = [(name, _needs(name)) for name in methods]
     read = [str(read_pattern(text)) for text in patterns]
     cells = [
         Cell(name, pattern, None if needs == "nothing" else seed)
@@ -109,6 +109,13 @@ def cells_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[in
     if not cells:
         raise PruneError("a sweep needs at least one method, one pattern and one seed")
     return list(dict.fromkeys([Cell(DENSE, "", None), *cells]))
+
+
+def _needs(name: str) -> str:
+    try:
+        return "tokens" if name in RECIPES else get_method(name).needs
+    except PruneError as error:
+        raise PruneError(f"{error}; or a recipe: {', '.join(RECIPES)}") from None
 
 
 class _Lab:

@@ -106,6 +106,19 @@ def test_tasks_that_cannot_be_run_are_refused_before_a_model_is_loaded(run):
         assert (code, out) == (2, "") and "task" in err and "no-such-model" not in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--limit", 3], "--tasks"),
+        (["--shots", 0], "--tasks"),
+        (["--cloze", "--passages", 5], "even number"),
+    ],
+)
+def test_options_that_would_be_ignored_or_fail_later_are_refused_before_a_model_is_loaded(run, options, said):
+    code, out, err = run("eval", "no-such-model", *options)
+    assert (code, out) == (2, "") and said in err and "no-such-model" not in err and err.count("\n") == 1
+
+
 def test_a_json_file_without_a_folder_is_refused_and_an_infinite_perplexity_is_null(run, tiny_folder, paragraphs):
     code, out, err = run("eval", tiny_folder, "--json", "none/found.json")
     assert (code, out) == (2, "") and "none/found.json" in err and err.count("\n") == 1

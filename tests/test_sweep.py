@@ -227,6 +227,7 @@ def test_the_command_prints_a_table_and_goes_on_from_its_file(tiny_folder, text_
     ("arguments", "said"),
     [
         (["--methods", "wonder"], "unknown method 'wonder'"),
+        (["--methods", "wand"], "or a recipe: best"),
         (["--patterns", "2:4,half"], "half"),
         (["--seeds", "0,-1"], "'-1' is not a whole number"),
         ([], "--output"),

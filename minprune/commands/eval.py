@@ -81,6 +81,10 @@ def run(arguments: Namespace) -> None:
     names = [name for name in (arguments.tasks or "").split(",") if name]
     if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
         raise PruneError(f"the folder of {arguments.json} does not exist: make it, or write the file elsewhere")
+    if arguments.tasks is None and (arguments.limit or arguments.shots is not None):
+        raise PruneError("--limit and --shots are of --tasks, and no tasks are given: name some, or leave them away")
+    if arguments.passages % 2:
+        raise PruneError(f"{arguments.passages} passages cannot be halved into used and new words: give an even number")
     manager = None
     if arguments.tasks is not None:
         from minprune.harness import load_tasks
