@@ -168,8 +168,8 @@ def test_a_file_of_another_model_is_named(copied, tmp_path, tiny_folder):
         mp.load_model(copied)
 
 
-def crafted(folder, arrays=None, index=None, config=None):
-    """Change the arrays, the index or the configuration, and let all checksums be right again."""
+def crafted(folder, arrays=None, index=None, config=None, generation=None):
+    """Change the arrays, the index or a configuration, and let all checksums be right again."""
     path = folder / disk.INDEX
     content = json.loads(path.read_text())
     if arrays:
@@ -180,6 +180,8 @@ def crafted(folder, arrays=None, index=None, config=None):
         made = json.loads((folder / "config.json").read_text())
         config(made)
         (folder / "config.json").write_text(json.dumps(made))
+    if generation:
+        (folder / "generation_config.json").write_text(generation)
     for name in content["files"]:
         content["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     if index:
@@ -208,6 +210,12 @@ CRAFTED = {
     "no checksums": ({"index": lambda i: i.pop("files")}, disk.INDEX),
     "weights without checksum": ({"index": lambda i: i["files"].pop(disk.ARRAYS)}, disk.INDEX),
     "a file elsewhere": ({"index": lambda i: i["files"].update({"../x": ""})}, "outside the folder"),
+    "a name with a null": ({"index": lambda i: i["files"].update({"a\0b": ""})}, f"{disk.INDEX}: it names files"),
+    "a name with half a sign": ({"index": lambda i: i["files"].update({"\ud800": ""})}, "signs that no name has"),
+    **{
+        f"a generation of {text}": ({"generation": text}, "generation_config.json cannot be read")
+        for text in ("[]", "3", "null", "{", '{"compile_config": 3}')
+    },
     "a later version": ({"index": lambda i: i.update(version=2)}, "version 1"),
     "a smaller model": ({"config": lambda c: c.update(num_hidden_layers=1)}, disk.INDEX),
     "a wider model": ({"config": lambda c: c.update(intermediate_size=256)}, f"{disk.INDEX}: model.layers.0.mlp"),

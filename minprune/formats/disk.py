@@ -114,8 +114,11 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
         model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
     except Exception as error:
         raise PruneError(f"{folder / 'config.json'} describes no model ({_line(error)}): export it again") from error
-    if (folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (generation := folder / "generation_config.json").exists():
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except Exception as error:
+            raise PruneError(f"{generation} cannot be read ({_line(error)}): export the model again") from error
     layers = find_layers(model)
     if index["matrices"].keys() != {layer.name for layer in layers}:
         raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
@@ -206,8 +209,8 @@ def _index_problems(index: Any) -> Iterator[str]:
     files, matrices = index.get("files"), index.get("matrices")
     if not isinstance(files, dict) or not {ARRAYS, "config.json"} <= files.keys():
         yield f"it has no checksums of {ARRAYS} and config.json"
-    elif any(Path(name).name != name for name in files):
-        yield "it names files outside the folder"
+    elif any(Path(name).name != name or not name.isprintable() for name in files):
+        yield "it names files outside the folder, or with signs that no name has"
     if not isinstance(matrices, dict) or not all(
         isinstance(entry, dict) and entry.get("format") in list(FORMATS) for entry in matrices.values()
     ):
