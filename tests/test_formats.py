@@ -120,6 +120,24 @@ def test_matmul_is_the_dense_product(name, dtype, tokens):
         assert_close(got, X @ W.T, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.bool])
+def test_small_values_are_multiplied_in_float32(name, dtype):
+    """torch promotes no 8-bit floats."""
+    W = (3 * normal(8, 16, density=0.9) * torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(4)).to(dtype)
+    X = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
+    stored = FORMATS[name].from_dense(W, **({"size": 4} if name == "block" else {}))
+    assert torch.equal(stored.to_dense().float(), W.float())
+    assert_close(stored.matmul(X), X @ W.float().T)
+    assert stored.matmul(X.half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("tokens", [(3,), (2, 3), ()])
+def test_a_layer_without_inputs_gives_zeros(tokens):
+    for stored, _ in every_format(torch.zeros(8, 0)):
+        assert torch.equal(stored.matmul(torch.ones(*tokens, 0)), torch.zeros(*tokens, 8)), stored.name
+
+
 @pytest.mark.parametrize("rows", [1, 7, 64])
 def test_tiles_are_the_rows_in_order(rows):
     W = normal(40, 32)
@@ -278,6 +296,12 @@ WRONG = {
     "no blocks": (lambda: BlockRows.from_dense(torch.ones(2, 6), size=4), "do not divide 2 x 6"),
     "unknown": (lambda: store(torch.ones(2, 2), "zip"), "unknown format 'zip'"),
     "nm of a dense matrix": (lambda: store(torch.ones(8, 8), "nm"), "use auto"),
+    "values that torch does not scatter": (
+        lambda: NMGroups.from_dense(torch.ones(2, 4).to(torch.uint16), n=4),
+        "stores values of torch.uint16",
+    ),
+    "complex values": (lambda: store(torch.ones(2, 4) * 1j), "stores values of torch.complex64"),
+    "inputs of whole numbers": (lambda: CSR.from_dense(torch.ones(2, 4)).matmul(torch.ones(3, 4).long()), r"X.float"),
     "inputs": (lambda: CSR.from_dense(torch.ones(2, 4)).matmul(torch.ones(3, 5)), "do not fit"),
 }
 

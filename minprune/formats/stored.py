@@ -5,6 +5,7 @@ are stored is said by a keep mask, by default where the weight is not zero: -0.0
 masking by a product leaves it in the place of every negative weight that was pruned.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -39,8 +40,9 @@ class Stored(ABC):
     @classmethod
     @abstractmethod
     def from_dense(cls, W: Tensor, keep: Tensor | None = None) -> Self:
-        """W (d_out, d_in), any dtype; keep (d_out, d_in) bool or None for W != 0 -> W in this format.
+        """W (d_out, d_in); keep (d_out, d_in) bool or None for W != 0 -> W in this format.
 
+        W: real, in any dtype but the unsigned ones above 8 bits, in which torch does not scatter.
         Raises `PruneError` if W is no matrix, has other values than zero outside the mask, or does not fit the format.
         """
 
@@ -57,14 +59,18 @@ class Stored(ABC):
         return torch.cat(list(self.tiles()))
 
     def matmul(self, X: Tensor) -> Tensor:
-        """X (..., d_in) -> X W^T (..., d_out) in the dtype of X, summed in float32 or wider.
+        """X (..., d_in), floating-point -> X W^T (..., d_out) in the dtype of X, summed in float32 or wider.
 
         What is not stored is not multiplied, or multiplied as zero: which, matters only if X is not finite.
         """
         if X.ndim < 1 or X.shape[-1] != self.shape[1]:
             self._refuse(f"inputs {tuple(X.shape)} do not fit a weight {self.shape}: their last side is d_in")
-        wide = torch.promote_types(torch.promote_types(X.dtype, self.values.dtype), torch.float32)
-        flat = X.reshape(-1, self.shape[1]).to(wide)  # (tokens, d_in)
+        if not X.is_floating_point():
+            self._refuse(f"inputs of {X.dtype} would round the outputs to whole numbers: pass X.float()")
+        wide = torch.float32
+        for dtype in (X.dtype, self.values.dtype):
+            wide = torch.promote_types(wide, dtype) if dtype.itemsize > 1 else wide  # torch promotes no 8-bit floats
+        flat = X.reshape(math.prod(X.shape[:-1]), self.shape[1]).to(wide)  # (tokens, d_in)
         return self._multiply(flat).to(X.dtype).reshape(*X.shape[:-1], self.shape[0])
 
     def _multiply(self, X: Tensor) -> Tensor:
@@ -122,6 +128,8 @@ def stored_mask(W: Tensor, keep: Tensor | None) -> Tensor:
     """Which weights of W (d_out, d_in) a format stores: those of `keep`, or those that are not zero."""
     if W.ndim != 2:
         raise PruneError(f"a format stores a matrix (d_out, d_in), not a tensor {tuple(W.shape)}")
+    if W.is_complex() or W.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        raise PruneError(f"no format stores values of {W.dtype}: convert them to a real, signed or floating type")
     used = W != 0
     if keep is None:
         return used
