@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 from minprune import __version__
 from minprune.commands import demo, eval, export, generate, grade, info, prune, recover, sensitivity, sweep
@@ -20,11 +21,14 @@ COMMANDS = (demo, prune, recover, sweep, eval, sensitivity, generate, info, expo
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name; None: the process's own) and return the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a model may write what the terminal cannot show
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as in `minprune info smollm2 >&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")  # a model may write what the terminal cannot show
     try:
         arguments = _parser().parse_args(argv)
+        _refuse_empty(arguments)
         arguments.run(arguments)
         sys.stdout.flush()
         return 0
@@ -50,7 +54,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _refuse_empty(arguments: argparse.Namespace) -> None:
+    """An empty value, as from an unset variable of the shell, must not mean the default. MODEL says so itself."""
+    for name, value in vars(arguments).items():
+        if name not in ("model", "models") and (value == "" or (isinstance(value, list) and "" in value)):
+            raise PruneError(f"--{name.replace('_', '-')} is empty: give it a value")
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self._negative_number_matcher = re.compile(r"-\.?\d")  # so that -5% is a value as -5 is, and told to be wrong
+
     def error(self, message: str):
         raise PruneError(f"{message} (see {self.prog} --help)")
 

@@ -68,7 +68,7 @@ class NM:
 
     def __post_init__(self) -> None:
         if not 0 <= self.n <= self.m or self.m < 1:
-            raise PruneError(f"pattern {self.n}:{self.m} is not N:M with 0 <= N <= M: N counts the weights kept of M")
+            raise PruneError(f"{self.n}:{self.m} is not N:M with 0 <= N <= M: N counts the weights kept of M")
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"

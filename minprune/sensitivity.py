@@ -133,10 +133,10 @@ def trial(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -
     calib: (windows, length) int64, at least two windows. The model has its dense weights again afterwards, whatever
     happens. Raises `PruneError` for windows that the model cannot read, or fewer than two.
     """
-    if calib is None or len(calib) < 2:
+    calib = _given(calib)
+    if len(calib) < 2:
         raise PruneError(
-            f"trial runs need calibration windows, some to calibrate and some to judge: {0 if calib is None else 1} "
-            "given, 8 or more are sensible"
+            "trial runs need calibration windows, some to calibrate and some to judge: 1 given, 8 or more are sensible"
         )
     check_windows(model, calib)
     calib = calib.to(next(model.parameters()).device)
@@ -149,11 +149,16 @@ def trial(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -
             running.restore()
 
 
+def _given(calib: Tensor | None) -> Tensor:
+    if calib is None:
+        raise PruneError("this needs calibration windows: pass calib, or --calibration wikipedia on the command line")
+    return calib
+
+
 @torch.no_grad()
 def dense_norms(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -> dict[Layer, Statistics]:
     """Statistics (without a Gram matrix) of each layer's inputs while nothing is pruned; calib (windows, length)."""
-    if calib is None:
-        raise PruneError("this needs calibration tokens: pass calib")
+    calib = _given(calib)
     check_windows(model, calib)
     found = {layer: Statistics(layer.weight.shape[1], gram=False, device=layer.weight.device) for layer in layers}
     has_head = any(layer.owner is model.get_output_embeddings() for layer in layers)

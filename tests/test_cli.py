@@ -263,7 +263,14 @@ def test_every_public_name_is_there():
         (["prune", "m", "--pattern", "fifty"], ["unknown pattern 'fifty'", "2:4"]),
         (["prune", "m", "--pattern", "101%"], ["sparsity 1.01 is outside 0..1"]),
         (["prune", "m", "--pattern=-5%"], ["sparsity -0.05 is outside 0..1"]),
-        (["prune", "m", "--pattern", "5:4"], ["5:4 is not N:M", "N <= M"]),
+        (["prune", "m", "--pattern", "-5%"], ["sparsity -0.05 is outside 0..1"]),
+        (["prune", "m", "--pattern", "-.5%:row"], ["sparsity -0.005 is outside 0..1"]),
+        (["prune", "m", "--pattern", "5:4"], ["pattern '5:4': 5:4 is not N:M", "N <= M"]),
+        (["prune", "m", "--method", ""], ["--method is empty"]),
+        (["prune", "m", "--calibration", ""], ["--calibration is empty"]),
+        (["prune", "m", "--output", ""], ["--output is empty"]),
+        (["prune", "m", "--include", "*", "--include="], ["--include is empty"]),
+        (["prune", "m", "--batch-size", ""], ["--batch-size: '' is not a whole number"]),
         (["prune", "m", "--pattern", "50%:col"], ["'col'", "row, layer, block"]),
         (["prune", "m", "--option", "damp"], ["NAME=VALUE"]),
         (["prune", "m", "--option", "damp=x"], ["damp=x", "float"]),
@@ -531,6 +538,21 @@ def test_ctrl_c_gives_one_line_and_leaves_only_the_partial_folder(tiny_folder, t
     kept = f"1 of 2 blocks are kept in {Path.cwd() / 'out.partial'}: continue with --resume"
     assert (process.returncode, out, err) == (130, "", f"minprune: interrupted; {kept}\n")
     assert os.listdir() == ["out.partial"]
+
+
+@pytest.mark.parametrize("closed, shown", [(">&-", ""), ("2>&-", "LlamaForCausalLM"), (">&- 2>&-", "")])
+def test_what_is_closed_is_not_written_to(tiny_folder, closed, shown):
+    command = f"{sys.executable} -m minprune.cli info {tiny_folder} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (shown in done.stdout) and bool(done.stdout) == bool(shown)
+
+
+@pytest.mark.parametrize("rule", ["owl", "ramp", "optimal", "inverse"])
+def test_a_rule_without_calibration_is_told_how_the_command_line_spells_it(run, tiny_folder, rule):
+    assert is_one_line(
+        run("prune", tiny_folder, "--method", "magnitude", "--allocation", rule), "--calibration wikipedia"
+    )
+    assert os.listdir() == []
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_folder):
