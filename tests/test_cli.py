@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 import minprune as mp
 from minprune import cli
 from minprune.cli import main
-from minprune.commands.common import console, kind_of
+from minprune.commands.common import _Help, console, kind_of
 from minprune.output import default_name
 
-COMMANDS = ("demo", "prune", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
+COMMANDS = ("demo", "prune", "recover", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
 
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -220,6 +220,12 @@ def test_help_fits_80_columns_and_its_example_is_a_command(capsys, command):
 
         example = shlex.split(out.splitlines()[-1])
         assert example[0] == "minprune" and cli._parser().parse_args(example[1:]).command == command[0]
+
+
+def test_help_keeps_the_lines_of_lists_and_no_other_breaks():
+    text = "one of these words that\ngo on here (default:\nall):\nfew, some: not many of\nthem\n2:4: half\n{\"*\": 1}"
+    lines = ["one of these words that go on", "  here (default: all):", "few, some: not many of them", "2:4: half"]
+    assert _Help("minprune")._split_lines(text, 30) == [*lines, '{"*": 1}']
 
 
 def test_help_names_every_method(capsys):

@@ -26,10 +26,11 @@ LARGEST_SEED = 2**63 - 1
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps each line of a text on its own, so that examples and lists keep their lines."""
+    """Lists and examples keep their lines: each item of a list, `name: what it is`, or a table begins a new one."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return [part for line in text.splitlines() for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+        items = re.split(r"\n(?=[^\n(]*: |\{)", text)
+        return [part for item in items for part in textwrap.wrap(item, width, subsequent_indent="  ")]
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(textwrap.fill(line, width) for line in text.splitlines())

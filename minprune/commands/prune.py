@@ -53,7 +53,7 @@ def add(commands) -> None:
         "magnitude, obd, wanda, ria: quick scores, no update\n"
         "admm, alps, obs: choose and update, slower and better\n"
         "exact, swaps: the best weights, a better mask, for the\n"
-        "mask of the method before a plus: wanda+swaps+exact;\n"
+        "mask of the method before a plus (wanda+swaps+exact);\n"
         "sparsegpt, admm, alps and obs can stand there, too",
     )
     parser.add_argument(

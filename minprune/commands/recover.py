@@ -38,7 +38,7 @@ def add(commands) -> None:
         "train a pruned model further, with its zeros kept",
         "Every zero of the blocks' matrices stays zero, bit for bit. The folder is like that of minprune prune, with "
         "the curves of loss and perplexity in report.html.",
-        "minprune recover smollm2-wanda-2-4 --teacher smollm2 --steps 200 --output recovered",
+        "minprune recover smollm2-wanda-2-4 --teacher smollm2 --output recovered",
     )
     parser.add_argument("model", metavar="MODEL", help=f"{MODEL}; usually one that minprune has pruned")
     parser.add_argument("--data", metavar="TEXT", default="wikipedia", help=f"what to train on: {TEXT} (wikipedia)")
