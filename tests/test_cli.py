@@ -223,7 +223,7 @@ def test_help_fits_80_columns_and_its_example_is_a_command(capsys, command):
 
 
 def test_help_keeps_the_lines_of_lists_and_no_other_breaks():
-    text = "one of these words that\ngo on here (default:\nall):\nfew, some: not many of\nthem\n2:4: half\n{\"*\": 1}"
+    text = 'one of these words that\ngo on here (default:\nall):\nfew, some: not many of\nthem\n2:4: half\n{"*": 1}'
     lines = ["one of these words that go on", "  here (default: all):", "few, some: not many of them", "2:4: half"]
     assert _Help("minprune")._split_lines(text, 30) == [*lines, '{"*": 1}']
 
