@@ -50,6 +50,15 @@ def cost_logarithm(sizes, rate, sparsity, steps, rewind):
     return [rounds, rewind + (rounds + 1) * (steps - rewind)]
 
 
+def cost_numpy(sizes, rate, sparsity, steps, rewind):
+    """Every round that could be needed, and the first that is sparse enough."""
+    history = [sizes.numpy()]
+    for _ in range(50):
+        history.append(history[-1] - np.rint(rate * history[-1]).astype(int))
+    rounds = int(np.argmax(1 - np.sum(history, axis=1) / history[0].sum() >= sparsity - 1e-12))
+    return np.array([rounds, (rounds + 1) * (steps - rewind) + rewind])
+
+
 def cost_recursive(left, rate, sparsity, steps, rewind, total=None):
     total = total or int(left.sum())
     if total - int(left.sum()) >= sparsity * total:
@@ -61,7 +70,7 @@ def cost_recursive(left, rate, sparsity, steps, rewind, total=None):
 RIGHT = {
     "next_mask": [next_mask_numpy, next_mask_loop],
     "global_masks": [global_numpy, global_loop],
-    "ticket_cost": [cost_logarithm, cost_recursive],
+    "ticket_cost": [cost_numpy, cost_recursive],
 }
 
 REJECTED = {

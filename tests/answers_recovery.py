@@ -15,7 +15,7 @@ def step_torch(W, grad, m, v, t, keep, lr, decay):
     parameter.grad = grad * keep
     optimizer.step()
     state = optimizer.state[parameter]
-    return parameter.detach() * keep, state["exp_avg"], state["exp_avg_sq"]
+    return parameter.detach().masked_fill(~keep, 0), state["exp_avg"], state["exp_avg_sq"]
 
 
 def step_loop(W, grad, m, v, t, keep, lr, decay):

@@ -397,6 +397,15 @@ def test_the_registry_is_complete_and_speaks_up():
         collect([TOY], [TOY])
 
 
+def test_rounds_are_counted_exactly_where_the_sparsity_is_met_exactly():
+    """(1 - 0.8) * 100 is less than 20, and 0.07 * 100 more than 7."""
+    cost = checks.ticket_cost.reference
+    assert cost(torch.full((20,), 5), 0.3, 0.8, 100, 0).tolist() == [3, 400]  # 5, 3, 2, 1 of each
+    assert cost(torch.tensor([100]), 0.07, 0.07, 100, 0).tolist() == [1, 200]
+    with pytest.raises(PruneError, match=r"0\.9 is never reached"):
+        cost(torch.full((20,), 5), 0.3, 0.9, 100, 0)
+
+
 def test_no_exercise_hides_behind_a_module():
     """`checks.NAME` must be the exercise, so no module of the package may have its name."""
     assert not [name for name in checks.EXERCISES if not isinstance(getattr(checks, name), Exercise)]

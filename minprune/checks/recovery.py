@@ -21,6 +21,7 @@ class _Step:
 
     gradient: bool = True
     weights: bool = True
+    product: bool = False
     moments: bool = False
     invert: bool = False
     decay: str = "before"
@@ -41,7 +42,8 @@ class _Step:
         step = lr * (m / first) / root
         shrink = {"before": 1 - lr * decay, "no rate": 1 - decay}.get(self.decay, 1.0)
         W = shrink * W - step
-        W = W.masked_fill(gone, 0) if self.weights else W
+        if self.weights:
+            W = W * ~gone if self.product else W.masked_fill(gone, 0)
         if self.moments:
             m, v = m.masked_fill(gone, 0), v.masked_fill(gone, 0)
         return torch.stack([W, m, v])
@@ -51,13 +53,15 @@ def _step_cases() -> list[Case]:
     keep = normal(4, 6, seed=1701) > 0.2
     W, grad, other = (normal(4, 6, seed=seed) for seed in (1702, 1703, 1704))
     zeros, m = torch.zeros(4, 6), 0.3 * normal(4, 6, seed=1705)
+    old = W.clone()
+    old[tuple((~keep).nonzero()[0])] = math.inf
     return [
         Case("a first step", (W * keep, grad, zeros, zeros, 1, keep, 0.1, 0.0)),
         Case("a step with decay", (W * keep, grad, m * keep, m.square() * keep, 3, keep, 0.1, 0.5)),
         Case(
             "an optimizer that has seen the pruned weights move", (W * keep, other, m, m.square(), 40, keep, 0.1, 0.1)
         ),
-        Case("weights that were not set to zero before", (W, grad, zeros, zeros, 1, keep, 0.05, 0.2)),
+        Case("pruned weights with old values, one of them infinity", (old, grad, zeros, zeros, 1, keep, 0.05, 0.2)),
         Case("small gradients", (W * keep, 1e-4 * other, zeros, zeros, 2, keep, 0.1, 0.1)),
         Case("a dense layer", (W, other, m, m.square(), 5, torch.ones(4, 6, dtype=torch.bool), 0.1, 0.1)),
     ]
@@ -82,6 +86,12 @@ sparse_step = Exercise(
             "The weights are right, the two moments are not: the gradients of pruned weights went into them.",
         ),
         Wrong("no mask", _Step(gradient=False, weights=False), "This is AdamW as it is: nothing keeps the zeros."),
+        Wrong(
+            "zero times infinity",
+            _Step(product=True),
+            "A product with the mask is not zero for what is infinite, and -0.0 for what is negative. What puts a zero "
+            "there, whatever stood there before?",
+        ),
         Wrong(
             "what is remembered is erased",
             _Step(moments=True),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minprune.checks.core import Case, Exercise, Wrong
 from minprune.checks.values import normal
+from minprune.errors import PruneError
 
 # next_mask(W, keep, rate) and global_masks(weights, masks, rate): the survivors of one more round
 
@@ -153,10 +154,17 @@ global_masks = Exercise(
 
 def _rounds(sizes: Tensor, rate: float, sparsity: float) -> int:
     """The least number of rounds after which at least this share of all weights is pruned."""
-    number, left = 0, sizes.tolist()
-    while sum(left) > (1 - sparsity) * int(sizes.sum()):
-        number, left = number + 1, [n - round(rate * n) for n in left]
+    number, left, total = 0, sizes.tolist(), int(sizes.sum())
+    while (total - sum(left)) / total < sparsity:  # 7 / 100 is the number that 0.07 is read as; 0.07 * 100 is not 7
+        before, left = left, [n - round(rate * n) for n in left]
+        if left == before:
+            raise PruneError(f"layers of {left} weights lose none at a rate of {rate:g}: {sparsity:g} is never reached")
+        number += 1
     return number
+
+
+def _pooled(sizes: Tensor, rate: float, sparsity: float) -> int:
+    return _rounds(sizes.sum()[None], rate, sparsity)
 
 
 def _all_steps(rounds: int, steps: int, rewind: int) -> int:
@@ -195,6 +203,18 @@ ticket_cost = Exercise(
             "as asked for.",
         ),
         Wrong(
+            "all layers as one",
+            _cost(_pooled),
+            "Wrong number of rounds where layers are small: all weights were counted as one number. Each layer loses a "
+            "whole number of its own.",
+        ),
+        Wrong(
+            "a formula without whole numbers",
+            _cost(lambda sizes, rate, sparsity: math.ceil(math.log(1 - sparsity) / math.log(1 - rate))),
+            "Wrong number of rounds where layers are small: no layer loses a fraction of a weight, and the formula of "
+            "exact shares does not know that.",
+        ),
+        Wrong(
             "dense training forgotten",
             _cost(total=lambda n, steps, rewind: n * (steps - rewind)),
             "The rounds are right, the steps are too few: what does the first mask come from?",
@@ -225,9 +245,9 @@ ticket_cost = Exercise(
         Case("a fifth a round, to 90 %", (torch.tensor([12000, 30000, 1000]), 0.2, 0.9, 1000, 0)),
         Case("rewinding to a tenth of the run", (torch.tensor([12000, 30000, 1000]), 0.2, 0.9, 1000, 100)),
         Case("half a round, to 75 % exactly", (torch.tensor([4096, 1024]), 0.5, 0.75, 600, 60)),
-        Case("large rounds", (torch.tensor([5000]), 0.7, 0.95, 500, 20)),
+        Case("a small layer", (torch.tensor([19]), 0.7, 0.95, 500, 20)),
         Case("one round that is enough", (torch.tensor([400, 800]), 0.6, 0.55, 400, 40)),
-        Case("rounds that do not come out even", (torch.tensor([9000, 100]), 0.3, 0.6, 300, 0)),
+        Case("many small layers", (torch.tensor([23] * 60 + [27] * 40), 0.2, 0.9, 300, 0)),
     ],
 )
 
