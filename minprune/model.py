@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
+from minprune.loading import check_folder, check_loaded, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,8 +51,8 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     """(model, tokenizer) of an embedded name ("smollm2"), a Hugging Face id or a folder; in eval mode.
 
     The folder may be one that `minprune export` wrote. dtype: "auto" keeps the checkpoint's. Only safetensors weights
-    are read, and code from a repository is never run. Raises `PruneError` if there is no such model, its weights are
-    damaged or only pickled, or the device is unknown.
+    are read, and code from a repository is never run. Raises `PruneError` if there is no such model, it is not causal,
+    its weights are damaged, quantised, only pickled, or not those of its config.json, or the device is unknown.
     """
     from transformers import AutoModelForCausalLM
 
@@ -69,27 +70,26 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
             source, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:
-        raise PruneError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
+        raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise PruneError(
-            f"the weights of {str(name)!r} are incomplete ({len(missing)} tensors are missing, such as {missing[0]}): "
-            "copy or download them again"
-        )
+    check_loaded(model, info, name)
     return model.to(place).eval(), tokenizer
 
 
 def model_source(name: str | Path, say=lambda message: None) -> str | Path:
     """Where the files of a model are: its folder (that of an embedded model, after fetching it), or the id on the hub.
 
-    Raises `PruneError` if there is no such model or its folder offers no safetensors weights.
+    Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
     """
+    from minprune.formats.disk import is_exported
+
     if name in EMBEDDED:
         from minprune.assets import smollm2_folder
 
         return smollm2_folder(say)
     if name and Path(name).is_dir():
-        _check_folder(Path(name))
+        if not is_exported(name):  # whose files have checksums
+            check_folder(Path(name))
     elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
         raise PruneError(
             f"no model {str(name)!r}: name a folder that exists, an embedded model ({', '.join(EMBEDDED)}) or an id on "
@@ -105,7 +105,7 @@ def load_tokenizer(source: str | Path, name: str | Path):
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
-        raise PruneError(f"cannot load the model {str(name)!r}: {_reason(error)}") from error
+        raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
 
 
 def read_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -138,33 +138,6 @@ def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
         raise PruneError(
             f"token ids reach {int(tokens.max())}, the model's vocabulary has {config.vocab_size}: wrong tokenizer?"
         )
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").exists():
-        raise PruneError(f"{folder} holds no config.json: it is not a Hugging Face model folder")
-    if not any(folder.glob("*.safetensors")):
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
-            raise PruneError(f"{folder} offers only pickled weights, which can run code: convert them to safetensors")
-        raise PruneError(f"{folder} holds no .safetensors weights")
-
-
-def _reason(error: Exception) -> str:
-    """What to tell the user instead of what transformers and safetensors say to programmers."""
-    from safetensors import SafetensorError
-
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if isinstance(error, SafetensorError):
-        return f"its weights are damaged or incomplete ({text}): copy or download them again"
-    for said, meant in {
-        "couldn't connect": "it is no folder and not embedded, and the hub cannot be reached: check name and network",
-        "custom code": "it needs its own code, and minprune never runs such code: use another model",
-        "ignore_mismatched_sizes": "its config.json has other sizes than its weights: get both from one source",
-        "backend tokenizer": "it has no tokenizer that can be read: tokenizer.json belongs in the same folder",
-    }.items():
-        if said in text:
-            return meant
-    return text
 
 
 def is_conv1d(module: nn.Module) -> bool:

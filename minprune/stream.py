@@ -8,26 +8,26 @@ through the same functions.
 
 import ctypes
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from minprune.errors import PruneError
+from minprune.loading import is_causal, stored_tensors
 from minprune.model import check_device, decoder_blocks, load_model, load_tokenizer, model_source, read_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]  # what to fetch from the hub
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 Place = tuple[Path, str]  # a file and the name of a tensor in it
 
@@ -163,7 +163,7 @@ def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[
     from transformers.conversion_mapping import get_model_conversion_mapping
 
     try:
-        stored = _stored(folder)
+        stored = stored_tensors(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if dtype == "auto":
             dtype = config.dtype or _first_dtype(stored)
@@ -176,10 +176,11 @@ def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         places = _match(model, stored)
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return None  # loading it whole says what is wrong
+    except Exception:  # of many kinds; loading it whole says what is wrong
+        return None
     if (
         places is None
+        or not is_causal(model)
         or hasattr(config, "quantization_config")
         or model._keep_in_fp32_modules
         or model._keep_in_fp32_modules_strict
@@ -189,27 +190,19 @@ def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[
     return model.eval(), places
 
 
-def _stored(folder: Path) -> dict[str, Place]:
-    """Where each tensor of a folder is stored: as its index says, or in its one file."""
-    if (folder / _INDEX).exists():
-        weight_map = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return {key: (folder / file, key) for key, file in weight_map.items()}
-    with safe_open(folder / _SINGLE, framework="pt") as file:
-        keys = file.keys()
-    return {key: (folder / _SINGLE, key) for key in keys}
-
-
-def _match(model: nn.Module, stored: dict[str, Place]) -> dict[str, Place] | None:
-    """The place of each tensor of the model, tied ones once; None if one cannot be found in its shape.
+def _match(model: Any, stored: dict[str, Place]) -> dict[str, Place] | None:
+    """The place of each tensor of the model, tied ones once; None if one cannot be found in its shape, or one is left.
 
     A checkpoint of the model without its head (GPT-2's on the hub) lacks the prefix that the names have here.
     """
-    prefix = decoder_blocks(model)[0]  # type: ignore[arg-type]
+    prefix = decoder_blocks(model)[0]
     base = f"{model.base_model_prefix}."
     places: dict[str, Place] = {}
+    left = SimpleNamespace(missing_keys=set(), unexpected_keys={key for _, key in stored.values()})
     seen: dict[int, str] = {}  # id of a tensor -> the name that it was first met under
     for name, value in model.state_dict(keep_vars=True).items():
         place = stored.get(name) or stored.get(name.removeprefix(base)) or stored.get(base + name)
+        left.unexpected_keys -= {place and place[1]}
         if id(value) in seen:
             first = seen[id(value)]
             if first.startswith(f"{prefix}.") or (place and not torch.equal(_tensor(place), _tensor(places[first]))):
@@ -218,7 +211,8 @@ def _match(model: nn.Module, stored: dict[str, Place]) -> dict[str, Place] | Non
             places[name], seen[id(value)] = place, name
         else:
             return None
-    return places
+    model._adjust_missing_and_unexpected_keys(left)  # takes out what the library ignores on purpose, as old buffers
+    return None if left.unexpected_keys else places
 
 
 def _in_one_piece(like: list[Tensor], device: torch.device) -> list[Tensor]:

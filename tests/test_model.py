@@ -131,21 +131,11 @@ def test_an_unknown_device_is_refused():
             check_device(device)
 
 
-def test_a_folder_that_is_no_safe_and_whole_model_is_refused(tmp_path, tiny_folder):
+def test_a_folder_without_a_configuration_or_weights_is_refused(tmp_path, tiny_folder):
     with pytest.raises(mp.PruneError, match=r"config\.json"):
         mp.load_model(tmp_path)
     (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
     with pytest.raises(mp.PruneError, match=r"no \.safetensors"):
-        mp.load_model(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
-    with pytest.raises(mp.PruneError, match="pickled"):
-        mp.load_model(tmp_path)
-    (tmp_path / "pytorch_model.bin").unlink()
-    weights = (tiny_folder / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_text((tiny_folder / name).read_text())
-    with pytest.raises(mp.PruneError, match="cannot load"):
         mp.load_model(tmp_path)
 
 
