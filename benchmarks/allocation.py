@@ -27,7 +27,8 @@ PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised, here bfloat16)",
     "calibration": "wikipedia train, 16 x 512 tokens, drawn by the cell's seed",
     "rules": "run once for each pattern, on the first 256 tokens of the windows of seed 0, and see nothing else",
-    "both ends, first only, last only": "the first and the last three blocks, or only these, at 25 %, the others alike",
+    "both ends, first only, last only, first+last block": "the first and the last three blocks, or only these, or the "
+    "first three and the last one, at 25 %, the others alike",
     "test": "wikipedia test, 8 x 512 tokens, evenly spaced",
     "nats": "mean negative log-likelihood of each test window",
     "blocks": "the sparsity of each block that the rule asked for, weighted by parameters",
@@ -36,7 +37,12 @@ PROTOCOL = {
 RULES = ("uniform", "optimal", "ramp", "owl", "inverse", "global")
 FEW = ("uniform", "ramp", "optimal", "owl")
 PAIR = FEW[:2]
-SPARED = {"both ends": [0, 1, 2, -3, -2, -1], "first only": [0, 1, 2], "last only": [-3, -2, -1]}  # blocks at 25 %
+SPARED = {  # blocks at 25 %
+    "both ends": [0, 1, 2, -3, -2, -1],
+    "first only": [0, 1, 2],
+    "last only": [-3, -2, -1],
+    "first+last block": [0, 1, 2, -1],
+}
 ORDER = [  # (method, pattern, rules, seeds), the most telling first
     ("wanda", "60%", FEW, (0,)),
     ("wanda", "70%", PAIR, (0, 1, 2)),
