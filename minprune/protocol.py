@@ -61,8 +61,9 @@ class Protocol:
     def __str__(self) -> str:
         where = f"{self.text} ({self.split})" if self.split else self.text
         start = "a BOS token first" if self.bos else "no BOS token"
+        windows = "1 window" if self.windows == 1 else f"{self.windows} windows"
         return (
-            f"{where}: {self.windows} windows of {self.window} tokens, stride {self.stride}, {start}; "
+            f"{where}: {windows} of {self.window} tokens, stride {self.stride}, {start}; "
             f"{self.tokens:,} predictions of {self.bytes:,} bytes count; tokens {self.tokens_hash[:8]}, "
             f"tokenizer {self.tokenizer} {self.vocabulary[:8]}, {self.dtype}"
         )

@@ -153,6 +153,7 @@ def test_eval_gives_the_perplexity_of_each_model(run, prune, tiny_folder, text_f
     for value in values:
         assert f"{value:,.2f}" in out and f"{value / values[0]:,.2f}" in out
     assert "5 windows of 32 tokens" in out
+    assert " 1 window of 32 tokens" in run("eval", tiny_folder, "--text", text_file, "--samples", 1, "--length", 32)[1]
 
 
 def test_generate_prints_the_prompt_and_the_continuation(run, tiny_folder):
@@ -167,6 +168,33 @@ def test_info_groups_the_layers_of_the_embedded_model(run):
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip().startswith("model.")}
     assert rows["model.layers.*.mlp.down_proj"] == ["30", "576", "x", "1536", "0.0%", "dense"]
     assert len(rows) == 7 and "134,515,008 parameters, 106,168,320 of them (79%) in these 210 layers" in out
+
+
+def test_info_lists_an_output_head_only_if_it_was_pruned(run, prune, tiny_folder):
+    prune("--include", "lm_head", "--pattern", "2:4", "--output", "head")
+    shown = [run("info", folder)[1] for folder in (tiny_folder, "head")]
+    assert [" ".join(line.split()) for out in shown for line in out.splitlines() if "lm_head" in line] == [
+        "lm_head 1 300 x 64 50.0% 2:4"
+    ]
+    assert "in these 14 layers" in shown[0] and "in these 15 layers" in shown[1]
+
+
+def test_a_narrow_table_breaks_names_after_dots_and_never_inside_a_word(run, tiny_folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "64")
+    _, out, _ = run("info", tiny_folder)
+    words = {word for line in out.splitlines() for word in line.split()}
+    assert {"model.layers.*.self_attn.", "model.layers.*.mlp.", "q_proj", "down_proj"} <= words
+    monkeypatch.setenv("COLUMNS", "100")
+    assert "model.layers.*.self_attn.q_proj " in run("info", tiny_folder)[1]
+
+
+@pytest.mark.parametrize("count, shown, left", [(6, 6, ""), (7, 5, "and 2 more notes in minprune.json")])
+def test_many_notes_are_cut_short_and_counted(capsys, count, shown, left):
+    from minprune.commands.prune import _show_report
+
+    _show_report(mp.Report("wanda", "50%", {}, {}, [], {"total": 1.0}, notes=["a note"] * count))
+    out = capsys.readouterr().out
+    assert out.count("a note\n") == shown and left in out and ("more notes" in out) == bool(left)
 
 
 def test_demo_compares_writes_a_figure_and_a_model_and_may_run_again(tiny_folder, text_file, capsys):

@@ -161,3 +161,24 @@ def table_of(first: str, *others: str) -> "Table":
     for name in others:
         table.add_column(name, justify="right", overflow="fold")
     return table
+
+
+class LayerName:
+    """A layer's name as a cell of a table: a narrow column breaks it after a dot, never inside a word."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __rich_measure__(self, console, options):
+        from rich.measure import Measurement
+
+        return Measurement(max(len(part) + 1 for part in self.name.split(".")), len(self.name))
+
+    def __rich_console__(self, console, options):
+        line = ""
+        for part in re.findall(r"[^.]+\.?", self.name):
+            if line and len(line) + len(part) > options.max_width:
+                yield line
+                line = ""
+            line += part
+        yield line

@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprune.commands.common import MODEL, command, console, kind_of, load, record_of, table_of
+from minprune.commands.common import MODEL, LayerName, command, console, kind_of, load, record_of, table_of
 from minprune.errors import PruneError
 from minprune.output import check_space, default_name, output_folder
 
@@ -76,5 +76,5 @@ def _show(rows: "list[StoredRow]") -> None:
     for name, group in [*kinds.items(), ("all", rows)]:
         size, dense = sum(row.bytes for row in group), sum(row.dense_bytes for row in group)
         formats = ", ".join(sorted({row.format for row in group}))
-        table.add_row(name, str(len(group)), formats, f"{size / 1e6:.2f}", f"{size / dense:.1%}")
+        table.add_row(LayerName(name), str(len(group)), formats, f"{size / 1e6:.2f}", f"{size / dense:.1%}")
     console().print(table)

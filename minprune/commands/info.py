@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from minprune.commands.common import MODEL, command, console, kind_of, load, table_of
+from minprune.commands.common import MODEL, LayerName, command, console, kind_of, load, table_of
 
 if TYPE_CHECKING:
     pass
@@ -17,7 +17,8 @@ def add(commands) -> None:
         "info",
         run,
         "list a model's linear layers, their zeros and the pattern of these",
-        "Layers that differ only in their numbers are one row. The pattern is found in the weights themselves.",
+        "Layers that differ only in their numbers are one row. The pattern is found in the weights themselves. "
+        "An output head of its own is listed if it was pruned.",
         "minprune info smollm2",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -30,7 +31,10 @@ def run(arguments: Namespace) -> None:
     from minprune.recognise import recognise
 
     model, _ = load(arguments.model, "auto", "cpu")
-    layers = find_layers(model)
+    head = model.get_output_embeddings()
+    tied = head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+    layers = find_layers(model, None if tied else ["*"])
+    layers = [layer for layer in layers if layer.owner is not head or recognise(layer.weight) != "dense"]
     config = model.config.get_text_config()
     groups: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
     for layer in layers:
@@ -41,7 +45,7 @@ def run(arguments: Namespace) -> None:
     for (name, shape), found in groups.items():
         share = sum(zeros for zeros, _ in found) / (len(found) * shape[0] * shape[1])
         patterns = sorted({pattern for _, pattern in found})
-        table.add_row(name, str(len(found)), f"{shape[0]} x {shape[1]}", f"{share:.1%}", ", ".join(patterns))
+        table.add_row(LayerName(name), str(len(found)), f"{shape[0]} x {shape[1]}", f"{share:.1%}", ", ".join(patterns))
     out = console()
     out.print(table)
     inside = sum(layer.weight.numel() for layer in layers)

@@ -10,6 +10,7 @@ from minprune.commands.common import (
     LARGEST_SEED,
     MODEL,
     TEXT,
+    LayerName,
     add_place,
     calm_transformers,
     command,
@@ -273,13 +274,13 @@ def _show_report(report: "Report") -> None:
         zeros = sum(row.sparsity * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes)
         errors = [row.error for row in rows if row.error is not None]
         error = f"{sum(errors) / len(errors):.4f}" if errors else "-"
-        table.add_row(name, str(len(rows)), f"{zeros:.1%}", error, f"{sum(row.seconds for row in rows):.1f}")
+        table.add_row(LayerName(name), str(len(rows)), f"{zeros:.1%}", error, f"{sum(row.seconds for row in rows):.1f}")
     out = console()
     out.print(table)
     seconds = report.seconds["total"]
     out.print(f"{report.method} {report.pattern}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
     notes = [*report.notes, *(f"{row.name}: {row.note}" for row in report.layers if row.note)]
-    for note in notes[:5]:
+    for note in notes if len(notes) < 7 else notes[:5]:
         out.print(note)
-    if len(notes) > 5:
+    if len(notes) > 6:
         out.print(f"and {len(notes) - 5} more notes in minprune.json")

@@ -9,6 +9,7 @@ from minprune.commands.common import (
     LARGEST_SEED,
     MODEL,
     TEXT,
+    LayerName,
     add_place,
     command,
     console,
@@ -77,7 +78,7 @@ def run(arguments: Namespace) -> None:
     table = table_of(arguments.by, "layers", "weights", "cost", "per million")
     for row in sorted(rows, key=lambda row: row.cost, reverse=True):
         table.add_row(
-            row.group,
+            LayerName(row.group),
             str(row.layers),
             f"{row.parameters:,}",
             f"{row.cost:.4f}",
