@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -221,6 +222,39 @@ def test_the_command_prints_a_table_and_goes_on_from_its_file(tiny_folder, text_
     assert "dtype float32 instead of bfloat16" in capsys.readouterr().err
     assert main([*command, "--patterns", "block48:50%"]) == 2
     assert "2 of 3 runs failed, the first is magnitude block48:50%" in capsys.readouterr().err
+
+
+def test_no_word_of_the_table_is_broken_at_80_columns(capsys, monkeypatch):
+    """Two texts, ruined models and the longest names: what is wider than the terminal would be folded."""
+    from minprune.commands import sweep as command
+
+    monkeypatch.setenv("COLUMNS", "80")
+    values = {"wikipedia": 2884.83, "news": 161234.5}
+    runs = [
+        {
+            "method": method,
+            "pattern": "50%:layer",
+            "seed": seed,
+            "perplexity": {text: value + seed for text, value in values.items()},
+            "relative": {text: value * (1 + seed / 100) / 7 for text, value in values.items()},
+            "zeros": 0.5,
+            "error": 0.1234,
+            "seconds": {"processor": 1234.0},
+        }
+        for method in ("magnitude", "sparsegpt+swaps")
+        for seed in (0, 1)
+    ]
+    monkeypatch.setattr("minprune.sweep.sweep", lambda *args, **options: runs)
+    monkeypatch.setattr(command, "load", lambda *place: (None, None))
+    assert main(["sweep", "tiny", "--output", "runs.jsonl"]) == 0
+    out = capsys.readouterr().out
+    for text in values:
+        assert f"perplexity on {text}\n" in out
+    for line in (line for line in out.splitlines() if line.startswith(("magnitude", "sparsegpt+swaps"))):
+        assert re.fullmatch(r"\S+ +50%:layer +2 +[\d,.]+ +[\d,.]+ ± [\d,.]+ +0\.1234 +1234", line.strip()), line
+    for word in ("magnitude", "sparsegpt+swaps", "50%:layer", "2,885", "161,235"):
+        assert word in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

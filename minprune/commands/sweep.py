@@ -83,10 +83,13 @@ def run(arguments: Namespace) -> None:
         say=say,
     )
     out = console()
-    out.print(_table(runs, arguments.texts))
+    for text in arguments.texts:
+        out.print(f"perplexity on {text}", soft_wrap=True)
+        out.print(_table(runs, text))
     out.print(
-        f"perplexity on {arguments.test_samples} windows of {arguments.length} tokens of each text, and as a multiple\n"
-        f"of the dense model's (mean ± standard deviation over seeds); runs: {arguments.output}",
+        f"on {arguments.test_samples} windows of {arguments.length} tokens, and as a multiple of the dense model's\n"
+        "(mean ± standard deviation over seeds); error: the median layer's, before any reconstruction;\n"
+        f"seconds: of pruning; runs: {arguments.output}",
         soft_wrap=True,
     )
     failed = [run for run in runs if "failed" in run]
@@ -98,20 +101,24 @@ def run(arguments: Namespace) -> None:
         )
 
 
-def _table(runs: list[dict[str, Any]], texts: list[str]) -> "Table":
+def _table(runs: list[dict[str, Any]], text: str) -> "Table":
+    """A table for each text: two texts in one are wider than a terminal."""
     from minprune.runs import summarise
 
-    columns = [column for text in texts for column in (text, "x dense")]
-    table = table_of("method", "pattern", "runs", *columns, "error", "seconds")
+    table = table_of("method", "pattern", "runs", "mean", "x dense", "error", "seconds")
+    table.collapse_padding = True
     for row in summarise(runs):
-        cells = []
-        for text in texts:
-            spread = row.spread[text]
-            times = f"{row.relative[text]:,.2f}" + ("" if spread is None else f" ± {spread:.2f}")
-            cells += [f"{row.perplexity[text]:,.1f}", times]
+        spread = row.spread[text]
+        times = _number(row.relative[text], 2) + ("" if spread is None else f" ± {_number(spread, 2)}")
         error = "-" if row.error is None else f"{row.error:.4f}"
-        table.add_row(row.method, row.pattern or "-", str(row.runs), *cells, error, f"{row.seconds:.0f}")
+        cells = [_number(row.perplexity[text], 1), times, error, f"{row.seconds:.0f}"]
+        table.add_row(row.method, row.pattern or "-", str(row.runs), *cells)
     return table
+
+
+def _number(value: float, digits: int) -> str:
+    """Three digits at least, and none that only take room behind a large number."""
+    return f"{value:,.{digits}f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _list(text: str) -> list[str]:
