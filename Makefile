@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 assets: $(STAMP)  ## Fetch the embedded model and texts
 	@$(BIN)/python -m minprune.assets
 
-demo: $(STAMP)  ## Prune SmolLM2 with three methods and compare them (about 2 minutes)
+demo: $(STAMP)  ## Prune SmolLM2 in five ways and compare them (at most 5 minutes on two cores)
 	@$(BIN)/minprune demo
 
 test: lint unit notebooks book  ## Everything that CI runs: lint, unit tests, notebooks, the book

@@ -1,6 +1,7 @@
 """The seconds that each notebook took when it was executed: `python book/timing.py [FOLDER]`.
 
-nbconvert and JupyterLab record when each cell began and ended; the sums are printed, one line a notebook.
+nbconvert and JupyterLab record when each cell began and ended; the sums are printed, one line a notebook. They are the
+wall clock's, and what else the machine was doing then is not recorded.
 """
 
 import json
@@ -26,10 +27,12 @@ def seconds(notebook: dict) -> float | None:
 
 def main(folder: Path) -> None:
     """Print one line for each notebook in the folder."""
+    lines = ["wall-clock seconds of the committed run, also where other jobs were running beside it:"]
     for path in sorted(folder.glob("*.ipynb")):
         recorded = seconds(json.loads(path.read_text(encoding="utf-8")))
-        told = "no times recorded" if recorded is None else f"{recorded:5.1f} s when it was executed"
-        sys.stdout.write(f"{path.name:32} {told}\n")
+        told = "no times recorded" if recorded is None else f"{recorded:5.1f} s"
+        lines.append(f"{path.name:32} {told}")
+    sys.stdout.write("\n".join(lines) + "\n")  # at once: the reader may be `head`
 
 
 if __name__ == "__main__":

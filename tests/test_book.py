@@ -5,6 +5,8 @@ import importlib.util
 import json
 import re
 import secrets
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,20 @@ def test_timing_adds_up_the_recorded_times():
     timed = [cell("01.000000", "02.500000"), cell("03.000000", "03.250000")]
     assert seconds({"cells": [*timed, {"cell_type": "markdown", "source": "x", "metadata": {}}]}) == 1.75
     assert seconds({"cells": [*timed, {"cell_type": "code", "source": "1", "metadata": {}}]}) is None
+
+
+def test_timing_may_be_read_in_part():
+    command = f"set -o pipefail; {sys.executable} -u {BOOK / 'timing.py'} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+
+
+def test_one_duration_of_the_demo_is_told_everywhere():
+    told = [BOOK / "using.md", *(BOOK.parent / name for name in ("README.md", "Makefile", "minprune/commands/demo.py"))]
+    for path in told:
+        line = next(
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if re.search("emo.* minutes|at most 5 m", line)
+        )
+        assert re.findall(r"(\w+) minutes", line) == ["5"], path
