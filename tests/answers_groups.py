@@ -3,8 +3,12 @@
 import numpy as np
 import torch
 
+from minprune.errors import PruneError
+
 
 def nm_mask_numpy(scores, n, m):
+    if scores.shape[1] % m:
+        raise ValueError("m does not divide d_in")
     groups = scores.numpy().reshape(-1, m)
     ranks = np.argsort(np.argsort(groups, axis=1, kind="stable"), axis=1)
     return (ranks >= m - n).reshape(scores.shape)
@@ -13,6 +17,8 @@ def nm_mask_numpy(scores, n, m):
 def nm_mask_loop(scores, n, m):
     """Of equal scores the one that comes later is kept."""
     keep = [[False] * len(row) for row in scores]
+    if len(keep[0]) % m:
+        raise PruneError("m does not divide d_in")
     for i, row in enumerate(scores.tolist()):
         for start in range(0, len(row), m):
             best = sorted(range(start, start + m), key=lambda j: (row[j], j))[m - n :]
@@ -62,6 +68,7 @@ REJECTED = {
         lambda scores, n, m: ~torch.tensor(nm_mask_numpy(scores.T, n, m)).T,  # along the outputs, and inverted
         lambda scores, n, m: torch.tensor(nm_mask_numpy(scores, n, m)).roll(1, 1),
         lambda scores, n, m: nm_mask_numpy(-scores, m - n, m),  # zeros counted, and the smallest kept
+        lambda scores, n, m: nm_mask_numpy(scores.view(len(scores), -1, m).flatten(1), n, m),  # refuses by accident
     ],
     "snake_deal": [
         lambda scores, m: list(range(scores.shape[1])),

@@ -7,7 +7,7 @@ from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
-from minprune.checks.columns import _Recipe
+from minprune.checks.column_recipe import Recipe
 
 CASES = cases(checks.sparsegpt)
 
@@ -41,7 +41,7 @@ def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
 
 
 def test_no_message_gives_the_solution_away():
-    right = _Recipe()
+    right = Recipe()
     for exercise in (checks.backward_factor, checks.surgeon_2_4, checks.sparsegpt):
         for wrong in exercise.wrong:
             text = str(exercise(wrong.function))

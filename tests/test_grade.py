@@ -124,7 +124,7 @@ MISHAPS = {  # what the learner wrote -> what is said
     "no call": (CUT + "print(checks.perplexity)", "No call of checks.cut_windows(your_function) is in the notebook"),
     "two arguments": (CUT + "checks.cut_windows(cut_windows, 3)", "Pass the function, and nothing else"),
     "no Python": ("def cut_windows(ids length):\n    pass\n" + CALL, "Cell 2, which calls checks.cut_windows, is not"),
-    "exit": (HELPED.format("exit(0)"), "Your code raised SystemExit"),
+    "exit": (HELPED.format("exit(0)"), "your function raised SystemExit in its line 2: 0"),
     "hard exit": (HELPED.format("__import__('os')._exit(3)"), "The process died while it ran your code (exit code 3)"),
     "crash": (
         HELPED.format("__import__('os').kill(__import__('os').getpid(), 11)"),

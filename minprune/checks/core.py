@@ -6,6 +6,7 @@ what was expected of it and what came. No name is given on a guess.
 """
 
 import copy
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class Exercise:
     chapter: its number. title: what the function does, in a line. difficulty: 1 to 5, also the points.
     cases: returns the arguments to try, the same at every call. The reference returns a number, a tensor, or a
     tuple or list of these; answers may return the same as NumPy arrays or nested lists. Booleans and integers are
-    compared exactly, floats within rtol and atol.
+    compared exactly, floats within rtol and atol. On arguments that are to be refused the reference raises.
     """
 
     name: str
@@ -123,13 +124,18 @@ class Exercise:
         return all(self._agree(*outcomes) for outcomes in zip(like, one, other, strict=True))
 
     def _agree(self, like: "_Outcome", one: "_Outcome", other: "_Outcome") -> bool:
-        """Whether two outcomes are equal; `like`, the reference's, says how values are to be read."""
+        """Whether two outcomes are equal; `like`, the reference's, says how values are to be read.
+
+        If the reference refuses the arguments, then an error of its kind, or of a narrower one, is the right outcome.
+        """
+        if like.error and any(refused := [isinstance(outcome.error, type(like.error)) for outcome in (one, other)]):
+            return all(refused)
         if one.error or other.error or one.changed != other.changed:
             return type(one.error) is type(other.error) and one.changed == other.changed
         a, b = read(one.value, like.value), read(other.value, like.value)
         if a is None or b is None:
             return a is b and type(one.value) is type(other.value)
-        exact = [is_exact(part) for part in parts(like.value)]
+        exact = [] if like.error else [is_exact(part) for part in parts(like.value)]
         return len(a) == len(b) and all(
             x.shape == y.shape and bool(self._close(x, y, e).all())
             for x, y, e in zip(a, b, [*exact, *[False] * len(a)], strict=False)
@@ -142,6 +148,9 @@ class Exercise:
 
     def _explain(self, case: Case, expected: "_Outcome", got: "_Outcome") -> str:
         where = f"On {case.label} ({arguments(self.reference, case.args)})"
+        if expected.error:
+            came = f"raised {type(got.error).__name__}" if got.error else "returned a result"
+            return f"{where} your function {came}. It should raise {type(expected.error).__name__}: {expected.error}."
         if got.error:
             return _explain_error(where, got)
         if got.changed:
@@ -172,7 +181,7 @@ class _Outcome:
     """What a call did. changed: the name of the first argument that it modified."""
 
     value: Any = None
-    error: Exception | None = None
+    error: BaseException | None = None
     changed: str | None = None
     line: int | None = None
 
@@ -197,7 +206,7 @@ def _run(function: Callable, case: Case) -> _Outcome:
     try:
         with torch.random.fork_rng(devices=[]):
             value = function(*args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # an answer that ends the program must not end the grading
         return _Outcome(error=error, line=_line(function, error))
     changed = next(
         (n for n, a, b in zip(argument_names(function, args), case.args, args, strict=True) if not same(a, b)), None
@@ -205,7 +214,7 @@ def _run(function: Callable, case: Case) -> _Outcome:
     return _Outcome(value, changed=changed)
 
 
-def _line(function: Callable, error: Exception) -> int | None:
+def _line(function: Callable, error: BaseException) -> int | None:
     """The line of the function, counted from its `def` as 1, in which the error arose."""
     code, line, trace = getattr(function, "__code__", None), None, error.__traceback__
     while trace and code:
@@ -219,5 +228,7 @@ def _explain_error(where: str, got: _Outcome) -> str:
     if isinstance(got.error, NotImplementedError):
         return "Nothing is written yet: replace the line that raises NotImplementedError."
     line = f" in its line {got.line}" if got.line else ""
-    reason = str(got.error).strip().splitlines()
-    return f"{where} your function raised {type(got.error).__name__}{line}: {reason[0] if reason else 'no message'}."
+    reason = (str(got.error).strip() or "no message").splitlines()
+    if reason[0].endswith(":"):  # what was expected stands in the next lines
+        reason = [textwrap.shorten(" ".join(reason), 300, placeholder=" ...")]
+    return f"{where} your function raised {type(got.error).__name__}{line}: {reason[0]}."

@@ -12,6 +12,26 @@ from minprune.patterns import NM, keep_largest
 # nm_mask(scores, n, m): the keep mask with n of every m neighbouring inputs
 
 
+def _nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
+    _refuse(scores, m)
+    return NM(n, m).keep(scores)
+
+
+def _refuse(scores: Tensor, m: int) -> None:
+    if scores.shape[1] % m:
+        raise ValueError(f"{m} does not divide {scores.shape[1]} inputs, so a group would reach into the next row")
+
+
+def _forms(wrong: Wrong) -> tuple[Wrong, Wrong]:
+    """The same mistake by somebody who forgets to refuse, and by somebody who does not."""
+
+    def refusing(scores: Tensor, n: int, m: int) -> Tensor:
+        _refuse(scores, m)
+        return wrong.function(scores, n, m)
+
+    return wrong, Wrong(wrong.name, refusing, wrong.message)
+
+
 def _by_group(scores: Tensor, m: int, keep_of: Callable[[Tensor], Tensor]) -> Tensor:
     """A mask put together from `keep_of(groups)`, (groups, m) -> (groups, m)."""
     return keep_of(scores.reshape(-1, m)).view(scores.shape)
@@ -31,82 +51,92 @@ def _same_columns(scores: Tensor, n: int, m: int) -> Tensor:
     return _ranked(scores.sum(0, keepdim=True), n, m).expand(scores.shape)
 
 
+_WRONG_MASKS = (
+    Wrong(
+        "n counted as zeros",
+        lambda scores, n, m: _ranked(scores, m - n, m),
+        "n weights of every m went. In this book, and for the hardware, n weights of every m *stay*.",
+    ),
+    Wrong(
+        "inverted mask",
+        lambda scores, n, m: ~_ranked(scores, n, m),
+        "The mask is the opposite of what was asked for: in minprune True means *kept*.",
+    ),
+    Wrong(
+        "smallest kept",
+        lambda scores, n, m: _by_group(scores, m, lambda g: ~keep_largest(g, n)),
+        "The count is right, but the smallest scores of each group stayed. Check the order of your sort.",
+    ),
+    Wrong(
+        "ties all kept",
+        lambda scores, n, m: _by_group(scores, m, lambda g: g >= g.sort(dim=1).values[:, m - n, None]),
+        "Whatever equals the n-th best score of its group stayed, so groups with ties keep more than n. Hardware "
+        "has room for exactly n.",
+    ),
+    Wrong(
+        "one too many",
+        lambda scores, n, m: _by_group(scores, m, lambda g: g > g.sort(dim=1).values[:, m - n, None]),
+        "The threshold was taken from a list that is counted from 0, and its own weight went, too: groups keep "
+        "less than n.",
+    ),
+    Wrong(
+        "ties all pruned",
+        lambda scores, n, m: _by_group(scores, m, lambda g: g > g.sort(dim=1).values[:, m - n - 1, None]),
+        "Whatever equals the threshold of its group went, so groups with ties keep less than n. And with n = m, "
+        "is anything left?",
+    ),
+    Wrong(
+        "last of the ties pruned first",
+        lambda scores, n, m: _by_group(scores, m, lambda g: keep_largest(g.flip(1), m - n).flip(1)),
+        "The count is right, but of equal scores the *lower* index is to go first.",
+    ),
+    Wrong(
+        "order taken for ranks",
+        lambda scores, n, m: _by_group(scores, m, lambda g: g.argsort(dim=1, stable=True) >= m - n),
+        "`argsort` says which weight comes at each rank. You used it as if it said which rank each weight has.",
+    ),
+    Wrong(
+        "groups along the outputs",
+        lambda scores, n, m: _ranked(scores.T, n, m).T,
+        "The groups go down the columns. A group is m neighbouring *inputs* of one output.",
+    ),
+    Wrong(
+        "the same columns for all rows",
+        _same_columns,
+        "All rows keep the same columns. Every row chooses for itself in each of its groups.",
+    ),
+    Wrong(
+        "distant columns",
+        _strided,
+        "The m weights of your groups stand far apart in the row. A group is m *neighbours*: look at the order of "
+        "the dimensions when you reshape.",
+    ),
+    Wrong(
+        "the share of a row",
+        lambda scores, n, m: keep_largest(scores, scores.shape[1] // m * (m - n)),
+        "Each row has the right number of zeros, but its groups do not.",
+    ),
+    Wrong(
+        "the share of the layer",
+        lambda scores, n, m: keep_largest(scores.reshape(1, -1), scores.numel() // m * (m - n)).view(scores.shape),
+        "The matrix has the right number of zeros, but its groups do not.",
+    ),
+)
+
 nm_mask = Exercise(
     name="nm_mask",
     chapter=6,
     title="the keep mask of n of every m neighbouring inputs, with exact counts",
-    reference=lambda scores, n, m: NM(n, m).keep(scores),
+    reference=_nm_mask,
     difficulty=2,
     wrong=(
         Wrong(
-            "n counted as zeros",
-            lambda scores, n, m: _ranked(scores, m - n, m),
-            "n weights of every m went. In this book, and for the hardware, n weights of every m *stay*.",
+            "the flattened tensor",
+            lambda scores, n, m: NM(n, m).keep(scores.reshape(1, -1)).view(scores.shape),
+            "Groups reach from the end of one row into the next where m does not divide the number of inputs. Hardware "
+            "starts anew with each row, so such a matrix must be refused.",
         ),
-        Wrong(
-            "inverted mask",
-            lambda scores, n, m: ~_ranked(scores, n, m),
-            "The mask is the opposite of what was asked for: in minprune True means *kept*.",
-        ),
-        Wrong(
-            "smallest kept",
-            lambda scores, n, m: _by_group(scores, m, lambda g: ~keep_largest(g, n)),
-            "The count is right, but the smallest scores of each group stayed. Check the order of your sort.",
-        ),
-        Wrong(
-            "ties all kept",
-            lambda scores, n, m: _by_group(scores, m, lambda g: g >= g.sort(dim=1).values[:, m - n, None]),
-            "Whatever equals the n-th best score of its group stayed, so groups with ties keep more than n. Hardware "
-            "has room for exactly n.",
-        ),
-        Wrong(
-            "one too many",
-            lambda scores, n, m: _by_group(scores, m, lambda g: g > g.sort(dim=1).values[:, m - n, None]),
-            "The threshold was taken from a list that is counted from 0, and its own weight went, too: groups keep "
-            "less than n.",
-        ),
-        Wrong(
-            "ties all pruned",
-            lambda scores, n, m: _by_group(scores, m, lambda g: g > g.sort(dim=1).values[:, m - n - 1, None]),
-            "Whatever equals the threshold of its group went, so groups with ties keep less than n. And with n = m, "
-            "is anything left?",
-        ),
-        Wrong(
-            "last of the ties pruned first",
-            lambda scores, n, m: _by_group(scores, m, lambda g: keep_largest(g.flip(1), m - n).flip(1)),
-            "The count is right, but of equal scores the *lower* index is to go first.",
-        ),
-        Wrong(
-            "order taken for ranks",
-            lambda scores, n, m: _by_group(scores, m, lambda g: g.argsort(dim=1, stable=True) >= m - n),
-            "`argsort` says which weight comes at each rank. You used it as if it said which rank each weight has.",
-        ),
-        Wrong(
-            "groups along the outputs",
-            lambda scores, n, m: _ranked(scores.T, n, m).T,
-            "The groups go down the columns. A group is m neighbouring *inputs* of one output.",
-        ),
-        Wrong(
-            "the same columns for all rows",
-            _same_columns,
-            "All rows keep the same columns. Every row chooses for itself in each of its groups.",
-        ),
-        Wrong(
-            "distant columns",
-            _strided,
-            "The m weights of your groups stand far apart in the row. A group is m *neighbours*: look at the order of "
-            "the dimensions when you reshape.",
-        ),
-        Wrong(
-            "the share of a row",
-            lambda scores, n, m: keep_largest(scores, scores.shape[1] // m * (m - n)),
-            "Each row has the right number of zeros, but its groups do not.",
-        ),
-        Wrong(
-            "the share of the layer",
-            lambda scores, n, m: keep_largest(scores.reshape(1, -1), scores.numel() // m * (m - n)).view(scores.shape),
-            "The matrix has the right number of zeros, but its groups do not.",
-        ),
+        *(form for wrong in _WRONG_MASKS for form in _forms(wrong)),
     ),
     cases=lambda: [
         Case("2:4 of distinct scores", (normal(8, 12, seed=600).abs(), 2, 4)),
@@ -117,6 +147,7 @@ nm_mask = Exercise(
         Case("2:4 of a matrix with few distinct scores", (normal(8, 12, seed=605).abs().mul(2).round(), 2, 4)),
         Case("2:4 of equal scores", (torch.full((4, 8), 0.5), 2, 4)),
         Case("2:3, groups of odd size", (normal(3, 9, seed=606).abs(), 2, 3)),
+        Case("six inputs, which 4 does not divide", (normal(4, 6, seed=608).abs(), 2, 4)),
         Case("4:4, nothing to prune", (normal(4, 8, seed=607).abs(), 4, 4)),
     ],
 )

@@ -74,6 +74,12 @@ input_norms = Exercise(
             "Only the last batch counts: is something set anew in each turn of the loop instead of added to?",
         ),
         Wrong(
+            "last batch only",
+            lambda batches, real: batches[-1].flatten(0, 1).norm(dim=0),
+            "Only the last batch counts, and its padding, too: is something set anew in each turn of the loop "
+            "instead of added to?",
+        ),
+        Wrong(
             "first batch only",
             lambda batches, real: _tokens(batches[:1], real[:1]).norm(dim=0),
             "Only the first batch counts. Does the function return from inside the loop?",
@@ -119,6 +125,12 @@ input_norms = Exercise(
             lambda batches, real: _tokens(batches, real).square().mean(0).sqrt(),
             "This is the root mean square. It ranks the weights of a layer alike, but asked for was the norm of the "
             "whole column, a sum over tokens.",
+        ),
+        Wrong(
+            "divided by the number of texts",
+            lambda batches, real: (_tokens(batches, real).square().sum(0) / sum(map(len, batches))).sqrt(),
+            "The sum of squares was divided by the number of texts, as Wanda's published code does. That changes no "
+            "mask, but asked for was the norm of the whole column, a sum over tokens.",
         ),
         Wrong(
             "mean over batches",

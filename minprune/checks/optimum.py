@@ -158,6 +158,7 @@ class _Rounds:
     sparse: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda A, U, keep: (A + U) * keep
     dual: Callable[..., Tensor] = lambda U, A, Z, before, keep: U + A - Z
     rounds: Callable[[int], int] = lambda rounds: rounds
+    dual_first: bool = False
 
     def __call__(self, W: Tensor, H: Tensor, keep: Tensor, rho: float, rounds: int) -> Tensor:
         W, H, keep = W.double(), H.double(), keep.bool()
@@ -165,8 +166,11 @@ class _Rounds:
         Z, U = W * keep, torch.zeros_like(W)
         for _ in range(self.rounds(rounds)):
             A, before = self.solve(W, H, eye, rho, Z, U), Z
+            if self.dual_first:
+                U = self.dual(U, A, before, before, keep)
             Z = self.sparse(A, U, keep)
-            U = self.dual(U, A, Z, before, keep)
+            if not self.dual_first:
+                U = self.dual(U, A, Z, before, keep)
         return Z.float()
 
 
@@ -198,6 +202,12 @@ admm_row = Exercise(
             "U updated with the old Z",
             _Rounds(dual=lambda U, A, Z, before, keep: U + A - before),
             _DUAL + "which Z is meant?",
+        ),
+        Wrong(
+            "U updated before Z",
+            _Rounds(dual_first=True),
+            _DUAL
+            + "at that point of the round Z is still that of the round before. In which order do the lines stand?",
         ),
         Wrong(
             "U not summed up",

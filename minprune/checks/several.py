@@ -67,6 +67,11 @@ remove_several = Exercise(
     atol=1e-4,
     wrong=(
         Wrong(
+            "nothing removed",
+            lambda w, H, gone: w.clone(),
+            "The row came back as it was. `gone` names the weights that must be zero in the end.",
+        ),
+        Wrong(
             "no update",
             lambda w, H, gone: _without(w, gone),
             "The weights are gone, but the others are as they were. They should make up for the lost ones.",

@@ -80,7 +80,9 @@ def difference(name: str, part: Any, target: Tensor, value: Tensor, close: Tenso
         (bool(t[place]) if torch.as_tensor(part).dtype == torch.bool else in_digits(t[place])) for t in (target, value)
     )
     wrong = int((~close).sum())
-    return f"{name} differs in {wrong} of {target.numel()} places, first at [{which}]: {want} was expected, not {have}."
+    text = f"{name} differs in {wrong} of {target.numel()} places, first at [{which}]: {want} was expected, not {have}."
+    zeros, found = int((target == 0).sum()), int((value == 0).sum())
+    return f"{text} It should hold {zeros} zeros, not {found}." if zeros and zeros != found else text
 
 
 def in_digits(value: Tensor) -> str:
