@@ -41,7 +41,7 @@ def sparsegpt_floor(W, gram):
 
 
 def exact_floor(W, gram):
-    """One factorisation and inverse for all rows, then one factorisation and solution of half the size for each."""
+    """One factorisation for all rows, then one factorisation and solution of half the size for each."""
     H = damped(gram)
     torch.linalg.cholesky(H)
     half = len(gram) // 2

@@ -46,6 +46,18 @@ def test_a_layer_drawn_anew_each_time_is_measured_again(monkeypatch):
         assert found[name] == pytest.approx(cell[name], rel=0.03), (name, cell)
 
 
+def test_the_layers_stand_in_the_order_that_the_chapter_claims():
+    """Chapter 07: no update beats the exact weights on its mask, swaps only improve, and the searches rank alike."""
+    cells = json.loads((ROOT / "book" / "results" / "layers.json").read_text())["cells"]
+    errors = {(cell["layer"], cell["pattern"], cell["method"]): cell["error"] for cell in cells}
+    assert all(cell["exact"] <= cell["error"] for cell in cells) and len(errors) == len(cells)
+    for better, worse in (("wanda+swaps", "wanda"), ("alps", "admm"), ("admm", "sparsegpt")):
+        pairs = {(layer, pattern) for layer, pattern, method in errors if method == worse}
+        assert len(pairs) == 60  # twelve layers, five patterns, and it holds on all of them
+        for pair in pairs:
+            assert errors[*pair, better] <= errors[*pair, worse], (pair, better, worse)
+
+
 def test_the_readme_quotes_the_results_file():
     cells = {(cell["method"], cell["pattern"]): cell["perplexity"] for cell in json.loads(RESULTS.read_text())["cells"]}
     readme = (ROOT / "README.md").read_text()
