@@ -105,8 +105,9 @@ def bos_of(tokenizer) -> list[int]:
 
 
 def _from_file(path: Path) -> str:
+    kind = path.suffix.lower()
     try:
-        if path.suffix == ".parquet":
+        if kind == ".parquet":
             import pyarrow
             import pyarrow.parquet
 
@@ -114,14 +115,14 @@ def _from_file(path: Path) -> str:
                 return "\n\n".join(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist())
             except (pyarrow.ArrowException, KeyError, TypeError):  # TypeError: the column holds numbers or nulls
                 raise PruneError(f'{path} is not a parquet file with a "text" column of strings') from None
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError:
         raise PruneError(f"{path} is not UTF-8 text: give a .txt, .jsonl or .parquet file") from None
     except PermissionError:
         raise PruneError(f"{path} cannot be read: check its permissions") from None
     if "\0" in content:
         raise PruneError(f"{path} looks binary, not like text: give a .txt, .jsonl or .parquet file")
-    if path.suffix == ".jsonl":
+    if kind == ".jsonl":
         try:
             return "\n\n".join(json.loads(line)["text"] for line in content.split("\n") if line.strip())
         except (json.JSONDecodeError, KeyError, TypeError):

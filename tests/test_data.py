@@ -82,6 +82,15 @@ def test_every_file_format_gives_its_documents(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": documents, "id": [1, 2, 3]}), tmp_path / "a.parquet")
     for name in ("a.txt", "a.jsonl", "a.parquet"):
         assert mp.load_text(tmp_path / name) == "\n\n".join(documents)
+        (tmp_path / name).rename(tmp_path / name.upper())
+        assert mp.load_text(tmp_path / name.upper()) == "\n\n".join(documents)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name):
+    content = '{"text": "the moon"}' if name == "a.jsonl" else "the moon"
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert mp.load_text(tmp_path / name) == "the moon"
 
 
 @pytest.mark.parametrize("column", [{"words": ["a"]}, {"text": [1, 2]}, {"text": ["a", None]}])
