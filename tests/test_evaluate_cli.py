@@ -1,12 +1,16 @@
 """`minprune eval` against the functions that it calls, and what it refuses."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import minprune as mp
+from minprune import output
 from minprune.cloze import grammar, last_word
 from minprune.protocol import measure
 
@@ -131,3 +135,47 @@ def test_a_json_file_without_a_folder_is_refused_and_an_infinite_perplexity_is_n
     assert run("eval", "wild", *small, "--json", "found.json")[0] == 0
     row = json.loads(Path("found.json").read_text())["models"][0]
     assert row["perplexity"] is None and row["x_first"] is None and row["nats"] > 700
+
+
+def damaged(folder, name, change):
+    """A copy of a model whose tensors were changed."""
+    shutil.copytree(folder, name)
+    tensors = load_file(Path(name) / "model.safetensors")
+    change(tensors)
+    save_file(tensors, Path(name) / "model.safetensors", metadata={"format": "pt"})
+    return name
+
+
+def test_a_model_that_cannot_be_loaded_is_refused_before_another_is_measured(run, tiny_folder, paragraphs):
+    shutil.copytree(tiny_folder, "half")
+    content = Path("half/model.safetensors").read_bytes()
+    Path("half/model.safetensors").write_bytes(content[: len(content) // 2])
+    small = ("--text", paragraphs, "--samples", 2, "--length", 16)
+    for models in (("half",), ("--against", "half")):
+        code, out, err = run("eval", tiny_folder, *models, *small, "--json", "found.json")
+        assert (code, out) == (2, "") and "half/model.safetensors is damaged" in err and err.count("\n") == 1
+        assert not Path("found.json").exists()
+
+
+def test_what_was_measured_is_kept_when_a_later_model_fails(run, tiny_folder, paragraphs):
+    nan = damaged(tiny_folder, "nan", lambda tensors: tensors["model.norm.weight"].fill_(float("nan")))
+    small = ("--text", paragraphs, "--samples", 2, "--length", 16)
+    code, out, err = run("eval", tiny_folder, nan, *small, "--json", "found.json")
+    assert code == 2 and "model.norm.weight of nan holds NaN" in err and err.count("\n") == 1
+    rows = json.loads(Path("found.json").read_text())["models"]
+    assert [row["model"] for row in rows] == [str(tiny_folder)] and f"{rows[0]['perplexity']:,.2f}" in out
+
+
+def test_a_file_for_the_numbers_is_written_whole_or_not_at_all(run, tiny_folder, paragraphs, monkeypatch):
+    small = ("--text", paragraphs, "--samples", 2, "--length", 16)
+    for path in (".", os.devnull):
+        code, out, err = run("eval", tiny_folder, *small, "--json", path)
+        assert (code, out) == (2, "") and f"{path} is a folder or a device" in err and err.count("\n") == 1
+
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "flush", full)
+    code, out, err = run("eval", tiny_folder, *small, "--json", "found.json")
+    assert code == 2 and "perplexity" in out and err == "minprune: No space left on device\n"
+    assert os.listdir() == []

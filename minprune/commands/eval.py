@@ -21,6 +21,7 @@ from minprune.commands.common import (
     whole,
 )
 from minprune.errors import PruneError
+from minprune.output import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,10 +78,15 @@ def add(commands) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Measure one or more models on the same text; what cannot work is refused before the first is loaded."""
+    """Measure one or more models on the same text; what can be refused is, before the first is loaded.
+
+    What was measured is printed and written even if a later model fails.
+    """
+    from minprune.model import model_source
+
     names = [name for name in (arguments.tasks or "").split(",") if name]
-    if arguments.json and not Path(arguments.json).resolve().parent.is_dir():
-        raise PruneError(f"the folder of {arguments.json} does not exist: make it, or write the file elsewhere")
+    if arguments.json:
+        _check_file(Path(arguments.json))
     if arguments.tasks is None and (arguments.limit or arguments.shots is not None):
         raise PruneError("--limit and --shots are of --tasks, and no tasks are given: name some, or leave them away")
     if arguments.passages % 2:
@@ -91,33 +97,42 @@ def run(arguments: Namespace) -> None:
 
         say_on_terminal("loading the tasks")
         manager = load_tasks(names)
+    for name in [*arguments.models, *([arguments.against] if arguments.against else [])]:
+        model_source(name, say)
     reference = load(arguments.against, arguments.dtype, arguments.device) if arguments.against else None
     rows: list[dict[str, Any]] = []
     first: Measurement | None = None
-    for name in arguments.models:
-        pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device)
-        found = _perplexity(pair, arguments)
-        first = first or found
-        row: dict[str, Any] = {"model": name, **found.as_dict(), "x_first": _ratio(found, first)}
-        if reference:
-            row["against"] = {"model": arguments.against, **_divergence(pair, reference, arguments)}
-        if arguments.cloze:
-            row["cloze"] = _cloze(pair, arguments)
-        if names:
-            from minprune.harness import run_tasks
+    try:
+        for name in arguments.models:
+            pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device)
+            found = _perplexity(pair, arguments)
+            first = first or found
+            row: dict[str, Any] = {"model": name, **found.as_dict(), "x_first": _ratio(found, first)}
+            if reference:
+                row["against"] = {"model": arguments.against, **_divergence(pair, reference, arguments)}
+            if arguments.cloze:
+                row["cloze"] = _cloze(pair, arguments)
+            if names:
+                from minprune.harness import run_tasks
 
-            say_on_terminal("running the tasks")
-            scores = run_tasks(
-                *pair, names, arguments.limit, arguments.shots, arguments.batch_size, progress=True, manager=manager
-            )
-            row["tasks"] = [asdict(score) for score in scores]
-        rows.append(row)
-    assert first is not None  # argparse asks for at least one model
-    if arguments.json:
-        Path(arguments.json).write_text(
-            json.dumps({"models": rows}, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-    _show(rows, first, console())
+                say_on_terminal("running the tasks")
+                scores = run_tasks(
+                    *pair, names, arguments.limit, arguments.shots, arguments.batch_size, progress=True, manager=manager
+                )
+                row["tasks"] = [asdict(score) for score in scores]
+            rows.append(row)
+    finally:  # Ctrl-C included
+        if rows and first:
+            _show(rows, first, console())
+            if arguments.json:
+                write_text(Path(arguments.json), json.dumps({"models": rows}, indent=1, allow_nan=False) + "\n")
+
+
+def _check_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a device would be replaced, not written to
+        raise PruneError(f"{path} is a folder or a device: name a file for --json")
+    if not path.resolve().parent.is_dir():
+        raise PruneError(f"the folder of {path} does not exist: make it, or write the file elsewhere")
 
 
 def _perplexity(pair: tuple[Any, Any], arguments: Namespace) -> "Measurement":
