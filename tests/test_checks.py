@@ -176,6 +176,7 @@ REJECTED = {
         lambda ids, length: ids[: len(ids) // length * length].view(length, -1),  # the two sides exchanged
         lambda ids, length: ids[len(ids) % length :].view(length, -1).T,  # from the end and down the columns
         lambda ids, length: torch.tensor(cut_windows_loop(ids[1:], length) or [[0] * length]),
+        lambda ids, length: ids.flip(0).split(length),  # left over and backwards
     ],
     "count_parameters": [
         lambda config: count_parameters_by_shapes(config | {"head_dim": 1, "num_hidden_layers": 1}),
@@ -200,6 +201,7 @@ REJECTED = {
         lambda W, s, b: W.abs() <= W.abs().flatten().sort().values[int(s * (W.numel() - 1))],  # <= and whole layer
         lambda W, s, b: ~torch.tensor(block_mask_numpy(W - W.abs().max(), s, b)),  # signed and inverted
         lambda W, s, b: torch.rand(W.shape) > s,
+        lambda W, s, b: W - torch.quantile(W, s) > 0,  # signed, and the quantile of the whole layer
         lambda W, s, b: torch.tensor(block_mask_numpy(W, s, b)).T,
     ],
     "global_sparsities": [
@@ -378,6 +380,44 @@ def test_masks_are_told_by_their_counts_then_by_the_place():
     assert "only True and False" in exercise(lambda W, s, b: W.abs()).message
     shuffled = exercise(lambda W, s, b: torch.tensor(block_mask_numpy(W, s, b)).flip(0)).message
     assert "places, first at [" in shuffled and "was expected, not" in shuffled
+
+
+def _block_mask_by(keep_of):
+    """The mask that keep_of(magnitudes, count, sparsity) gives for each block."""
+
+    def answer(W, sparsity, block_size):
+        parts = []
+        for block in W.abs().split(block_size, dim=1):
+            parts.append(keep_of(block, round(sparsity * block.numel()), sparsity))
+        return torch.cat(parts, dim=1)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("name", "keep_of"),
+    [
+        ("ties all pruned", lambda v, k, s: v > v.flatten().kthvalue(k).values),
+        ("ties all pruned", lambda v, k, s: v > v.flatten().sort().values[k - 1]),
+        ("ties all pruned", lambda v, k, s: ~(v <= v.flatten().sort().values[k - 1]) if k else v > -1),
+        ("ties all pruned", lambda v, k, s: v > v.flatten().kthvalue(max(k, 1)).values),
+        ("threshold from a quantile", lambda v, k, s: v > torch.quantile(v, s)),
+        ("threshold from a quantile", lambda v, k, s: v >= float(np.quantile(v.numpy(), s))),
+    ],
+)
+def test_likely_ways_to_take_a_threshold_are_named(name, keep_of):
+    assert checks.block_mask(_block_mask_by(keep_of)).bug == name
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda ids, length: ids.split(length),
+        lambda ids, length: [ids[i : i + length] for i in range(0, len(ids), length)],
+    ],
+)
+def test_a_window_that_is_not_full_is_named(answer):
+    assert checks.cut_windows(answer).bug == "left-over window kept"
 
 
 def test_verdicts_read_well_in_a_terminal_and_in_a_notebook():

@@ -1,5 +1,6 @@
 """The exercises of chapter 02 on masks: exact counts within blocks, and one threshold over the whole model."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,6 +39,16 @@ def _from_threshold(scores: Tensor, s: float, clamp: bool) -> Tensor:
     return scores >= scores.sort().values[min(k, len(scores) - 1) if clamp else k]
 
 
+def _above_kth(at_zero: Callable[[Tensor], Tensor]) -> Callable:
+    """score > the k-th smallest, k = round(n * s): right unless scores are equal. at_zero: what becomes of k = 0."""
+
+    def keep_of(scores: Tensor, s: float) -> Tensor:
+        k = round(s * len(scores))
+        return scores > scores.kthvalue(k).values if k else at_zero(scores)
+
+    return lambda W, s, b: _per_block(W, b, lambda v: keep_of(v, s))
+
+
 def _full_blocks_only(W: Tensor, s: float, block_size: int) -> Tensor:
     whole = W.shape[1] // block_size * block_size
     keep = torch.ones_like(W, dtype=torch.bool)
@@ -58,6 +69,14 @@ _GE = (
     "Every weight whose magnitude equals the threshold stayed, so on matrices with ties too few were pruned. "
     "Comparing with a threshold cannot split a tie; something else must."
 )
+_KTH = (
+    "Where all magnitudes differ this is right. Where several equal the threshold, all of them went and not as many as "
+    "were asked for: a comparison with a threshold cannot split a tie. What does it do at 0 %, where nothing may go?"
+)
+_QUANTILE = (
+    "It looks as if a quantile was the threshold. It lies at s (n - 1) of the way through n sorted magnitudes, between "
+    "two of them or on one. How many are below it, also at 0 % and 100 % and where magnitudes are equal?"
+)
 
 block_mask = Exercise(
     name="block_mask",
@@ -70,6 +89,12 @@ block_mask = Exercise(
         Wrong("<= threshold", lambda W, s, b: _per_block(W, b, lambda v: _above(v, s, clamp=True)), _LE),
         Wrong("ties all kept", lambda W, s, b: _per_block(W, b, lambda v: _from_threshold(v, s, clamp=False)), _GE),
         Wrong("ties all kept", lambda W, s, b: _per_block(W, b, lambda v: _from_threshold(v, s, clamp=True)), _GE),
+        Wrong("ties all pruned", _above_kth(lambda v: v.kthvalue(0).values), _KTH),
+        Wrong("ties all pruned", _above_kth(lambda v: torch.ones_like(v, dtype=torch.bool)), _KTH),
+        Wrong("ties all pruned", _above_kth(lambda v: v > v.min()), _KTH),
+        Wrong("ties all pruned", _above_kth(lambda v: v > v.max()), _KTH),
+        Wrong("threshold from a quantile", lambda W, s, b: _per_block(W, b, lambda v: v > v.quantile(s)), _QUANTILE),
+        Wrong("threshold from a quantile", lambda W, s, b: _per_block(W, b, lambda v: v >= v.quantile(s)), _QUANTILE),
         Wrong(
             "one too many",
             lambda W, s, b: _per_block(W, b, lambda v: _count(v, min(round(s * len(v)) + 1, len(v)))),
@@ -80,6 +105,11 @@ block_mask = Exercise(
             lambda W, s, b: _per_block(W, b, lambda v: _count(v, int(s * len(v)))),
             "The number of zeros was rounded down instead of to the nearest integer. "
             "What is 0.29 * 100 in floating point?",
+        ),
+        Wrong(
+            "rounded up",
+            lambda W, s, b: _per_block(W, b, lambda v: _count(v, math.ceil(s * len(v)))),
+            "The number of zeros was rounded up instead of to the nearest integer.",
         ),
         Wrong(
             "inverted mask",

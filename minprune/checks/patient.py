@@ -22,6 +22,11 @@ def _padded(ids: Tensor, length: int) -> Tensor:
     return torch.cat([ids, ids.new_zeros(-len(ids) % length)]).view(-1, length)
 
 
+_UNEVEN = (
+    "Your windows are not all of one length, so they are no tensor (windows, length). What is left over at the end of "
+    "the text makes no window."
+)
+
 cut_windows = Exercise(
     name="cut_windows",
     chapter=1,
@@ -35,6 +40,8 @@ cut_windows = Exercise(
             "The rest of the text was filled up with made-up tokens. The perplexity of padding is "
             "that of something nobody wrote: a window is full or it does not exist.",
         ),
+        Wrong("left-over window kept", lambda ids, length: ids.split(length), _UNEVEN),
+        Wrong("left-over window kept", lambda ids, length: list(ids.split(length)), _UNEVEN),
         Wrong(
             "overlapping",
             lambda ids, length: _strided(ids, length, 1),
