@@ -88,8 +88,8 @@ def run(arguments: Namespace) -> None:
         out.print(_table(runs, text))
     out.print(
         f"on {arguments.test_samples} windows of {arguments.length} tokens, and as a multiple of the dense model's\n"
-        "(mean ± standard deviation over seeds); error: the median layer's, before any reconstruction;\n"
-        f"seconds: of pruning; runs: {arguments.output}",
+        "(mean ± standard deviation over seeds); seconds: of pruning; error: the median\n"
+        f"layer's, before any reconstruction; runs: {arguments.output}",
         soft_wrap=True,
     )
     failed = [run for run in runs if "failed" in run]
