@@ -7,23 +7,23 @@ against its sha256 and kept in the cache folder (`MINPRUNE_CACHE`, else `minprun
 * 106 pages of the English Wikipedia, CC BY-SA, and a collection of news texts, out of the wheel of gensim.
 """
 
-import bz2
-import contextlib
 import hashlib
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from minprune.errors import PruneError
+from minprune.output import flush, write_text
+
+_SEAL = "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,6 @@ ASSETS = {
     ),
 }
 
-SPLITS = ("train", "validation", "test")
-
 
 def cache_folder() -> Path:
     """Where assets are kept: $MINPRUNE_CACHE, or minprune/ in $XDG_CACHE_HOME, or ~/.cache/minprune."""
@@ -92,36 +90,69 @@ def fetch(name: str, say: Callable[[str], None] = lambda message: None) -> Path:
     path = cache_folder() / Path(asset.member).name
     if path.exists() and _sha256(path) == asset.sha256:
         return path
-    for _ in range(2):
-        say(f"downloading {name} ({asset.requirement}, {asset.size}) with pip")
-        content = _download(asset)
-        if hashlib.sha256(content).hexdigest() == asset.sha256:
-            with_replace(path, partial(_write, content=content))
-            return path
+    with _workshop() as folder:
+        for _ in range(2):
+            say(f"downloading {name} ({asset.requirement}, {asset.size}) with pip")
+            content = _download(asset)
+            if hashlib.sha256(content).hexdigest() == asset.sha256:
+                _write(folder / path.name, content)
+                os.replace(folder / path.name, path)
+                return path
     raise PruneError(
         f"{asset.member} of {asset.requirement} twice came with a wrong sha256 and was not used: check pip's index"
     )
 
 
-def with_replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name and rename it, so that a half-written one is never found."""
+def derived(name: str, build: Callable[[Path], object]) -> Path:
+    """The folder `name` of the cache, which `build` fills once; again if one of its files is not what it wrote.
+
+    The checksums of the files are kept beside them. The folder appears when it is complete and on the disk.
+    """
+    target = cache_folder() / name
+    if _is_intact(target):
+        return target
+    with _workshop() as folder:
+        part = folder / name
+        part.mkdir()
+        build(part)
+        digests = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        for path in part.iterdir():
+            with path.open("rb+") as file:
+                flush(file)
+        write_text(part / _SEAL, json.dumps(digests, indent=1) + "\n")
+        if not _is_intact(target):  # else another process was faster, and may be reading it
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(part, target)
+    return target
+
+
+def _is_intact(folder: Path) -> bool:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
+        digests = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
+        return all(_sha256(folder / name) == digest for name, digest in digests.items())
+    except (OSError, ValueError, AttributeError):  # missing, or not what was written
+        return False
+
+
+@contextmanager
+def _workshop() -> Iterator[Path]:
+    """Yield a new folder in the cache for what is not finished; it is gone afterwards."""
+    cache = cache_folder()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=cache, prefix="unfinished."))
     except OSError as error:
-        raise PruneError(
-            f"cannot write to {path.parent} ({error.strerror}): choose a folder with MINPRUNE_CACHE"
-        ) from None
-    os.close(handle)
+        raise PruneError(f"cannot write to {cache} ({error.strerror}): choose a folder with MINPRUNE_CACHE") from None
     try:
-        write(Path(part))
-        os.replace(part, path)
+        yield folder
     finally:
-        Path(part).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+    with path.open("wb") as file:
+        file.write(content)
+        flush(file)
 
 
 def _download(asset: Asset) -> bytes:
@@ -154,16 +185,12 @@ def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
     The GGUF loader leaves a `quantization_config` behind that breaks `.float()` and `save_pretrained`, so the
     weights are moved to a model made from a clean config.
     """
-    folder = cache_folder() / "smollm2"
-    stamp = folder / "model.sha256"
-    if stamp.exists() and (weights := folder / "model.safetensors").exists() and stamp.read_text() == _sha256(weights):
-        return folder
     gguf = fetch("smollm2", say)
-    say("converting SmolLM2 from 4-bit GGUF to float32 safetensors (once)")
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    part = Path(tempfile.mkdtemp(dir=cache_folder(), prefix="smollm2."))
-    try:
+    def convert(folder: Path) -> None:
+        say("converting SmolLM2 from 4-bit GGUF to float32 safetensors (once)")
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = AutoConfig.for_model(
             **{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
@@ -171,94 +198,30 @@ def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
         clean = AutoModelForCausalLM.from_config(config)
         clean.load_state_dict(loaded.state_dict())
         clean.generation_config = loaded.generation_config
-        clean.save_pretrained(part)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(part)
-        (part / "model.sha256").write_text(_sha256(part / "model.safetensors"))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return folder
+        clean.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+    return derived("smollm2-float32", convert)
 
 
-def articles(name: str, split: str, say: Callable[[str], None] = lambda message: None) -> list[str]:
-    """The plain texts of an embedded collection ("wikipedia", "news" or "python") that belong to a split.
+def main() -> int:
+    """Fetch and convert everything, as `make assets` does; returns the exit code."""
 
-    Whole articles are dealt out, three to train, one to validation, one to test, so no article is in two splits.
-    """
-    if split not in SPLITS:
-        raise PruneError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    if name == "python":
-        texts = _python()
-    else:
-        path = fetch(name, say)
-        texts = _news(path) if name == "news" else _wikipedia(path)
-    places = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
-    return [text for index, text in enumerate(texts) if index % 5 in places]
+    def say(message: str) -> None:
+        sys.stderr.write(f"{message}\n")
 
-
-def _news(path: Path) -> list[str]:
-    """The articles, one a line, without the seven that the file holds twice, which would be in two splits."""
-    return list(dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()))
-
-
-def _python() -> list[str]:
-    """The topics of the manual behind `help()`, of the running version, without those that another one repeats."""
     try:
-        from pydoc_data.topics import topics
-    except ImportError:
-        raise PruneError("this Python came without its help topics (pydoc_data): choose another text") from None
-    kept: list[str] = []
-    seen: set[str] = set()
-    for text in sorted({text.strip() for text in topics.values()}, key=lambda text: (-len(text), text)):
-        long = {part for part in text.split("\n\n") if len(part) > 100}
-        if len(long & seen) <= 0.1 * len(long):  # a sentence or two stand in many topics
-            kept.append(text)
-            seen |= long
-    return sorted(kept)
+        for name in ("wikipedia", "news"):
+            fetch(name, say)
+        smollm2_folder(say)
+        return 0
+    except (PruneError, OSError) as error:
+        say(f"minprune: {' '.join(str(error).split())}")
+        return 2
+    except KeyboardInterrupt:
+        say("minprune: interrupted: nothing half-written is left")
+        return 130
 
-
-def _wikipedia(path: Path) -> list[str]:
-    """The articles of a MediaWiki dump without markup, in the order of the dump; cached as one text file."""
-    cached = path.with_name("wikipedia-v1.txt")
-    separator = "\n\x00\n"
-    if not cached.exists():
-        pages = [page for page in _pages(path) if page]
-        with_replace(cached, lambda part: part.write_text(separator.join(pages), encoding="utf-8"))
-    return cached.read_text(encoding="utf-8").split(separator)
-
-
-def _pages(path: Path) -> list[str]:
-    with bz2.open(path) as dump:
-        root = ElementTree.parse(dump).getroot()
-    space = root.tag[: root.tag.index("}") + 1]
-    texts = []
-    for page in root.iter(f"{space}page"):
-        if page.find(f"{space}redirect") is None and page.findtext(f"{space}ns") == "0":
-            texts.append(_plain(page.findtext(f".//{space}text") or ""))
-    return texts
-
-
-def _plain(markup: str) -> str:
-    """Prose without references, tables, files, categories and the lists that close an article."""
-    from mwparserfromhell import parse
-    from mwparserfromhell.nodes import Tag, Wikilink
-
-    closing = r"\n==+ *(?:See also|References|Notes|Further reading|External links|Bibliography|Sources)"
-    code = parse(re.split(closing, markup)[0])
-    tags = [tag for tag in code.filter(forcetype=Tag) if str(tag.tag) in ("ref", "table", "gallery")]
-    links = [link for link in code.filter(forcetype=Wikilink) if _NOT_PROSE.match(str(link.title))]
-    for node in [*tags, *links]:
-        with contextlib.suppress(ValueError):  # it went together with something around it
-            code.remove(node)
-    text = re.sub(r"'{2,}|\(\s*[,;]?\s*\)", "", code.strip_code())
-    text = re.sub(r" +", " ", text)
-    return re.sub(r"\s*\n\s*\n\s*", "\n\n", text).strip()
-
-
-_NOT_PROSE = re.compile(r" *:?(file|image|category):", re.IGNORECASE)
 
 if __name__ == "__main__":
-    for asset in ("wikipedia", "news"):
-        fetch(asset, lambda message: print(message, file=sys.stderr))  # noqa: T201
-    smollm2_folder(lambda message: print(message, file=sys.stderr))  # noqa: T201
+    sys.exit(main())

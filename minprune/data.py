@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minprune.assets import articles
 from minprune.errors import PruneError
+from minprune.texts import articles
 
 EMBEDDED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
 HUB = {  # name -> (data set, config, column, what its splits are called there)

@@ -10,7 +10,7 @@ import pytest
 
 import minprune as mp
 from minprune import assets
-from minprune.assets import Asset, cache_folder, fetch
+from minprune.assets import Asset, cache_folder, derived, fetch
 
 GOOD = b"the right bytes"
 
@@ -122,9 +122,10 @@ def test_what_pip_says_is_passed_on(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_is_refused(monkeypatch, tmp_path, downloads):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINPRUNE_CACHE", str(tmp_path / "file" / "cache"))
-    downloads(GOOD)
+    asked = downloads(GOOD)
     with pytest.raises(mp.PruneError, match=r"cannot write to .*file/cache \(Not a directory\).*MINPRUNE_CACHE"):
         fetch("thing")
+    assert asked == []  # before anything was downloaded
 
 
 def test_a_download_that_cannot_be_stored_leaves_nothing(monkeypatch, downloads):
@@ -136,6 +137,60 @@ def test_a_download_that_cannot_be_stored_leaves_nothing(monkeypatch, downloads)
     downloads(GOOD)
     with pytest.raises(OSError, match="No space left"):
         fetch("thing")
+    assert os.listdir(cache_folder()) == []
+
+
+def build(folder):
+    (folder / "a.txt").write_text("the moon")
+    (folder / "b.json").write_text("{}")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b.json", "sha256.json"])
+@pytest.mark.parametrize("content", [None, "", "the mo"])
+def test_what_was_derived_is_made_again_if_a_file_of_it_was_lost_or_changed(name, content):
+    path = derived("made", build) / name
+    before = path.read_text()
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    assert (derived("made", build) / name).read_text() == before
+    assert os.listdir(cache_folder()) == ["made"]
+
+
+def test_what_was_derived_is_not_made_twice_and_appears_only_when_complete():
+    def half(folder):
+        (folder / "a.txt").write_text("the mo")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        derived("made", half)
+    assert os.listdir(cache_folder()) == []
+    assert derived("made", build) == derived("made", half) == cache_folder() / "made"
+
+
+def test_what_another_process_derived_meanwhile_stays():
+    seen = []
+
+    def slow(folder):
+        build(folder)
+        seen.append(derived("made", build).stat().st_ino)
+
+    assert derived("made", slow).stat().st_ino == seen[0]
+
+
+def test_make_assets_says_what_went_wrong_in_one_line(monkeypatch, tmp_path, capsys):
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path), "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    assert assets.main() == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and said[0].startswith("downloading wikipedia")
+    assert said[1].startswith("minprune: pip could not download gensim") and "network" in said[1]
+
+    def stopped(asset):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assets, "_download", stopped)
+    assert assets.main() == 130 and "interrupted: nothing half-written" in capsys.readouterr().err
     assert os.listdir(cache_folder()) == []
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import minprune as mp
-from minprune.assets import SPLITS, articles
 from minprune.data import fingerprint
+from minprune.texts import SPLITS, articles
 
 NUMBERS = " ".join(str(number) for number in range(1000))
 
