@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 		|| { echo "minprune needs Python 3.11 to 3.13, not $$($(PYTHON) -V): say make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,book]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,book]' \
+		|| { echo "pip could not install the packages (why: above): check network and package index, then make again"; exit 2; }
 	@touch $@
 
 assets: $(STAMP)  ## Fetch the embedded model and texts
