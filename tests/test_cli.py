@@ -330,6 +330,20 @@ def test_an_unknown_model_without_a_network(run, monkeypatch):
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("command, loader", [("info", "load_model"), ("prune", "load_tokenizer")])
+def test_who_waits_for_the_hub_is_told_so_first(run, monkeypatch, command, loader):
+    import huggingface_hub.constants
+
+    def unreachable(*_):
+        raise mp.PruneError("cannot be reached")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(f"minprune.model.{loader}", unreachable)
+    code, out, err = run(command, "nobody/nothing")
+    assert (code, out, err.count("\n")) == (2, "", 2)
+    assert err.startswith("asking the Hugging Face hub for nobody/nothing") and err.endswith("cannot be reached\n")
+
+
 @pytest.mark.parametrize(
     "name, content, parts",
     [

@@ -86,11 +86,24 @@ def kind_of(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
+def source_of(name: str) -> str | Path:
+    """Where the files of a model are, see `minprune.model.model_source`; who waits for the hub is told so."""
+    from huggingface_hub import constants
+
+    from minprune.model import model_source
+
+    calm_transformers()
+    source = model_source(name, say)
+    if not Path(source).is_dir() and not constants.HF_HUB_OFFLINE:
+        say(f"asking the Hugging Face hub for {name}: if it cannot be reached, that shows after a minute")
+    return source
+
+
 def load(name: str, dtype: str, device: str):
     """(model, tokenizer), all of its parameters finite."""
     from minprune.model import load_model
 
-    calm_transformers()
+    source_of(name)
     say_on_terminal(f"loading {name}")
     model, tokenizer = load_model(name, dtype, device, say)
     _check_finite(name, model)

@@ -12,13 +12,12 @@ from minprune.commands.common import (
     TEXT,
     LayerName,
     add_place,
-    calm_transformers,
     command,
     console,
     kind_of,
     load,
-    say,
     say_on_terminal,
+    source_of,
     split_of,
     table_of,
     tokens_of,
@@ -140,7 +139,7 @@ def run(arguments: Namespace) -> None:
     from minprune.checkpoint import prune_checkpoint
     from minprune.data import EMBEDDED
     from minprune.methods import get_method
-    from minprune.model import load_tokenizer, model_source
+    from minprune.model import load_tokenizer
     from minprune.output import PAGE, check_free, default_name
     from minprune.patterns import pattern as read_pattern
     from minprune.recipe import get_recipe
@@ -154,8 +153,7 @@ def run(arguments: Namespace) -> None:
     if target.resolve() == Path(arguments.model).resolve():
         raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
     check_free(target.expanduser().resolve(), arguments.overwrite)
-    calm_transformers()
-    tokenizer = load_tokenizer(model_source(arguments.model, say), arguments.model)
+    tokenizer = load_tokenizer(source_of(arguments.model), arguments.model)
     calib, source = None, arguments.calibration or "wikipedia"
     texts: dict[str, Any] = {}
     if arguments.calibration or method.needs != "nothing" or recipe.reconstruction:
