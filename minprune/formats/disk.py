@@ -19,6 +19,7 @@ from torch import Tensor
 from minprune.errors import PruneError
 from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
+from minprune.loading import one_line
 from minprune.model import Layer, find_layers
 from minprune.output import RECORD, output_folder, write_errors, write_text
 
@@ -113,12 +114,12 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
         # without the explicit False transformers would ask on the terminal whether to run code
         model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
     except Exception as error:
-        raise PruneError(f"{folder / 'config.json'} describes no model ({_line(error)}): export it again") from error
+        raise PruneError(f"{folder / 'config.json'} describes no model ({one_line(error)}): export it again") from error
     if (generation := folder / "generation_config.json").exists():
         try:
             model.generation_config = GenerationConfig.from_pretrained(folder)
         except Exception as error:
-            raise PruneError(f"{generation} cannot be read ({_line(error)}): export the model again") from error
+            raise PruneError(f"{generation} cannot be read ({one_line(error)}): export the model again") from error
     layers = find_layers(model)
     if index["matrices"].keys() != {layer.name for layer in layers}:
         raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
@@ -155,7 +156,7 @@ def _fill(
                     )
                 target.data = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     except SafetensorError as error:
-        raise PruneError(f"{path} is damaged ({_line(error)}): copy or export it again") from None
+        raise PruneError(f"{path} is damaged ({one_line(error)}): copy or export it again") from None
 
 
 def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> Stored:
@@ -188,7 +189,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise PruneError(f"{path} cannot be read ({_line(error)}): copy or export the model again") from None
+        raise PruneError(f"{path} cannot be read ({one_line(error)}): copy or export the model again") from None
     problem = next(_index_problems(index), None)
     if problem:
         raise PruneError(f"{path}: {problem}: copy or export the model again")
@@ -220,7 +221,3 @@ def _index_problems(index: Any) -> Iterator[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
