@@ -16,8 +16,8 @@ def add(commands) -> None:
         "demo",
         run,
         "prune SmolLM2-135M in five ways and compare them",
-        "Takes at most 5 minutes on two cores, downloads not counted. Prints a table and a continuation by each model; writes a figure and a "
-        "pruned model.",
+        "Takes at most 5 minutes on two cores, downloads not counted. Prints a table and a continuation by each model; "
+        "writes a figure and a pruned model.",
         "minprune demo",
     )
     parser.add_argument(
