@@ -220,7 +220,7 @@ CRAFTED = {
     "a smaller model": ({"config": lambda c: c.update(num_hidden_layers=1)}, disk.INDEX),
     "a wider model": ({"config": lambda c: c.update(intermediate_size=256)}, f"{disk.INDEX}: model.layers.0.mlp"),
     "no model": ({"config": lambda c: c.update(model_type="nothing")}, "config.json"),
-    "no whole heads": ({"config": lambda c: c.update(num_attention_heads=5)}, "hidden size .* not a multiple"),
+    "no whole heads": ({"config": lambda c: c.update(num_attention_heads=5)}, "number of attention heads (5)"),
 }
 
 
