@@ -119,9 +119,11 @@ def check_device(device: str) -> torch.device:
     """The torch device of that name; `PruneError` if there is none such on this machine."""
     try:
         torch.empty(0, device=device)
-        return torch.device(device)
+        if (place := torch.device(device)).type != "meta":  # which holds no numbers
+            return place
     except (RuntimeError, AssertionError):
-        raise PruneError(f"device {device!r} is not available here: try cpu") from None
+        pass
+    raise PruneError(f"device {device!r} is not available here: try cpu")
 
 
 def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
@@ -179,8 +181,7 @@ def find_layers(
     names it. Raises `PruneError` if a glob matches nothing, if a tied `lm_head` is asked for, or if a mixture stores
     its experts in a way that minprune cannot prune and they are not excluded.
     """
-    prefix, blocks = decoder_blocks(model)
-    found = [layer for name, module in blocks.named_modules(prefix=prefix) for layer in _layers_of(name, module)]
+    found = block_layers(model)
     heads = [Layer(name, m) for name, m in model.named_modules() if m is model.get_output_embeddings()]
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
     include = [include] if isinstance(include, str) else include
@@ -194,9 +195,28 @@ def find_layers(
     chosen = [layer for layer in chosen if not _matches(layer.name, exclude)]
     if not chosen:
         raise PruneError("include and exclude leave no layer to prune")
+    if unfit := unfit_experts(chosen):
+        first = next(layer.name for layer in chosen if layer.expert is not None)
+        advice = " ".join(f"--exclude '{glob}'" for glob in unfit)
+        raise PruneError(
+            f"{first} is an expert in a layout that minprune cannot prune: leave such ones dense with {advice} on the "
+            f"command line, exclude={unfit} in Python"
+        )
     for layer in chosen:
-        _check_prunable(model, layer)
+        _check_untied(model, layer)
     return chosen
+
+
+def block_layers(model: "PreTrainedModel") -> list[Layer]:
+    """All matrices of the decoder blocks, in the order of the model, also those that minprune cannot prune."""
+    prefix, blocks = decoder_blocks(model)
+    return [layer for name, module in blocks.named_modules(prefix=prefix) for layer in _layers_of(name, module)]
+
+
+def unfit_experts(layers: list[Layer]) -> list[str]:
+    """Globs for those experts among the layers that are stored in a layout that minprune cannot prune."""
+    experts = [layer for layer in layers if layer.expert is not None]
+    return sorted({f"*.{e.parameter}.*" for e in experts if getattr(e.owner, "is_transposed", True)})
 
 
 def _layers_of(name: str, module: nn.Module) -> list[Layer]:
@@ -208,12 +228,7 @@ def _layers_of(name: str, module: nn.Module) -> list[Layer]:
     return [Layer(f"{name}.{key}.{e}", module, key, e) for key, value in stacks for e in range(len(value))]
 
 
-def _check_prunable(model: "PreTrainedModel", layer: Layer) -> None:
-    if layer.expert is not None and getattr(layer.owner, "is_transposed", True):
-        raise PruneError(
-            f"{layer.name} is an expert in a layout that minprune cannot prune: leave it dense with "
-            f"exclude '*.{layer.parameter}.*'"
-        )
+def _check_untied(model: "PreTrainedModel", layer: Layer) -> None:
     embeddings = getattr(model.get_input_embeddings(), "weight", None)
     if embeddings is not None and layer.weight.data_ptr() == embeddings.data_ptr():
         raise PruneError(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_model
 
 import minprune as mp
 from minprune import cli
@@ -177,6 +178,20 @@ def test_info_lists_an_output_head_only_if_it_was_pruned(run, prune, tiny_folder
         "lm_head 1 300 x 64 50.0% 2:4"
     ]
     assert "in these 14 layers" in shown[0] and "in these 15 layers" in shown[1]
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "llama4"])
+def test_experts_in_another_layout_are_named_by_info_and_all_at_once_by_prune(run, tiny_folder, text_file, family):
+    tiny_model(family).save_pretrained("model")
+    for path in tiny_folder.glob("token*"):
+        Path("model", path.name).write_bytes(path.read_bytes())
+    code, out, err = run("info", "model")
+    assert (code, err) == (0, "") and "self_attn.q_proj" in out
+    assert "not listed: experts in a layout that minprune cannot prune, *.down_proj.*, *.gate_up_proj.*" in out
+    excluded = ["--exclude", "*.down_proj.*", "--exclude", "*.gate_up_proj.*"]
+    advice = " ".join(word if word == "--exclude" else f"'{word}'" for word in excluded)
+    assert is_one_line(run("prune", "model", "--method", "magnitude"), advice)
+    assert run("prune", "model", "--method", "magnitude", *excluded)[0] == 0
 
 
 def test_a_narrow_table_breaks_names_after_dots_and_never_inside_a_word(run, tiny_folder, monkeypatch):
@@ -374,6 +389,7 @@ def test_a_text_that_cannot_be_used(prune, tmp_path_factory, name, content, part
         (["--include", "*.w1"], ["'*.w1' matches no layer"]),
         (["--exclude", "*"], ["no layer to prune"]),
         (["--device", "abacus"], ["'abacus'", "cpu"]),
+        (["--device", "meta"], ["'meta'", "cpu"]),
         (["--dtype", "int8"], ["'int8'", "bfloat16"]),
         (["--option", "block_size=0"], ["block size 0"]),
         (["--split", "test"], ["--split"]),

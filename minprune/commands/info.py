@@ -27,13 +27,14 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """A table of the layers: shapes, zeros, and the pattern of the zeros."""
-    from minprune.model import decoder_blocks, find_layers
+    from minprune.model import block_layers, decoder_blocks, find_layers, unfit_experts
     from minprune.recognise import recognise
 
     model, _ = load(arguments.model, "auto", "cpu")
     head = model.get_output_embeddings()
     tied = head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
-    layers = find_layers(model, None if tied else ["*"])
+    unfit = unfit_experts(block_layers(model))
+    layers = find_layers(model, None if tied else ["*"], unfit)
     layers = [layer for layer in layers if layer.owner is not head or recognise(layer.weight) != "dense"]
     config = model.config.get_text_config()
     groups: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
@@ -48,6 +49,8 @@ def run(arguments: Namespace) -> None:
         table.add_row(LayerName(name), str(len(found)), f"{shape[0]} x {shape[1]}", f"{share:.1%}", ", ".join(patterns))
     out = console()
     out.print(table)
+    if unfit:
+        out.print(f"not listed: experts in a layout that minprune cannot prune, {', '.join(unfit)}", soft_wrap=True)
     inside = sum(layer.weight.numel() for layer in layers)
     total = sum(parameter.numel() for parameter in model.parameters())
     positions = getattr(config, "max_position_embeddings", None)
