@@ -41,6 +41,8 @@ def load_tokens(
     """
     if length < 1 or (samples is not None and samples < 1):
         raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
+    if seed is not None and seed < 0:
+        raise PruneError(f"seed {seed} is negative: use 0 or more, or None for evenly spaced windows")
     ids = tokenizer(load_text(source, split, say), add_special_tokens=False, verbose=False)["input_ids"]
     bos = bos_of(tokenizer)
     starts = window_starts(len(ids), length - len(bos), samples, seed, source=str(source))

@@ -119,6 +119,11 @@ def test_no_windows_are_refused(numbers, samples, length):
         mp.load_tokens(Counting(), numbers, samples=samples, length=length)
 
 
+def test_a_negative_seed_is_refused(numbers):
+    with pytest.raises(mp.PruneError, match="seed -1 is negative"):
+        mp.load_tokens(Counting(), numbers, samples=1, length=8, seed=-1)
+
+
 def test_a_folder_is_no_text(tmp_path):
     with pytest.raises(mp.PruneError, match="is a folder"):
         mp.load_text(tmp_path)
