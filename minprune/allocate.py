@@ -58,3 +58,16 @@ def allocate(
             raise PruneError(f"the allocation's {glob!r} has sparsity {sparsity!r}: it must be a number in 0..1")
         patterns |= dict.fromkeys(matched, replace(pattern, sparsity=float(sparsity)))
     return patterns
+
+
+def told(allocation: Allocation, patterns: Mapping[Layer, Pattern]) -> dict[str, Any]:
+    """What a report says of it: {"rule": its name, or None for a table, "table": as given, or what the rule made}."""
+    if not allocation:
+        return {}
+    if isinstance(allocation, Mapping):
+        return {"rule": None, "table": dict(allocation)}
+    name = allocation if isinstance(allocation, str) else getattr(allocation, "__name__", type(allocation).__name__)
+    return {
+        "rule": name,
+        "table": {layer.name: chosen.sparsity for layer, chosen in patterns.items()},
+    }

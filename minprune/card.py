@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from minprune.report import made_by
+
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 
 
@@ -17,7 +19,7 @@ def model_card(record: dict[str, Any]) -> str:
     header = {"library_name": "transformers", "tags": ["pruned", "sparse", "minprune"], **inherited(source)}
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()]  # JSON is YAML
     name = Path(source).name or "a model"
-    text = ["---", *lines, "---", "", f"# {name}, {record['method']} {record['pattern']}", ""]
+    text = ["---", *lines, "---", "", f"# {name}, {made_by(record)}", ""]
     text += [
         f"{record['sparsity']:.2%} of the weights in {len(record['layers'])} layers of {name} are zero. Made by "
         f"minprune {record['versions']['minprune']}; `minprune.json` has the recipe and a row for each layer.",
@@ -50,8 +52,16 @@ def inherited(model: str) -> dict[str, Any]:
 
 def _table(record: dict[str, Any]) -> list[str]:
     calibration = record.get("calibration") or {}
-    rows = {"method": record["method"], "pattern": record["pattern"]}
+    rows = {"recipe": record["recipe"]} if record.get("recipe") else {}
+    rows |= {"method": record["method"], "pattern": record["pattern"]}
     rows |= {f"option {key}": str(value) for key, value in record.get("options", {}).items()}
+    if allocation := record.get("allocation"):
+        table = allocation["table"]
+        rows["allocation"] = (
+            f"{allocation['rule'] or 'a table'}, {min(table.values()):.2%} to {max(table.values()):.2%}"
+        )
+    if how := record.get("reconstruction"):
+        rows["reconstruction"] = f"of each block, {how['epochs']} epochs of {how['windows']} windows a step"
     if calibration:
         source = " ".join(str(calibration[key]) for key in ("source", "split") if calibration.get(key))
         rows["calibration"] = f"{calibration['windows']} x {calibration['length']} tokens {source}".strip()

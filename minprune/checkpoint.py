@@ -100,7 +100,7 @@ def prune_checkpoint(
             job = _Job(source, run, journal, test, sequential, chosen.reconstruction, start)
             perplexities = job.all_blocks()
         report, texts = run.report(job.seconds()), texts or {}
-        report.notes = job.notes
+        report.notes += job.notes
         report.calibration |= texts.get("calibration", {})
         if test is not None:
             protocol = {
@@ -110,13 +110,10 @@ def prune_checkpoint(
                 **texts.get("test", {}),
             }
             report.perplexity = {**perplexities, "protocol": protocol}
-        table: Any = chosen.allocation
-        table = dict(table) if isinstance(table, Mapping) else getattr(table, "__name__", table)
         record = {
             "model": str(src),
             "dtype": facts["dtype"],
             "device": device,
-            "allocation": table,
             "include": include,
             "exclude": exclude,
             "batch_size": batch_size,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minprune.allocate import Allocation, allocate
+from minprune.allocate import Allocation, allocate, told
 from minprune.data import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import get_method
@@ -25,7 +25,7 @@ from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
 from minprune.recipe import Recipe, adjusted
 from minprune.reconstruct import run_reconstructed
-from minprune.report import LayerRow, Report
+from minprune.report import BEFORE_RECONSTRUCTION, LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
 from minprune.watch import Receive, one_by_one, watch
@@ -146,7 +146,8 @@ class Run:
             self.calib = calib.to(model.get_input_embeddings().weight.device)
             self.batches = self.calib.split(batch_size or len(calib))
             self.stride = max(1, calib.numel() // _SAMPLE)
-        self.name, self.pattern = method, str(read_pattern(pattern))
+        self.name, self.pattern, self.recipe = method, str(read_pattern(pattern)), recipe.name
+        self.allocation = told(recipe.allocation, self.patterns)
         self.rows: dict[Layer, LayerRow] = {}
         self.statistics_seconds = self.solve_seconds = 0.0
         self.reconstruction: dict = {}
@@ -227,6 +228,9 @@ class Run:
             rows,
             spent,
             reconstruction=self.reconstruction,
+            notes=[BEFORE_RECONSTRUCTION] if self.reconstruction.get("errors") else [],
+            recipe=self.recipe,
+            allocation=self.allocation,
         )
 
     def book(self, layer: Layer, row: LayerRow) -> None:

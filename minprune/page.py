@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minprune.report import made_by
+
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
+_FEW = 6  # entries of a table that are not folded away
 _ELSEWHERE = {
     "layers",
     "seconds",
@@ -20,6 +23,7 @@ _ELSEWHERE = {
     "sparsity",
     "perplexity",
     "reconstruction",
+    "notes",
 }  # of the record; the rest is the recipe
 
 
@@ -37,13 +41,13 @@ def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str
     """The page as one string of HTML; see `write_page`."""
     layers = record["layers"]
     return template("page.html").render(
-        title=" ".join([f"{record.get('model', 'a model')},", record["method"], record["pattern"]]),
+        title=f"{record.get('model', 'a model')}, {made_by(record)}",
         facts=_facts(record),
-        figures=_figures(layers),
-        notes=[f"{row['name']}: {row['note']}" for row in layers if row.get("note")],
+        figures=_figures(layers, _when(record)),
+        notes=[*record.get("notes", []), *(f"{row['name']}: {row['note']}" for row in layers if row.get("note"))],
         samples=samples,
         lists=[
-            ("Recipe", [(key, _words(value)) for key, value in record.items() if key not in _ELSEWHERE and value]),
+            ("Recipe", _recipe(record)),
             ("Reconstruction of the blocks", _reconstruction(record.get("reconstruction") or {})),
             ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
             ("Seconds", [(key, _number(value)) for key, value in record.get("seconds", {}).items()]),
@@ -83,14 +87,22 @@ def _facts(record: dict) -> list[tuple[str, str, str]]:
     errors = sorted(row["error"] for row in record["layers"] if row["error"] is not None)
     if errors:
         facts.append(
-            ("layer error", _number(errors[len(errors) // 2]), f"the median layer's, {errors[-1]:.3g} at most")
+            (
+                "layer error",
+                _number(errors[len(errors) // 2]),
+                f"the median layer's, {errors[-1]:.3g} at most{_when(record)}",
+            )
         )
     if "total" in record.get("seconds", {}):
         facts.append(("time", _number(record["seconds"]["total"]), "seconds of pruning"))
     return facts
 
 
-def _figures(layers: list[dict]) -> list[tuple[str, str, list[dict]]]:
+def _when(record: dict) -> str:
+    return ", before the blocks were reconstructed" if (record.get("reconstruction") or {}).get("errors") else ""
+
+
+def _figures(layers: list[dict], when: str) -> list[tuple[str, str, list[dict]]]:
     """Heading, explanation and charts of layer error and of zeros, one chart for each type of layer."""
     known = [row["error"] for row in layers if row["error"] is not None]
     positive = [error for error in known if 0 < error < math.inf]
@@ -109,7 +121,7 @@ def _figures(layers: list[dict]) -> list[tuple[str, str, list[dict]]]:
             layers, place, {(math.log10(t) - low) / (high - low): label for t, label in ticks.items()}, False
         )
         text = (
-            "Share of a layer's output, on its calibration inputs, that pruning changed; against depth, on one "
+            f"Share of a layer's output, on its calibration inputs, that pruning changed{when}; against depth, on one "
             "logarithmic scale for all types. A hollow mark has none: the error is zero or was not measured."
         )
     zeros = _charts(layers, lambda row: row["sparsity"], {0.0: "0 %", 0.5: "50 %", 1.0: "100 %"}, True)
@@ -160,6 +172,22 @@ def _kind_and_depth(name: str) -> tuple[str, int]:
 def _title(row: dict) -> str:
     error = "unknown" if row["error"] is None else f"{row['error']:.3g}"
     return f"{row['name']}: error {error}, {row['sparsity']:.2%} zeros"
+
+
+def _recipe(record: dict) -> list[tuple[str, Any]]:
+    """All that the record says of how it was made; of a long table, which is folded away, {"summary", "rows"}."""
+    chosen = record.get("allocation") or {}
+    told = {"allocation rule": chosen.get("rule"), "allocation": chosen.get("table")}
+    rows: list[tuple[str, Any]] = []
+    for key, value in {**record, **told}.items():
+        if key in _ELSEWHERE or not value:
+            continue
+        if key == "allocation" and len(value) > _FEW:
+            summary = f"{len(value)} layers, {min(value.values()):.2%} to {max(value.values()):.2%}"
+            rows.append((key, {"summary": summary, "rows": [(name, f"{part:.2%}") for name, part in value.items()]}))
+        else:
+            rows.append((key, _words(value)))
+    return rows
 
 
 def _protocol(measured: dict) -> list[tuple[str, str]]:

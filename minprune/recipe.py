@@ -21,16 +21,17 @@ from minprune.reconstruct import Reconstruction
 class Recipe:
     """A method with its options, how sparse each layer is, and how blocks are reconstructed (None: not at all).
 
-    allocation: see `minprune.allocate`; N:M patterns have one sparsity and go without.
+    allocation: see `minprune.allocate`; N:M patterns have one sparsity and go without. name: what reports call it.
     """
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict)
     allocation: Allocation = None
     reconstruction: Reconstruction | None = None
+    name: str = ""
 
 
-RECIPES = {"best": Recipe("admm", reconstruction=Reconstruction())}
+RECIPES = {"best": Recipe("admm", reconstruction=Reconstruction(), name="best")}
 
 
 def get_recipe(recipe: str | Recipe | None) -> Recipe:

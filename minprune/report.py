@@ -2,9 +2,13 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+BEFORE_RECONSTRUCTION = "the layer errors are from before the blocks were reconstructed"
 
 
 @dataclass
@@ -30,8 +34,9 @@ class Report:
 
     perplexity: {"before", "after", "protocol"}, empty unless the run was given test tokens. reconstruction: its
     settings, seconds, and for each block the relative error of its output in each epoch; empty if there was none. The
-    errors of the rows are from before it. notes: anything unusual about the run as a whole, such as what was found
-    when it was resumed.
+    errors of the rows are from before it. notes: what the numbers do not say by themselves, such as that, or what was
+    found when the run was resumed. recipe: its name. allocation: {"rule", "table"}, the name of what chose the
+    sparsities (None for a user's table) and the table; empty if they are all alike.
     """
 
     method: str
@@ -43,6 +48,8 @@ class Report:
     perplexity: dict = field(default_factory=dict)
     reconstruction: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    recipe: str = ""
+    allocation: dict = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -63,6 +70,13 @@ class Report:
     def to_json(self, path: str | Path) -> None:
         """Write everything to a JSON file."""
         Path(path).write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def made_by(run: Mapping[str, Any]) -> str:
+    """How a run is called in one line: 'best (admm) 60%, sparsities by owl'. run: as in minprune.json."""
+    how = f"{run['recipe']} ({run['method']})" if run.get("recipe") else run["method"]
+    rule = (run.get("allocation") or {}).get("rule")
+    return f"{how} {run['pattern']}" + (f", sparsities by {rule}" if rule else "")
 
 
 def versions() -> dict[str, str]:

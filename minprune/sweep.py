@@ -149,7 +149,9 @@ class _Lab:
             "relative": _rounded({text: value / before[text] for text, value in reached.items()}),
             "zeros": float(f"{zeros:.6g}"),
             "error": float(f"{statistics.median(errors):.6g}") if errors else None,
-            "notes": [f"{row.name}: {row.note}" for row in report.layers if row.note] if report else [],
+            "notes": [*report.notes, *(f"{row.name}: {row.note}" for row in report.layers if row.note)]
+            if report
+            else [],
             "seconds": _rounded(seconds),
             "threads": torch.get_num_threads(),
             "protocol": self.protocol,

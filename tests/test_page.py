@@ -66,7 +66,7 @@ def record(**changes):
     usual = {
         "model": "tiny",
         "dtype": "float32",
-        "allocation": {"*.mlp.*": 0.6},
+        "allocation": {"rule": None, "table": {"*.mlp.*": 0.6}},
         "exclude": [],
         "sequential": True,
         "versions": {"torch": "9.9"},
@@ -139,6 +139,28 @@ def test_a_reconstruction_is_told_by_its_settings_and_the_median_blocks_error():
     said = Page(render(record(reconstruction=how))).said()
     assert "0.4 in the first epoch, 0.2 in the last" in said and "0.9" not in said and "epochs" in said
     assert "Reconstruction" not in Page(render(record(reconstruction={}))).said()
+
+
+def test_recipe_and_rule_are_named_and_a_long_table_is_folded_away():
+    table = {f"model.layers.{block}.mlp.up_proj": 0.5 + block / 1000 for block in range(210)}
+    made = record(recipe="best", method="admm", pattern="60%", allocation={"rule": "owl", "table": table})
+    page = Page(render(made))
+    assert "tiny, best (admm) 60%, sparsities by owl" in page.said()
+    assert "210 layers, 50.00% to 70.90%" in page.said() and "model.layers.209.mlp.up_proj 70.90%" in page.said()
+    depth, shown = 0, []
+    for token in re.findall(
+        r"<details>|</details>|<summary>.*?</summary>|model\.layers\.\d+\.mlp\.up_proj", render(made)
+    ):
+        depth += {"<details>": 1, "</details>": -1}.get(token, 0)
+        shown += [token] if not depth and token.startswith("model") else []
+    assert not shown, "the table stands open on the page"
+
+
+def test_the_layer_error_of_a_reconstructed_run_is_said_to_be_from_before():
+    how = {"epochs": 2, "errors": {"model.layers.0": [0.4, 0.2]}}
+    after = ", before the blocks were reconstructed"
+    assert Page(render(record(reconstruction=how))).said().count(after) == 2  # the number and the charts
+    assert after not in Page(render(record())).said()
 
 
 @pytest.mark.parametrize("where", ["model", "method", "note", "name", "sample", "option", "pattern"])

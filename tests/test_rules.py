@@ -198,12 +198,14 @@ def test_the_command_takes_a_rule_by_name(rule, tmp_path, monkeypatch, capsys, t
         "--no-test",
     )
     assert main([*asked, "--method", "wanda", "--allocation", rule, "--exclude", "*.v_proj", "--output", "out"]) == 0
-    capsys.readouterr()
+    assert f"wanda 50%, sparsities by {rule}: " in capsys.readouterr().out
     model, tokenizer = mp.load_model(tiny_folder)
     calib = mp.load_tokens(tokenizer, text_file, samples=6, length=32, seed=0)
     table = rules.get_rule(rule)(model, mp.find_layers(model, exclude=["*.v_proj"]), calib, "50%")
     record = json.loads((tmp_path / "out" / "minprune.json").read_text())
-    assert record["allocation"] == table
+    assert record["allocation"] == {"rule": rule, "table": table}
+    for path in ("report.html", "README.md"):
+        assert f"sparsities by {rule}" in (tmp_path / "out" / path).read_text()
     assert len(set(table.values())) == 2
     assert main([*asked, "--pattern", "2:4", "--allocation", rule, "--output", "other"]) == 2
     assert "2:4" in capsys.readouterr().err

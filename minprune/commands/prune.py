@@ -3,6 +3,8 @@
 import json
 from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +150,7 @@ def run(arguments: Namespace) -> None:
     name, pattern = arguments.method or recipe.method, read_pattern(arguments.pattern)
     method = get_method(name)
     options = read_options(name, method, arguments.option)
-    allocation = read_allocation(arguments.allocation) if arguments.allocation else None
+    allocation: Any = read_allocation(arguments.allocation) if arguments.allocation else None
     target = Path(arguments.output or default_name(arguments.model, arguments.recipe or name, str(pattern)))
     if target.resolve() == Path(arguments.model).resolve():
         raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
@@ -232,15 +234,21 @@ def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any
     return options
 
 
-def _table_by_rule(arguments: Namespace, name: str, calib, pattern) -> dict[str, float]:
-    """What a rule makes of the model, which it must see as a whole: layer name -> sparsity."""
+def _table_by_rule(arguments: Namespace, name: str, calib, pattern) -> Callable[[Any], dict[str, float]]:
+    """What a rule makes of the model, which it must see as a whole, as a function of the rule's name."""
     from minprune.model import find_layers
     from minprune.rules import adjustable, get_rule
 
     adjustable(pattern)
     model, _ = load(arguments.model, arguments.dtype, arguments.device)
     say_on_terminal(f"choosing sparsities: {name}")
-    return get_rule(name)(model, find_layers(model, arguments.include, arguments.exclude), calib, pattern)
+    found = get_rule(name)(model, find_layers(model, arguments.include, arguments.exclude), calib, pattern)
+
+    def table(layers) -> dict[str, float]:
+        return found
+
+    table.__name__ = name
+    return table
 
 
 def read_allocation(path: str) -> dict[str, float] | str:
@@ -263,6 +271,8 @@ def read_allocation(path: str) -> dict[str, float] | str:
 
 
 def _show_report(report: "Report") -> None:
+    from minprune.report import made_by
+
     kinds: dict[str, list[LayerRow]] = defaultdict(list)
     for row in report.layers:
         kinds[kind_of(row.name)].append(row)
@@ -276,7 +286,7 @@ def _show_report(report: "Report") -> None:
     out = console()
     out.print(table)
     seconds = report.seconds["total"]
-    out.print(f"{report.method} {report.pattern}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
+    out.print(f"{made_by(asdict(report))}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
     notes = [*report.notes, *(f"{row.name}: {row.note}" for row in report.layers if row.note)]
     for note in notes if len(notes) < 7 else notes[:5]:
         out.print(note)
