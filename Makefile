@@ -69,6 +69,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/quality.py book/results/one-shot.json
 	@$(BIN)/python benchmarks/quality.py book/results/optimum.json --methods sparsegpt admm alps --patterns 50% 60% 70% 2:4
 	@$(BIN)/python benchmarks/layers.py book/results/layers.json
+	@$(BIN)/python benchmarks/layers.py book/results/layers.json --methods obs --patterns 50%
 	@$(BIN)/python benchmarks/allocation.py book/results/allocation.json
 	@$(BIN)/python benchmarks/curves.py book/results/sweep.jsonl
 	@$(BIN)/python benchmarks/abilities.py book/results/abilities.json

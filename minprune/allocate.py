@@ -31,10 +31,12 @@ def allocate(
     """The pattern of each layer.
 
     allocation: the name of a rule ("owl", "ramp", "optimal", "inverse", "global"), which is given model and calib, and
-    whose average is exactly the sparsity of `pattern`, weighted by parameters. Or glob -> sparsity; of several globs
-    that match a layer the last one counts, a layer that none matches keeps the sparsity of `pattern`, and the average
-    is what the table makes it. Or a function from the layers to such a table. Raises `PruneError` for an unknown name,
-    a rule without the calibration it needs, a glob that matches nothing, a sparsity outside 0..1, or N:M.
+    whose average is exactly the sparsity of `pattern`, weighted by parameters. The zeros come in whole weights of each
+    comparison group: rows of a narrow layer, which all round alike, add up to a little more or less. Or glob ->
+    sparsity; of several globs that match a layer the last one counts, a layer that none matches keeps the sparsity of
+    `pattern`, and the average is what the table makes it. Or a function from the layers to such a table. Raises
+    `PruneError` for an unknown name, a rule without the calibration it needs, a glob that matches nothing, a sparsity
+    outside 0..1, or N:M.
     """
     if isinstance(allocation, str):
         rule = get_rule(allocation)

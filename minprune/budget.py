@@ -1,7 +1,7 @@
 """Sparsities that keep to a budget: their average, weighted by parameters, is what was asked for. Chapter 11.
 
 Clamping moves an average, and so does a large layer that is treated like a small one. Both are put right here, once,
-so that every rule of allocation is compared at exactly the same number of zeros.
+so that every rule of allocation is compared at the same number of zeros, up to whole weights of a comparison group.
 """
 
 import re

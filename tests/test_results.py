@@ -204,6 +204,19 @@ def test_every_file_of_results_is_listed_and_made_by_make_results():
         assert (ROOT / script).exists() and script in recipe, (path.name, script)
 
 
+def test_make_results_makes_every_method_and_pattern_of_the_layers(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import layers
+
+    made = set()
+    for _, options in re.findall(r"(layers\.json)(.*)", (ROOT / "Makefile").read_text()):
+        given = {part.split()[0]: part.split()[1:] for part in options.split("--")[1:]}
+        methods, patterns = given.get("methods", layers.METHODS), given.get("patterns", layers.PATTERNS)
+        made |= {(method, pattern) for method in methods for pattern in patterns}
+    cells = json.loads((ROOT / "book" / "results" / "layers.json").read_text())["cells"]
+    assert {(cell["method"], cell["pattern"]) for cell in cells} == made
+
+
 @pytest.mark.slow
 def test_a_seed_of_the_lottery_drawn_anew_each_time_is_trained_again(monkeypatch):
     """All ways of one seed of lottery.json. Training amplifies rounding: 4 points of accuracy, 2 % of the bits."""

@@ -216,3 +216,16 @@ def test_a_ramp_with_one_slope_is_straight_and_needs_no_trial():
     table = rules.ramp(DEEP, layers, None, "50%", slopes=[0.3])
     found = [table[f"model.layers.{block}.mlp.up_proj"] for block in range(4)]
     assert found == pytest.approx([0.35, 0.45, 0.55, 0.65])
+
+
+@pytest.mark.parametrize(("pattern", "groups"), [("60%:row", "rows"), ("60%:layer", "layers")])
+def test_the_zeros_of_an_exact_table_are_whole_weights_of_each_group(pattern, groups):
+    model, calib = tiny_model("llama"), tiny_tokens()
+    report = mp.prune(model, calib, "wanda", pattern, allocation="owl")
+    table = report.allocation["table"]
+    sizes = {row.name: row.shape[0] * row.shape[1] for row in report.layers}
+    average = sum(table[name] * size for name, size in sizes.items()) / sum(sizes.values())
+    assert average == pytest.approx(0.6, abs=1e-9)
+    for row in report.layers:
+        count = row.shape[0] if groups == "rows" else 1
+        assert abs(row.sparsity - table[row.name]) * sizes[row.name] <= 0.5 * count + 1e-6, row.name
