@@ -68,7 +68,7 @@ def _table(record: dict[str, Any]) -> list[str]:
     if measured := record.get("perplexity"):
         protocol = measured["protocol"]
         source = " ".join(str(protocol[key]) for key in ("text", "split") if protocol.get(key))
-        where = f"{protocol['windows']} x {protocol['length']} tokens {source}".strip()
+        where = f"{protocol['windows']} x {protocol['window']} tokens {source}".strip()
         rows[f"perplexity on {where}"] = f"{measured['before']:,.2f} before, {measured['after']:,.2f} after"
     return ["| | |", "|---|---|", *(f"| {_cell(key)} | {_cell(value)} |" for key, value in rows.items())]
 

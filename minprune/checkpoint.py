@@ -66,7 +66,8 @@ def prune_checkpoint(
     resume: go on where an earlier run with the same recipe was stopped; its folder is `DST.partial`, and the tensors
     are those of an uninterrupted run, bit for bit. overwrite: replace an earlier output. dtype, device: as for
     `load_model`. test: (windows, length) int64 token ids on which the perplexity is measured before and after, without
-    holding the model. texts: where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}.
+    holding the model. texts: where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}, see
+    `minprune.protocol.windows_of`.
     Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
@@ -105,9 +106,10 @@ def prune_checkpoint(
         if test is not None:
             protocol = {
                 "windows": len(test),
-                "length": test.shape[1],
+                "window": test.shape[1],
                 "sha256": facts["test"],
                 **texts.get("test", {}),
+                "dtype": facts["dtype"],
             }
             report.perplexity = {**perplexities, "protocol": protocol}
         record = {

@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from minprune.data import bos_of, cut, fingerprint, load_text, window_starts
+from minprune.data import bos_of, cut, fingerprint, load_text, load_tokens, window_starts
 from minprune.errors import PruneError
 from minprune.evaluate import exp, token_nats
 
@@ -158,6 +158,27 @@ def measure(
     if length < 2:
         raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
     text = load_text(source, split, say)
+    dtype = str(model.dtype).removeprefix("torch.")
+    windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, stride, bos, dtype)
+    nats = token_nats(model, windows, batch_size, progress)[counted[:, 1:]].double()
+    return Measurement(float(nats.mean()), protocol)
+
+
+def plan(
+    tokenizer,
+    text: str,
+    source: str | Path,
+    split: str,
+    samples: int | None,
+    length: int,
+    stride: int | None = None,
+    bos: bool | None = None,
+    dtype: str = "",
+) -> tuple[Tensor, Tensor, Protocol]:
+    """What `measure` reads of a text: windows (windows, length), which of their tokens count, and the protocol.
+
+    text: of that source and split, see `load_text`; dtype: of the model that will read it; the rest as for `measure`.
+    """
     ids, sizes = encode(tokenizer, text)
     first = bos_of(tokenizer) if bos is None else _forced(tokenizer, bos)
     body = length - len(first)  # tokens of text in a window
@@ -165,32 +186,50 @@ def measure(
     if not 1 <= stride <= body:
         raise PruneError(f"a stride of {stride} leaves tokens out or stands still: choose 1 to {body}")
     starts = window_starts(len(ids), body, samples, step=stride, source=str(source))
-    windows = cut(torch.tensor(ids), starts, length, first)  # (windows, length)
+    windows = cut(torch.tensor(ids), starts, length, first)
     counted = torch.zeros(windows.shape, dtype=torch.bool)
     counted[:, -stride:] = True
     counted[starts == 0] = True
     counted[:, 0] = False  # nothing predicts it
-    nats = token_nats(model, windows, batch_size, progress)[counted[:, 1:]].double()
     size = int(cut(torch.tensor(sizes), starts, length, [0] * len(first))[counted].sum())
-    return Measurement(
-        float(nats.mean()),
-        Protocol(
-            text=str(source),
-            split=None if Path(source).is_file() else split,
-            text_hash=hashlib.sha256(text.encode()).hexdigest(),
-            tokenizer=Path(tokenizer.name_or_path).name,
-            vocabulary=hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest(),
-            window=length,
-            stride=stride,
-            bos=bool(first),
-            windows=len(windows),
-            tokens=int(counted.sum()),
-            tokens_hash=_hash(windows, counted),
-            bytes=size,
-            coverage=size / len(text.encode()),
-            dtype=str(model.dtype).removeprefix("torch."),
-        ),
+    protocol = Protocol(
+        text=str(source),
+        split=None if Path(source).is_file() else split,
+        text_hash=hashlib.sha256(text.encode()).hexdigest(),
+        tokenizer=Path(tokenizer.name_or_path).name,
+        vocabulary=hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest(),
+        window=length,
+        stride=stride,
+        bos=bool(first),
+        windows=len(windows),
+        tokens=int(counted.sum()),
+        tokens_hash=_hash(windows, counted),
+        bytes=size,
+        coverage=size / len(text.encode()),
+        dtype=dtype,
     )
+    return windows, counted, protocol
+
+
+def windows_of(
+    tokenizer,
+    source: str | Path,
+    split: str,
+    samples: int,
+    length: int,
+    dtype: str = "",
+    say: Callable[[str], None] = lambda message: None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Windows as `load_tokens` cuts them without a seed, and for a file the protocol of `perplexity` on them.
+
+    Of a tokenizer that cannot map tokens to bytes, only the text and its split are known.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        known = {"text": str(source), "split": None if Path(source).is_file() else split}
+        return load_tokens(tokenizer, source, split, samples, length, say=say), known
+    text = load_text(source, split, say)
+    windows, _, protocol = plan(tokenizer, text, source, split, samples, length, dtype=dtype)
+    return windows, asdict(protocol)
 
 
 def encode(tokenizer, text: str) -> tuple[list[int], list[int]]:

@@ -25,6 +25,7 @@ from minprune.evaluate import perplexity
 from minprune.methods import get_method
 from minprune.model import find_layers
 from minprune.patterns import pattern as read_pattern
+from minprune.protocol import windows_of
 from minprune.recipe import RECIPES
 from minprune.report import versions
 from minprune.runs import DENSE, Cell, append_run, cell_of, continue_runs
@@ -55,9 +56,10 @@ def sweep(
     methods: names of methods or of recipes, see `prune`. A run is a dict: method, pattern, seed, perplexity of each
     text, that of the dense model and their ratio (relative), zeros (fraction of the layers' weights), error (relative
     layer error, the median layer's; None without calibration), notes, seconds of pruning (processor: over all
-    threads; wall) and of measuring the perplexities (evaluation: processor), protocol, a sha256 of the calibration
-    tokens, versions, date. A method that needs no data runs once, with seed None. Seeds come outermost, then patterns,
-    so that a sweep that is stopped early has compared all methods.
+    threads; wall) and of measuring the perplexities (evaluation: processor), protocol (runs of one file have the same),
+    measured (the `Protocol` of each text's perplexity), a sha256 of the calibration tokens, versions, date. A method
+    that needs no data runs once, with seed None. Seeds come outermost, then patterns, so that a sweep that is stopped
+    early has compared all methods.
 
     model: left as it came. name: what the file calls it. calibration and texts: see `load_tokens`; the train split
     of the first and the test splits of the others, test_samples windows each; all windows have `length` tokens.
@@ -66,10 +68,12 @@ def sweep(
     unknown method, pattern or text and for a file that was made with another protocol.
     """
     cells, path = cells_of(methods, patterns, seeds), Path(path)
-    tests = {text: load_tokens(tokenizer, text, "test", test_samples, length) for text in texts}
+    dtype = str(model.dtype).removeprefix("torch.")
+    cut = {text: windows_of(tokenizer, text, "test", test_samples, length, dtype) for text in texts}
+    tests = {text: windows for text, (windows, _) in cut.items()}
     protocol = {
         "model": name or Path(str(model.name_or_path)).name,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "device": next(model.parameters()).device.type,
         "calibration": {"source": str(calibration), "split": "train", "samples": samples, "length": length},
         "tests": {
@@ -81,7 +85,8 @@ def sweep(
     calibrate = cache(lambda seed: load_tokens(tokenizer, calibration, "train", samples, length, seed))
     found = {cell_of(run): run for run in continue_runs(path, protocol)}
     missing = [cell for cell in cells if cell not in found]
-    lab = _Lab(model, tests, protocol, batch_size)
+    told = {"protocol": protocol, "measured": {text: how for text, (_, how) in cut.items()}}
+    lab = _Lab(model, tests, told, batch_size)
     for number, cell in enumerate(missing, 1):
         try:
             calib = None if cell.seed is None else calibrate(cell.seed)
@@ -121,8 +126,8 @@ def _needs(name: str) -> str:
 class _Lab:
     """The model, a copy of its parameters, and the texts it is measured on."""
 
-    def __init__(self, model: "PreTrainedModel", tests: dict[str, Tensor], protocol: dict, batch_size: int | None):
-        self.model, self.tests, self.protocol, self.batch_size = model, tests, protocol, batch_size
+    def __init__(self, model: "PreTrainedModel", tests: dict[str, Tensor], told: dict, batch_size: int | None):
+        self.model, self.tests, self.told, self.batch_size = model, tests, told, batch_size
         self.pristine = [(tensor, tensor.detach().clone()) for _, tensor in _tensors(model)]
 
     def run(self, cell: Cell, calib: Tensor | None, dense: dict | None) -> dict[str, Any]:
@@ -154,7 +159,7 @@ class _Lab:
             else [],
             "seconds": _rounded(seconds),
             "threads": torch.get_num_threads(),
-            "protocol": self.protocol,
+            **self.told,
             "calibration_sha256": None if calib is None else fingerprint(calib),
             "versions": versions(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -179,3 +179,20 @@ def test_a_file_for_the_numbers_is_written_whole_or_not_at_all(run, tiny_folder,
     code, out, err = run("eval", tiny_folder, *small, "--json", "found.json")
     assert code == 2 and "perplexity" in out and err == "minprune: No space left on device\n"
     assert os.listdir() == []
+
+
+def test_prune_and_sweep_say_how_they_measured_in_the_words_of_eval(run, tiny_folder, paragraphs):
+    small = ("--length", 16, "--json", "found.json")
+    assert run("eval", tiny_folder, "--text", paragraphs, "--samples", 8, *small)[0] == 0
+    row = json.loads(Path("found.json").read_text())["models"][0]
+    calibration = ("--calibration", paragraphs, "--samples", 4, "--length", 16)
+    assert run("prune", tiny_folder, *calibration, "--test", paragraphs, "--output", "out")[0] == 0
+    found = json.loads(Path("out/minprune.json").read_text())["perplexity"]
+    assert {key: found["protocol"][key] for key in row["protocol"]} == row["protocol"]
+    assert found["before"] == pytest.approx(row["perplexity"], rel=1e-5)
+    assert "8 x 16 tokens" in Path("out/README.md").read_text()
+    assert "<dt>stride</dt><dd>16</dd>" in Path("out/report.html").read_text()
+    texts = ("--texts", paragraphs, "--test-samples", 8, "--methods", "magnitude", "--patterns", "50%")
+    assert run("sweep", tiny_folder, "--output", "runs.jsonl", *calibration, *texts)[0] == 0
+    for line in map(json.loads, Path("runs.jsonl").read_text().splitlines()):
+        assert line["measured"] == {str(paragraphs): row["protocol"]}

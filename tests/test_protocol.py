@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import minprune as mp
-from minprune.protocol import Measurement, encode, measure
+from minprune.protocol import Measurement, encode, measure, windows_of
 
 MIXED = "Gödel und 北京 🌍 le café coûte 5 € à Kraków; naïve ὀξύς. " * 4
 
@@ -204,3 +204,21 @@ def test_a_bos_token_that_does_not_exist_and_a_slow_tokenizer_are_refused(pair, 
 
     with pytest.raises(mp.PruneError, match="fast tokenizer"):
         encode(Slow(), "a")
+
+
+def test_windows_come_with_the_protocol_of_their_perplexity(pair, text_file):
+    windows, told = windows_of(pair[1], text_file, "test", 5, 32, "float32")
+    assert torch.equal(windows, mp.load_tokens(pair[1], text_file, samples=5, length=32))
+    assert told == measure(*pair, text_file, samples=5, length=32).as_dict()["protocol"]
+
+
+def test_a_tokenizer_that_cannot_map_tokens_to_bytes_still_gives_windows(pair, text_file):
+    class Slow:
+        is_fast, bos_token_id = False, pair[1].bos_token_id
+
+        def __call__(self, text, **how):
+            return pair[1](text, **how)
+
+    windows, told = windows_of(Slow(), text_file, "test", 5, 32)
+    assert torch.equal(windows, mp.load_tokens(pair[1], text_file, samples=5, length=32))
+    assert told == {"text": str(text_file), "split": None}

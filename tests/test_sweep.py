@@ -147,6 +147,17 @@ def test_other_weights_under_the_same_name_are_refused(run, tiny):
             weight[0] -= 1
 
 
+def test_runs_without_the_protocol_of_their_perplexity_are_read_and_not_made_again(run, tmp_path):
+    """Files from before it was recorded go on."""
+    path = tmp_path / "runs.jsonl"
+    before = run(methods=["magnitude"])
+    path.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "measured"}) + "\n" for r in before))
+    said = []
+    after = run(methods=["magnitude"], say=said.append)
+    assert not said and [r["perplexity"] for r in after] == [r["perplexity"] for r in before]
+    assert "measured" in before[0] and "measured" not in after[0] and len(summarise(after)) == len(before)
+
+
 @pytest.mark.parametrize("content", ["my notes", "my notes\n", '{"method": "wanda"}\n', "[]\n", "\n"])
 def test_a_file_that_is_no_sweeps_is_refused_and_left_alone(run, tmp_path, content):
     (tmp_path / "runs.jsonl").write_text(content)

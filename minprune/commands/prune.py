@@ -18,6 +18,7 @@ from minprune.commands.common import (
     console,
     kind_of,
     load,
+    say,
     say_on_terminal,
     source_of,
     split_of,
@@ -144,6 +145,7 @@ def run(arguments: Namespace) -> None:
     from minprune.model import load_tokenizer
     from minprune.output import PAGE, check_free, default_name
     from minprune.patterns import pattern as read_pattern
+    from minprune.protocol import windows_of
     from minprune.recipe import get_recipe
 
     recipe = get_recipe(arguments.recipe)
@@ -163,8 +165,8 @@ def run(arguments: Namespace) -> None:
         texts["calibration"] = {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
     test, text = None, arguments.test or (source if calib is not None and source in EMBEDDED else None)
     if text and not arguments.no_test:
-        test = tokens_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), None)
-        texts["test"] = {"text": text, "split": split_of(text, "test")}
+        say_on_terminal(f"cutting {text} into windows")
+        test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), say=say)
     if isinstance(allocation, str):
         allocation = _table_by_rule(arguments, allocation, calib, pattern)
     say_on_terminal(f"pruning {arguments.model}")

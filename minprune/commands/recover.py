@@ -175,7 +175,7 @@ def _record(
     report.seconds = {"total": done.seconds}
     measured = {}
     for text, windows in list(test.items())[:1]:
-        protocol = {"windows": len(windows), "length": windows.shape[1], "sha256": fingerprint(windows), "text": text}
+        protocol = {"windows": len(windows), "window": windows.shape[1], "sha256": fingerprint(windows), "text": text}
         first, last = (row["perplexity"][text] for row in (done.rows[0], done.rows[-1]))
         measured = {"before": first, "after": last, "protocol": {**protocol, "split": split_of(text, "test")}}
     more = {"model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device": arguments.device}
