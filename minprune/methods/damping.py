@@ -13,8 +13,7 @@ def checked_gram(W: Tensor, stats: Statistics, damp: float, keep: Tensor | None 
     Raises `PruneError` if W holds NaN or infinity, `damp` is not a finite number from 0 up, or the statistics have
     no Gram matrix, saw no input or only zeros, or hold NaN; or a given mask is not (d_out, d_in) of bool.
     """
-    if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
-        raise PruneError("the weights contain NaN or infinity")
+    check_finite(W)
     if keep is not None and (keep.shape != W.shape or keep.dtype != torch.bool):
         raise PruneError(
             f"the mask is {tuple(keep.shape)} of {keep.dtype}: it must be {tuple(W.shape)} of torch.bool, True = kept"
@@ -26,6 +25,12 @@ def checked_gram(W: Tensor, stats: Statistics, damp: float, keep: Tensor | None 
     if not mean > 0:  # also refuses NaN
         raise PruneError(f"the mean of diag(gram) is {mean:g}: these statistics saw no input, only zeros, or NaN")
     return gram
+
+
+def check_finite(W: Tensor) -> None:
+    """Raise `PruneError` if W holds NaN or infinity."""
+    if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
+        raise PruneError("the weights contain NaN or infinity")
 
 
 def damped_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, float, str]:
