@@ -2,8 +2,8 @@
 
     mp.prune(model, calib, recipe="best", pattern="60%")
 
-"best": ADMM in the order of the model, and after each block a reconstruction of the block. The table of what each part
-brings is book/results/recipe.json; it was put together on validation text and measured on test text.
+"best": ADMM in the order of the model, and after each block a reconstruction of the block. It was put together
+on validation text and measured on test text: book/results/recipe.json, and sweep.jsonl beside ADMM alone.
 """
 
 from collections.abc import Mapping
