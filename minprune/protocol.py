@@ -222,11 +222,12 @@ def windows_of(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Windows as `load_tokens` cuts them without a seed, and for a file the protocol of `perplexity` on them.
 
-    Of a tokenizer that cannot map tokens to bytes, only the text and its split are known.
+    Of a tokenizer that cannot map tokens to bytes, only the text, its split and the windows' shape are known.
     """
     if not getattr(tokenizer, "is_fast", False):
+        windows = load_tokens(tokenizer, source, split, samples, length, say=say)
         known = {"text": str(source), "split": None if Path(source).is_file() else split}
-        return load_tokens(tokenizer, source, split, samples, length, say=say), known
+        return windows, {**known, "windows": len(windows), "window": windows.shape[1]}
     text = load_text(source, split, say)
     windows, _, protocol = plan(tokenizer, text, source, split, samples, length, dtype=dtype)
     return windows, asdict(protocol)

@@ -221,4 +221,4 @@ def test_a_tokenizer_that_cannot_map_tokens_to_bytes_still_gives_windows(pair, t
 
     windows, told = windows_of(Slow(), text_file, "test", 5, 32)
     assert torch.equal(windows, mp.load_tokens(pair[1], text_file, samples=5, length=32))
-    assert told == {"text": str(text_file), "split": None}
+    assert told == {"text": str(text_file), "split": None, "windows": 5, "window": 32}

@@ -54,6 +54,8 @@ def test_it_writes_a_model_that_loads_with_its_zeros_and_says_how_it_was_made(re
     windows = mp.load_tokens(tokenizer, text_file, samples=2, length=16)
     assert record["perplexity"]["after"] == pytest.approx(mp.perplexity(model, windows), rel=1e-5)
     assert record["perplexity"]["after"] < record["perplexity"]["before"]
+    same = mp.measure(*mp.load_model("sparse"), text_file, samples=2, length=16).as_dict()["protocol"]
+    assert same.items() <= record["perplexity"]["protocol"].items()
     assert {"README.md", "report.html", "minprune.json"} <= set(os.listdir("out"))
     assert "training.state" not in os.listdir("out") and sorted(os.listdir()) == ["out", "sparse"]
     AutoModelForCausalLM.from_pretrained("out")

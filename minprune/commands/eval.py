@@ -105,6 +105,10 @@ def run(arguments: Namespace) -> None:
     try:
         for name in arguments.models:
             pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device)
+            if reference and pair[1].get_vocab() != reference[1].get_vocab():
+                raise PruneError(
+                    f"{arguments.against} has another tokenizer than {name}: --against needs the model it was made from"
+                )
             found = _perplexity(pair, arguments)
             first = first or found
             row: dict[str, Any] = {"model": name, **found.as_dict(), "x_first": _ratio(found, first)}
@@ -165,8 +169,6 @@ def _divergence(pair: tuple[Any, Any], reference: tuple[Any, Any], arguments: Na
     from minprune.evaluate import divergence
 
     model, tokenizer = pair
-    if tokenizer.get_vocab() != reference[1].get_vocab():
-        raise PruneError(f"{arguments.against} has another tokenizer: --against needs the model that it was made from")
     tokens = tokens_of(tokenizer, arguments.text, arguments.split, arguments.samples, arguments.length, None)
     return asdict(divergence(model, reference[0], tokens, arguments.batch_size, progress=True))
 

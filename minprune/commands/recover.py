@@ -15,6 +15,7 @@ from minprune.commands.common import (
     console,
     load,
     record_of,
+    say,
     split_of,
     table_of,
     tokens_of,
@@ -92,7 +93,9 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """Train a model and write it to a folder that appears only when it is complete."""
+    from minprune.data import fingerprint
     from minprune.output import PAGE, check_space, default_name, write_model
+    from minprune.protocol import windows_of
     from minprune.training.distill import Distillation
     from minprune.training.output import STATE, training_folder
     from minprune.training.page import write_curves
@@ -123,11 +126,12 @@ def run(arguments: Namespace) -> None:
         dtype = model.dtype
         model.float()  # a step is smaller than what 16 bits can tell apart
         data = tokens_of(tokenizer, arguments.data, "train", arguments.samples, arguments.length, arguments.seed)
-        test = {
-            text: tokens_of(tokenizer, text, "test", arguments.test_samples, arguments.length, None)
+        cut = {
+            text: windows_of(tokenizer, text, "test", arguments.test_samples, arguments.length, "float32", say)
             for text in arguments.test.split(",")
             if text
         }
+        test = {text: windows for text, (windows, _) in cut.items()}
         teacher = None
         if arguments.teacher:
             dense, _ = load(arguments.teacher, "float32", arguments.device)
@@ -143,7 +147,8 @@ def run(arguments: Namespace) -> None:
             progress=True,
         )
         model.to(dtype)
-        record = _record(arguments, model, done, data, test, teacher, pruned)
+        protocols = {text: {"sha256": fingerprint(windows), **told} for text, (windows, told) in cut.items()}
+        record = _record(arguments, model, done, data, protocols, teacher, pruned)
         write_curves(folder / PAGE, record)
         write_model(folder, model, tokenizer, record)
     out = console()
@@ -153,7 +158,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _record(
-    arguments: Namespace, model, done: "Recovery", data, test: dict, teacher: "Distillation | None", pruned: dict
+    arguments: Namespace, model, done: "Recovery", data, protocols: dict, teacher: "Distillation | None", pruned: dict
 ) -> dict[str, Any]:
     """What minprune.json says of the run, in the words of a pruning run where they mean the same."""
     from minprune.data import fingerprint
@@ -174,10 +179,9 @@ def _record(
     report.layers = [_row(layer) for layer in find_layers(model)]
     report.seconds = {"total": done.seconds}
     measured = {}
-    for text, windows in list(test.items())[:1]:
-        protocol = {"windows": len(windows), "window": windows.shape[1], "sha256": fingerprint(windows), "text": text}
+    for text, protocol in list(protocols.items())[:1]:
         first, last = (row["perplexity"][text] for row in (done.rows[0], done.rows[-1]))
-        measured = {"before": first, "after": last, "protocol": {**protocol, "split": split_of(text, "test")}}
+        measured = {"before": first, "after": last, "protocol": protocol}
     more = {"model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device": arguments.device}
     return {**more, **report.as_dict(), "perplexity": measured, "rows": done.rows, "pruned": pruned}
 
