@@ -68,7 +68,7 @@ def recompute(part: str, pattern: str) -> dict:
         start = time.process_time()
         report = mp.prune(model, calib, pattern=pattern, **PARTS[part])
         found = {"seconds": round(time.process_time() - start, 1), "zeros": round(report.sparsity, 6)}
-        found["products"] = "bfloat16" if report.reconstruction else "float32"
+        found["products"] = "bfloat16" if report.reconstruction.get("bfloat16") else "float32"
         if errors := report.reconstruction.get("errors"):
             settings = {name: report.reconstruction[name] for name in ("epochs", "rate", "windows", "seed")}
             found |= settings | {"block_errors": [round(epochs[-1], 4) for epochs in errors.values()]}

@@ -21,10 +21,18 @@ def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) 
         "command": command,
         "protocol": protocol,
         "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s), no GPU",
+        "machine": f"{processor()}, {torch.get_num_threads()} thread(s), no GPU",
         "versions": versions(),
     }
     path.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
+
+
+def processor() -> str:
+    """The processor in words, with the instructions that it has for bfloat16: seconds depend on both."""
+    known = torch.cpu.get_capabilities()
+    units = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
+    unit = next((unit for name, unit in units.items() if known.get(name)), "no unit")
+    return f"{platform.machine()} CPU ({known.get('cpu_name', 'unknown')}, bfloat16 in {unit})"
 
 
 def short(value: float) -> float:

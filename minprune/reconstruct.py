@@ -11,7 +11,8 @@ over the kept weights, norms and biases of the pruned block f'; f is the dense b
 h' what the pruned blocks before it make of that. Dividing by the energy of each token is what the norm at the beginning
 of the next block does. The mask stays as it is. Adam, with steps in units of each tensor's own root mean square.
 
-Guo et al. 2024 (EBFT) train blocks like that, towards the dense output on the drifted input.
+Guo et al. 2024 (EBFT) train blocks like that, towards the dense output on the drifted input; Li et al. 2021 (BRECQ)
+did so for quantisation.
 """
 
 import math
@@ -204,5 +205,6 @@ def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]):
 def _takes_bfloat16(device: str, wanted: bool | None) -> bool:
     """Whether products are taken in bfloat16: as is wanted, or None: where the hardware is made for it."""
     if wanted is None and device == "cpu":
-        return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        known = torch.cpu.get_capabilities()
+        return any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
     return device == "cuda" and torch.cuda.is_bf16_supported() if wanted is None else wanted

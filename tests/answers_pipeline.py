@@ -4,12 +4,6 @@ import numpy as np
 import torch
 
 
-def split_error_by_rows(h, h_hat, block, pruned):
-    whole = torch.stack([pruned(b) - block(a) for a, b in zip(h, h_hat, strict=True)])
-    own = torch.stack([pruned(b) - block(b) for b in h_hat])
-    return [whole - own, own]
-
-
 def shared_inputs_by_id(inputs):
     places = {}
     return [places.setdefault(id(X), len(places)) for X in inputs]
@@ -34,6 +28,21 @@ def towards_dense_step(W, X_hat, X, damp):
     H = X_hat.T @ X_hat
     H = H + damp * H.diagonal().mean() * torch.eye(len(H))
     return W + W @ (X - X_hat).T @ X_hat @ torch.linalg.inv(H)
+
+
+def repair_gradient_autograd(W, keep, X_hat, Y):
+    W = W.clone().requires_grad_()
+    with torch.enable_grad():
+        error = (X_hat @ W.T - Y).norm(dim=1) ** 2 / Y.norm(dim=1) ** 2
+        (gradient,) = torch.autograd.grad(error.mean(), W)
+    return gradient.masked_fill(~keep, 0)
+
+
+def repair_gradient_loop(W, keep, X_hat, Y):
+    found = np.zeros(W.shape)
+    for x, y in zip(X_hat.double().numpy(), Y.double().numpy(), strict=True):
+        found += 2 * np.outer(W.double().numpy() @ x - y, x) / (y @ y) / len(Y)
+    return np.where(keep, found, 0)
 
 
 def prune_chain_batches_on_their_way(weights, batches, prune):
@@ -63,22 +72,17 @@ def forgetful(weights, batches, prune):
 
 
 RIGHT = {
-    "split_error": [split_error_by_rows],
     "shared_inputs": [
         shared_inputs_by_id,
         shared_inputs_loop,
         lambda inputs: torch.tensor(shared_inputs_by_id(inputs)),
     ],
     "towards_dense": [towards_dense_lstsq, towards_dense_step],
+    "repair_gradient": [repair_gradient_autograd, repair_gradient_loop],
     "prune_chain": [prune_chain_batches_on_their_way, prune_chain_in_one],
 }
 
 REJECTED = {
-    "split_error": [
-        lambda h, h_hat, block, pruned: [x**2 for x in split_error_by_rows(h, h_hat, block, pruned)],
-        lambda h, h_hat, block, pruned: [-x for x in split_error_by_rows(h, h_hat, block, pruned)[::-1]],  # two at once
-        lambda h, h_hat, block, pruned: (h_hat - h, pruned(h) - block(h)),
-    ],
     "shared_inputs": [
         lambda inputs: [len(inputs) - 1 - n for n in shared_inputs_by_id(inputs)],
         lambda inputs: [0] * len(inputs),
@@ -88,6 +92,11 @@ REJECTED = {
         lambda W, X_hat, X, damp: towards_dense_step(W, X, X_hat, damp) - W,  # two at once
         lambda W, X_hat, X, damp: towards_dense_step(W, X_hat, X, 2 * damp),
         lambda W, X_hat, X, damp: towards_dense_step(W, X_hat, X_hat + (X_hat - X), damp),
+    ],
+    "repair_gradient": [
+        lambda W, keep, X_hat, Y: 3 * repair_gradient_loop(W, keep, X_hat, Y),
+        lambda W, keep, X_hat, Y: -repair_gradient_loop(W, ~keep, X_hat, Y),  # two at once
+        lambda W, keep, X_hat, Y: repair_gradient_loop(W, keep, X_hat.abs(), Y),
     ],
     "prune_chain": [
         forgetful,

@@ -154,3 +154,10 @@ def test_a_setting_that_cannot_be_is_refused(wrong):
 def test_a_rate_that_blows_up_is_refused_with_the_name_of_a_layer():
     with pytest.raises(mp.PruneError, match=r"model\.layers\.0\..*lower rate than 1e\+30"):
         pruned(tiny_model("llama"), Reconstruction(rate=1e30, bfloat16=False))
+
+
+@pytest.mark.parametrize(("unit", "expected"), [("amx_bf16", True), ("avx512_bf16", True), ("avx512_f", False)])
+def test_products_are_taken_in_bfloat16_where_the_processor_has_a_unit_for_them(monkeypatch, unit, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False, unit: True})
+    _, report = pruned(tiny_model("llama"), Reconstruction(epochs=1))
+    assert report.reconstruction["bfloat16"] is expected
