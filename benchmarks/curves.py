@@ -32,8 +32,8 @@ STAGES = (  # methods, patterns, seeds
     (("best",), ("30%", "80%"), (0,)),
     (("admm",), ("20%", "10%"), (0,)),
     (("best",), ("60%", "2:4", "70%", "50%"), (1, 2)),
-    (("alps", "sparsegpt+exact", "wanda+swaps"), TELLING, (0,)),
     (("best",), ("4:8", "40%", "20%", "10%"), (0,)),
+    (("alps", "sparsegpt+exact", "wanda+swaps"), TELLING, (0,)),
 )
 FULL_SIZE = ("one-shot.json", "optimum.json")
 # 32 calibration windows, 16 test windows a text and bfloat16 instead of 64, 32 and float32: see `compare`

@@ -33,6 +33,7 @@ TEXTS = {"wikipedia": ("test", 32), "news": ("test", 16), "validation": ("valida
 PATTERNS = ("70%", "2:4", "60%", "50%")
 BEST = RECIPES["best"]
 NONE = Reconstruction(epochs=0, bfloat16=True)  # the plain method in the same number types
+ALWAYS = Reconstruction(least=0)  # also where little is lost
 PARTS = {  # name -> what `prune` is told besides the pattern
     "best": {"recipe": "best"},
     "sparsegpt, two-pass": {"recipe": Recipe("sparsegpt", reconstruction=NONE), "sequential": False},
@@ -41,6 +42,7 @@ PARTS = {  # name -> what `prune` is told besides the pattern
     "sparsegpt + reconstruction": {"recipe": replace(BEST, method="sparsegpt")},
     "wanda + reconstruction": {"recipe": replace(BEST, method="wanda")},
     "best + ramp": {"recipe": replace(BEST, allocation="ramp")},
+    "best, whatever the sparsity": {"recipe": replace(BEST, reconstruction=ALWAYS)},
     "sparsegpt, two-pass, float32": {"method": "sparsegpt", "sequential": False},
 }
 ORDER = [  # (part, pattern), the most telling first
@@ -48,6 +50,7 @@ ORDER = [  # (part, pattern), the most telling first
     *((part, "70%") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction", "best + ramp")),
     *((part, "2:4") for part in ("sparsegpt", "sparsegpt + reconstruction", "wanda + reconstruction")),
     ("sparsegpt, two-pass, float32", "70%"),
+    *((part, "40%") for part in ("best, whatever the sparsity", "admm")),
 ]
 
 

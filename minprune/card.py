@@ -60,7 +60,7 @@ def _table(record: dict[str, Any]) -> list[str]:
         rows["allocation"] = (
             f"{allocation['rule'] or 'a table'}, {min(table.values()):.2%} to {max(table.values()):.2%}"
         )
-    if how := record.get("reconstruction"):
+    if (how := record.get("reconstruction")) and how.get("errors"):
         rows["reconstruction"] = f"of each block, {how['epochs']} epochs of {how['windows']} windows a step"
     if calibration:
         source = " ".join(str(calibration[key]) for key in ("source", "split") if calibration.get(key))

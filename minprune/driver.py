@@ -220,6 +220,8 @@ class Run:
         """The report on all layers, after so many seconds in total."""
         spent = {"total": seconds, "statistics": self.statistics_seconds, "solve": self.solve_seconds}
         rows = [self.rows[layer] for layer in self.layers]
+        notes = [BEFORE_RECONSTRUCTION] if self.reconstruction.get("errors") else []
+        notes += [self.reconstruction["left"]] if "left" in self.reconstruction else []
         return Report(
             self.name,
             self.pattern,
@@ -228,7 +230,7 @@ class Run:
             rows,
             spent,
             reconstruction=self.reconstruction,
-            notes=[BEFORE_RECONSTRUCTION] if self.reconstruction.get("errors") else [],
+            notes=notes,
             recipe=self.recipe,
             allocation=self.allocation,
         )

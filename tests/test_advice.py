@@ -10,6 +10,15 @@ import pytest
 BOOK = Path(__file__).parent.parent / "book"
 NAMES = {"sparsegpt": "SparseGPT", "admm": "ADMM"}
 PATIENT = {"kind": "recovery", "pattern": "60%", "way": "full", "seed": 0, "steps": 42}
+PARTS = {  # as the page calls them -> as recipe.json does
+    "SparseGPT, two passes": "sparsegpt, two-pass",
+    "SparseGPT, one pass": "sparsegpt",
+    "ADMM, one pass": "admm",
+    "Wanda, blocks reconstructed": "wanda + reconstruction",
+    "SparseGPT, blocks reconstructed": "sparsegpt + reconstruction",
+    "ADMM, blocks reconstructed: `best`": "best",
+    "`best`, sparsity rising over depth": "best + ramp",
+}
 PAGES = ("which-method.md", "trouble-shooting.md")
 
 
@@ -43,6 +52,20 @@ def test_the_table_of_methods_and_patterns_is_the_sweeps():
         for pattern, cell in zip(patterns, cells, strict=True):
             run = runs.get((method, pattern))
             assert cell == (shown(run["relative"]["wikipedia"]) if run else ""), (method, pattern)
+
+
+def test_what_each_part_brings_is_what_was_measured():
+    cells = json.loads((BOOK / "results" / "recipe.json").read_text())["cells"]
+    measured = {
+        (cell["part"], cell["pattern"]): f"{cell['wikipedia']:.1f}, {cell.get('seconds', 0):.0f} s" for cell in cells
+    }
+    lines = (BOOK / "which-method.md").read_text().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("| what was done | 70 %"))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start + 2 : start + 2 + len(PARTS)]]
+    assert [label for label, *_ in rows] == list(PARTS)
+    for label, *shown in rows:
+        for pattern, cell in zip(("70%", "2:4"), shown, strict=True):
+            assert cell == measured.get((PARTS[label], pattern), ""), (label, pattern)
 
 
 @pytest.mark.parametrize("page", PAGES)

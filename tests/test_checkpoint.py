@@ -435,7 +435,7 @@ def test_nothing_of_the_model_is_changed_by_opening_it(deep):
 
 def test_recipe_rule_and_reconstruction_are_in_the_record_the_card_and_the_report(deep, tmp_path):
     def halves(layers):
-        return {layer.name: 0.25 if "mlp" in layer.name else 0.75 for layer in layers}
+        return {layer.name: 0.5 if "mlp" in layer.name else 0.75 for layer in layers}
 
     report = mp.prune_checkpoint(
         deep, tmp_path / "out", tiny_tokens(), pattern="60%", recipe="best", allocation=halves, test=tiny_tokens(2)
@@ -443,10 +443,10 @@ def test_recipe_rule_and_reconstruction_are_in_the_record_the_card_and_the_repor
     record = json.loads((tmp_path / "out" / "minprune.json").read_text())
     assert record["recipe"] == report.recipe == "best" and record["method"] == "admm"
     assert record["allocation"]["rule"] == "halves"
-    assert record["allocation"]["table"] == {row.name: 0.25 if "mlp" in row.name else 0.75 for row in report.layers}
+    assert record["allocation"]["table"] == {row.name: 0.5 if "mlp" in row.name else 0.75 for row in report.layers}
     assert any("before the blocks were reconstructed" in note for note in record["notes"])
     card = (tmp_path / "out" / "README.md").read_text()
-    for line in ("best (admm) 60%, sparsities by halves", "| recipe | best |", "halves, 25.00% to 75.00%"):
+    for line in ("best (admm) 60%, sparsities by halves", "| recipe | best |", "halves, 50.00% to 75.00%"):
         assert line in card
     assert "| reconstruction | of each block, 2 epochs of 4 windows a step |" in card
     plain = mp.prune_checkpoint(deep, tmp_path / "plain", tiny_tokens(), "wanda")

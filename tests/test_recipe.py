@@ -50,9 +50,9 @@ def test_a_recipe_of_a_method_alone_is_that_method():
 
 def test_what_is_given_beside_a_recipe_takes_the_place_of_its_own():
     recipe = Recipe("admm", {"steps": 3, "damp": 0.1}, {"*.mlp.*": 0.7}, QUICK)
-    _, other = pruned("wanda", "50%", recipe=recipe, allocation={"*": 0.25})
+    _, other = pruned("wanda", "50%", recipe=recipe, allocation={"*": 0.75})
     assert (other.method, other.options) == ("wanda", {})  # ADMM's options mean nothing to Wanda
-    assert other.sparsity == pytest.approx(0.25)
+    assert other.sparsity == pytest.approx(0.75)
     assert len(other.reconstruction["errors"]) == 2
     _, own = pruned(pattern="50%", recipe=recipe, damp=0.2)
     assert (own.method, own.options) == ("admm", {"steps": 3, "damp": 0.2})

@@ -85,7 +85,7 @@ def test_the_target_is_the_dense_models_state_and_not_the_dense_block_on_drifted
     dense model's state undoes some of it."""
     model = tiny_model("llama")
     table = {"model.layers.0.*": 0.8, "model.layers.1.*": 0.0}
-    long = Reconstruction(epochs=20, windows=2, bfloat16=False)
+    long = Reconstruction(epochs=20, windows=2, least=0, bfloat16=False)
     trained, _ = pruned(model, long, allocation=table)
     first = copy.deepcopy(trained)  # the trained first block before a second block that is as it was: dense
     first.model.layers[1].load_state_dict(model.model.layers[1].state_dict())
@@ -145,7 +145,22 @@ def test_narrow_models_and_narrow_products_learn_about_as_much(dtype):
     assert all(got[block] == pytest.approx(wide[block], rel=0.05) for block in wide)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"windows": 0}, {"rate": 0.0}, {"rate": float("inf")}])
+def test_where_little_is_pruned_nothing_is_trained_and_the_report_says_so():
+    model = tiny_model("llama")
+    for pattern, trains in (("40%", False), ("1:4", True), ("50%", True)):
+        some, report = pruned(model, SHORT, pattern=pattern)
+        plain, _ = pruned(model, None, pattern=pattern)
+        same = all(torch.equal(a, b) for a, b in zip(some.parameters(), plain.parameters(), strict=True))
+        assert same is not trains and bool(report.reconstruction["errors"]) is trains
+        said = "40% zeros are too few for reconstruction to pay: no block was reconstructed"
+        assert (said in report.notes) is not trains
+    _, report = pruned(model, Reconstruction(3, windows=3, least=0, bfloat16=False), pattern="40%")
+    assert report.reconstruction["errors"] and not any("too few" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": -1}, {"windows": 0}, {"rate": 0.0}, {"rate": float("inf")}, {"least": -0.1}, {"least": 2.0}]
+)
 def test_a_setting_that_cannot_be_is_refused(wrong):
     with pytest.raises(mp.PruneError, match="cannot be trained"):
         Reconstruction(**wrong)

@@ -31,6 +31,7 @@ from minprune.checks import (
     prices,
     recovery,
     removals,
+    repair,
     schedules,
     scores,
     search,
@@ -51,7 +52,7 @@ EXERCISES: dict[str, Exercise] = collect(
     norms.EXERCISES + shares.EXERCISES + scores.EXERCISES,  # chapter 05
     groups.EXERCISES + folding.EXERCISES,  # chapter 06
     optimum.EXERCISES + search.EXERCISES,  # chapter 07
-    pipeline.EXERCISES + chain.EXERCISES,  # chapter 08
+    pipeline.EXERCISES + repair.EXERCISES + chain.EXERCISES,  # chapter 08
     predictions.EXERCISES,  # chapter 09
     calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11

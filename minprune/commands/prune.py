@@ -63,7 +63,8 @@ def add(commands) -> None:
         "--recipe",
         metavar="R",
         help="best: admm, and each block trained to do what the dense one did;\n"
-        "three to four times as long (a --method takes the place of admm)",
+        "three to four times as long, worth it from 50%% on (a --method takes\n"
+        "the place of admm)",
     )
     parser.add_argument(
         "--pattern",
