@@ -115,7 +115,8 @@ def main() -> None:
         "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised, then bfloat16)",
         "calibration": f"wikipedia train, {PROTOCOL['samples']} x {PROTOCOL['length']} tokens, the run's seed",
         "test": f"wikipedia test and news test, {TEST_SAMPLES} x {PROTOCOL['length']} tokens each, evenly spaced",
-        "runs": f"{args.output.name}: one a line, each with its protocol, versions, date and seconds of pruning",
+        "runs": f"{args.output.name}: one a line, each with its protocol, versions, date and seconds of pruning "
+        "(of the machine that it ran on; there were two)",
         "cost": cost(args.output),
         "cells": "the methods' order by perplexity on wikipedia, seed 0, here and at full size (64 and 32 windows, "
         f"float32: {' and '.join(FULL_SIZE)}); relative: to the dense model's",
