@@ -134,12 +134,18 @@ def test_an_order_of_the_pipeline_drawn_anew_each_time_is_measured_again(monkeyp
 
 @pytest.mark.slow
 def test_a_calibration_drawn_anew_each_time_is_measured_again(monkeypatch):
-    """One cell of calibration.json; 6 %, as above. Not Python's manual, which differs by version, nor sampled text."""
+    """One cell of calibration.json whose model still speaks (less than ten times the dense perplexity); 6 %, as above.
+
+    With random tokens, at 15 times, two machines gave 252 and 275. Not Python's manual, which differs by version, nor
+    sampled text.
+    """
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import calibration
 
     cells = json.loads((ROOT / "book" / "results" / "calibration.json").read_text())["cells"]
-    cell = secrets.choice([cell for cell in cells if cell["source"] in ("wikipedia", "news", "random", "test")])
+    dense = next(cell["perplexity"]["wikipedia"] for cell in cells if cell["method"] == "dense")
+    speaks = [cell for cell in cells if cell["perplexity"]["wikipedia"] < 10 * dense]
+    cell = secrets.choice([cell for cell in speaks if cell["source"] in ("wikipedia", "news", "test")])
     print(f"recomputing {cell}", file=sys.stderr)
     found = calibration.recompute(cell)
     assert found.get("sha256") == cell.get("sha256")
