@@ -221,7 +221,7 @@ class Run:
         spent = {"total": seconds, "statistics": self.statistics_seconds, "solve": self.solve_seconds}
         rows = [self.rows[layer] for layer in self.layers]
         notes = [BEFORE_RECONSTRUCTION] if self.reconstruction.get("errors") else []
-        notes += [self.reconstruction["left"]] if "left" in self.reconstruction else []
+        notes += [self.reconstruction["skipped"]] if "skipped" in self.reconstruction else []
         return Report(
             self.name,
             self.pattern,

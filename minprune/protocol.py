@@ -220,9 +220,10 @@ def windows_of(
     dtype: str = "",
     say: Callable[[str], None] = lambda message: None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Windows as `load_tokens` cuts them without a seed, and for a file the protocol of `perplexity` on them.
+    """Windows (windows, length) as `load_tokens` cuts them without a seed, and how a perplexity on them is recorded.
 
-    Of a tokenizer that cannot map tokens to bytes, only the text, its split and the windows' shape are known.
+    That is the `Protocol` of `perplexity`, as a dict. Of a tokenizer that cannot map tokens to bytes, only the text,
+    its split and the windows' shape are known.
     """
     if not getattr(tokenizer, "is_fast", False):
         windows = load_tokens(tokenizer, source, split, samples, length, say=say)

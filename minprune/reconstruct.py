@@ -83,10 +83,11 @@ class Guide:
     """
 
     def __init__(self, model: "PreTrainedModel", run, how: Reconstruction):
-        wanted, left = _sparsity(run), {}
-        if how.epochs and wanted < how.least:
+        wanted, skipped = _sparsity(run), {}
+        if how.epochs and wanted < how.least - 1e-9:  # an average of shares is rounded
             how = replace(how, epochs=0)
-            left = {"left": f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"}
+            why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
+            skipped = {"skipped": why}
         self.run, self.how = run, how
         embeddings: Any = model.get_input_embeddings()
         self.device: str = embeddings.weight.device.type
@@ -97,7 +98,7 @@ class Guide:
             "bfloat16": self.bfloat16,
             "seconds": 0.0,
             "errors": {},
-            **left,
+            **skipped,
             **run.reconstruction,
         }
 

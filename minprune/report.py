@@ -33,10 +33,11 @@ class Report:
     """The recipe of a run, one row per layer, and where the time went (seconds: total, statistics, solve).
 
     perplexity: {"before", "after", "protocol"}, empty unless the run was given test tokens. reconstruction: its
-    settings, seconds, and for each block the relative error of its output in each epoch; empty if there was none. The
-    errors of the rows are from before it. notes: what the numbers do not say by themselves, such as that, or what was
-    found when the run was resumed. recipe: its name. allocation: {"rule", "table"}, the name of what chose the
-    sparsities (None for a user's table) and the table; empty if they are all alike.
+    settings, seconds, for each block the relative error of its output in each epoch, and why it was skipped if it was;
+    empty if the run has none. The errors of the rows are from before it. notes: what the numbers do not say by
+    themselves, such as that, or what was found when the run was resumed. recipe: its name. allocation: {"rule",
+    "table"}, the name of what chose the sparsities (None for a user's table) and the table; empty if they are all
+    alike.
     """
 
     method: str
