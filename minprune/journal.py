@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.output import claim, flush, move, write_errors, write_text
+from minprune.files import flush, sha256, write_text
+from minprune.output import claim, move, write_errors
 
 _WORK, _RECIPE, _JOURNAL = "unfinished", "recipe.json", "journal.jsonl"
 Hidden = Callable[[], dict[str, Tensor]] | None
@@ -67,13 +68,13 @@ class Journal:
         """The file of a finished block, if it still holds what was written."""
         line = self.lines.get(block)
         path = self.folder / line["file"] if line else None
-        return path if path and line and _sha256(path) == line["sha256"] else None
+        return path if path and line and _intact(path, line["sha256"]) else None
 
     def hidden(self) -> tuple[int, dict[str, Tensor]] | None:
         """(the number of blocks behind them, hidden states by name) of the last boundary that was kept undamaged."""
         for block in sorted(self.lines, reverse=True):
             saved = self.lines[block]["hidden"]
-            if saved and _sha256(self.work / saved["file"]) == saved["sha256"]:
+            if saved and _intact(self.work / saved["file"], saved["sha256"]):
                 return block + 1, load_file(self.work / saved["file"])
         return None
 
@@ -184,12 +185,11 @@ def _sealed(line: dict[str, Any]) -> str:
     return json.dumps({**line, "line": _digest(line)}) + "\n"
 
 
-def _sha256(path: Path) -> str | None:
+def _intact(path: Path, digest: str) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path) == digest
     except OSError:
-        return None
+        return False
 
 
 def _short(value) -> str:

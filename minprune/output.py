@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from minprune.card import model_card
 from minprune.errors import PruneError
+from minprune.files import write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,24 +128,6 @@ def write_errors(folder: Path) -> Iterator[None]:
         raise PruneError(
             f"cannot write the model to {folder.parent} ({_plain(error)}): free some space or choose another output"
         ) from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, all of it or nothing, and have it on the disk before this returns."""
-    part = path.with_name(path.name + ".tmp")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            flush(file)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def flush(file) -> None:
-    """Have what was written to an open file on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _json(value) -> str:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minprune as mp
-from minprune import output
+from minprune import files
 from minprune.cloze import grammar, last_word
 from minprune.protocol import measure
 
@@ -175,7 +175,7 @@ def test_a_file_for_the_numbers_is_written_whole_or_not_at_all(run, tiny_folder,
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output, "flush", full)
+    monkeypatch.setattr(files, "flush", full)
     code, out, err = run("eval", tiny_folder, *small, "--json", "found.json")
     assert code == 2 and "perplexity" in out and err == "minprune: No space left on device\n"
     assert os.listdir() == []

@@ -13,9 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minprune as mp
-from minprune import checkpoint, output
+from minprune import checkpoint, files, output
+from minprune.files import write_text
 from minprune.journal import unfinished
-from minprune.output import check_space, output_folder, write_model, write_text
+from minprune.output import check_space, output_folder, write_model
 from minprune.training.output import training_folder
 
 
@@ -122,7 +123,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output, "flush", full)
+    monkeypatch.setattr(files, "flush", full)
     with pytest.raises(OSError, match="No space left"):
         write_text(tmp_path / "found.json", "{}")
     assert os.listdir(tmp_path) == []

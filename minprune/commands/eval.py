@@ -21,7 +21,7 @@ from minprune.commands.common import (
     whole,
 )
 from minprune.errors import PruneError
-from minprune.output import write_text
+from minprune.files import write_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,6 @@ them. Nothing is unpickled, and no index is used before it was checked against t
 """
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
+from minprune.files import sha256, write_text
 from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
 from minprune.loading import one_line
 from minprune.model import Layer, find_layers
-from minprune.output import RECORD, output_folder, write_errors, write_text
+from minprune.output import RECORD, output_folder, write_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +88,7 @@ def write_exported(
             model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         save_file(arrays, folder / ARRAYS)
-        files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
         index = {"version": VERSION, "files": files, "matrices": entries}
         write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
         sizes = {"format": form, "bytes": sum(r.bytes for r in rows), "dense_bytes": sum(r.dense_bytes for r in rows)}
@@ -195,7 +195,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise PruneError(f"{path}: {problem}: copy or export the model again")
     for name, expected in index["files"].items():
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             raise PruneError(f"{folder / name} cannot be read ({error.strerror}): copy it again") from None
         if found != expected:
@@ -216,8 +216,3 @@ def _index_problems(index: Any) -> Iterator[str]:
         isinstance(entry, dict) and entry.get("format") in list(FORMATS) for entry in matrices.values()
     ):
         yield "it does not say the format of each matrix"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,65 @@
+"""Files from outside end in a value or one line; files of ours are whole."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minprune.errors import PruneError
+from minprune.files import check_regular, parse_json, read_json, whole_characters, write_text
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+)
+
+
+@given(VALUES)
+def test_json_comes_back_as_it_was(value):
+    assert parse_json(json.dumps(value)) == value
+
+
+@given(st.text())
+def test_every_text_can_be_encoded_afterwards(text):
+    whole = whole_characters(text)
+    whole.encode()
+    assert len(whole) == len(text)
+    assert all(new == old or new == "\ufffd" for new, old in zip(whole, text, strict=True))
+
+
+def test_half_a_surrogate_pair_in_json_is_replaced_and_a_whole_one_kept():
+    assert parse_json(r'{"a": ["x\ud83d", "\ud83d\ude00"]}') == {"a": ["x\ufffd", "\U0001f600"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b"9" * 6000, b"\xff\xfe", b"{", b"", b"[1]"],
+    ids=["deep", "digits", "utf", "cut", "empty", "list"],
+)
+def test_what_is_no_json_object_is_one_line(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(PruneError, match=r"config\.json") as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_pipe_a_device_and_a_folder_are_refused_without_being_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/null")):
+        with pytest.raises(PruneError, match="not a regular file"):
+            read_json(path)
+    check_regular(tmp_path / "missing")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "text"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud83d")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
