@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import scipy.special
 import torch
 
 
@@ -41,11 +40,21 @@ def merged_loop(W, keep, up, down, alpha):
     ]
 
 
-def distillation_numpy(student, teacher, tokens, T, share):
-    p, q = (scipy.special.log_softmax(x.double().numpy() / T, axis=-1) for x in (teacher, student))
-    text = scipy.special.log_softmax(student.double().numpy(), axis=-1)[:, :-1]
-    said = np.take_along_axis(text, tokens[:, 1:, None].numpy(), -1)
-    return share * T * T * (np.exp(p) * (p - q)).sum() / tokens.numel() - (1 - share) * said.mean()
+def distillation_by_hand(student, teacher, tokens, T, share):
+    """Position by position, with the largest logit taken off before anything is exponentiated."""
+
+    def logs(logits):
+        rest = logits - logits.max()
+        return rest - rest.exp().sum().log()
+
+    taught, said = [], []
+    for window, lessons, ids in zip(student.double(), teacher.double(), tokens.tolist(), strict=True):
+        for t, (x, y) in enumerate(zip(window, lessons, strict=True)):
+            p, q = logs(y / T), logs(x / T)
+            taught.append((p.exp() * (p - q)).sum())
+            if t + 1 < len(ids):
+                said.append(-logs(x)[ids[t + 1]])
+    return share * T * T * sum(taught) / len(taught) + (1 - share) * sum(said) / len(said)
 
 
 def distillation_torch(student, teacher, tokens, T, share):
@@ -72,7 +81,7 @@ def back_numpy(*perplexities):
 RIGHT = {
     "sparse_step": [step_torch, step_loop],
     "merged": [merged_numpy, merged_loop],
-    "distillation": [distillation_numpy, distillation_torch],
+    "distillation": [distillation_by_hand, distillation_torch],
     "came_back": [back_loop, back_numpy],
 }
 
@@ -91,11 +100,15 @@ REJECTED = {
         lambda W, keep, up, down, alpha: torch.where(keep, W, 0.0),
     ],
     "distillation": [
-        lambda student, teacher, tokens, T, share: distillation_numpy(teacher, student, tokens, 1.0, share),
-        lambda student, teacher, tokens, T, share: distillation_numpy(student, teacher, tokens, 1 / T, share),
+        lambda student, teacher, tokens, T, share: distillation_by_hand(teacher, student, tokens, 1.0, share),
+        lambda student, teacher, tokens, T, share: distillation_by_hand(student, teacher, tokens, 1 / T, share),
         lambda student, teacher, tokens, T, share: (student - teacher).square().mean(),
-        lambda student, teacher, tokens, T, share: distillation_numpy(student, teacher, tokens, T, share**2),
-        lambda student, teacher, tokens, T, share: distillation_numpy(student, teacher, tokens, T, 1 - share) / T,
+        lambda *args: distillation_torch(*args).item(),  # no gradient
+        lambda *args: distillation_torch(*args).detach().numpy(),
+        lambda *args: torch.tensor(distillation_torch(*args).item(), requires_grad=True),
+        lambda student, *args: (distillation_torch(student, *args) + distillation_torch(student.detach(), *args)) / 2,
+        lambda student, teacher, tokens, T, share: distillation_by_hand(student, teacher, tokens, T, share**2),
+        lambda student, teacher, tokens, T, share: distillation_by_hand(student, teacher, tokens, T, 1 - share) / T,
     ],
     "came_back": [
         lambda b, a, d, c: 1 - back_numpy(b, a, c, d),  # two at once

@@ -69,7 +69,7 @@ def ria_scores_loop(W, norms, power):
 RIGHT = {
     "input_norms": [input_norms_numpy, input_norms_loop],
     "error_split": [error_split_numpy, error_split_loop],
-    "wanda": [wanda_numpy, wanda_loop, lambda W, X, s: torch.tensor(wanda_numpy(W, X, s)).float()],
+    "wanda": [wanda_numpy, wanda_loop, lambda W, X, s: torch.tensor(wanda_numpy(W, X, s)).int()],
     "ria_scores": [ria_scores_numpy, ria_scores_loop],
 }
 

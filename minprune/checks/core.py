@@ -1,11 +1,12 @@
 """Self-checks: what an answer returns is compared with the right function, then with every known wrong one.
 
 An answer passes if it agrees with the reference on all cases. If it does not, but agrees with one wrong variant on
-all cases, the learner made that mistake, and the verdict names it. Anything else is told in plain words: the case,
-what was expected of it and what came. No name is given on a guess.
+all cases and with none of another name, the learner made that mistake, and the verdict names it. Anything else is told
+in plain words: a case, what was expected of it and what came, and which cases were right. No name is given on a guess.
 """
 
 import copy
+import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from minprune.checks.values import (
     arguments,
     difference,
     is_exact,
+    is_small,
     parts,
     read,
     same,
     shape_of,
     structure,
+    unfit,
     with_article,
 )
 from minprune.errors import PruneError
@@ -77,7 +80,8 @@ class Exercise:
     chapter: its number. title: what the function does, in a line. difficulty: 1 to 5, also the points.
     cases: returns the arguments to try, the same at every call. The reference returns a number, a tensor, or a
     tuple or list of these; answers may return the same as NumPy arrays or nested lists. Booleans and integers are
-    compared exactly, floats within rtol and atol. On arguments that are to be refused the reference raises.
+    compared exactly and must not be floats, floats within rtol and atol. On arguments that are to be refused the
+    reference raises. slope: the place of the argument in which the result must have the right gradient, as a loss has.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Exercise:
     difficulty: int = 1
     rtol: float = 1e-4
     atol: float = 1e-6
+    slope: int | None = None
 
     def __repr__(self) -> str:
         return f"<exercise {self.name} of chapter {self.chapter:02d}: {self.title}>"
@@ -100,16 +105,17 @@ class Exercise:
                 f"Pass the function itself, checks.{self.name}(your_function), not {with_article(answer)}."
             )
         cases = self.cases()
-        expected = [_run(self.reference, case) for case in cases]
-        got = [_run(answer, case) for case in cases]
-        wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._agree(e, e, g)]
+        expected = [_run(self.reference, case, self.slope) for case in cases]
+        got = [_run(answer, case, self.slope) for case in cases]
+        wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._right(e, g)]
         if not wrongs:
             return Verdict(self.name, True, f"Right on all {len(cases)} cases.", points=self.difficulty)
         matching = [w for w in self.wrong if self._same(expected, _runs(w.function, cases), got)]
         if matching and len({w.name for w in matching}) == 1:
             return self._fail(matching[0].message, matching[0].name)
-        first = wrongs[0]
-        return self._fail(self._explain(cases[first], expected[first], got[first]))
+        told = next((i for i in wrongs if is_small(cases[i].args) and not expected[i].error), wrongs[0])
+        message = self._explain(cases[told], expected[told], got[told])
+        return self._fail(message if _unwritten(got[told]) else f"{message}{_tally(cases, wrongs)}")
 
     def agree(self, one: Callable, other: Callable) -> bool:
         """Whether two functions cannot be told apart by the cases of this exercise."""
@@ -118,6 +124,17 @@ class Exercise:
 
     def _fail(self, message: str, bug: str | None = None) -> Verdict:
         return Verdict(self.name, False, message, bug)
+
+    def _right(self, expected: "_Outcome", got: "_Outcome") -> bool:
+        """Whether an outcome is the expected one, in kind and gradient as well."""
+        if not self._agree(expected, expected, got):
+            return False
+        return bool(expected.error) or (not any(unfit(got.value, expected.value)) and self._same_slope(expected, got))
+
+    def _same_slope(self, expected: "_Outcome", got: "_Outcome") -> bool:
+        if expected.slope is None:
+            return True
+        return got.slope is not None and bool(self._close(expected.slope, got.slope, exact=False).all())
 
     def _same(self, like: "Iterable[_Outcome]", one: "Iterable[_Outcome]", other: "Iterable[_Outcome]") -> bool:
         """Whether all outcomes agree; what comes after the first that do not is never run."""
@@ -173,17 +190,32 @@ class Exercise:
             close = self._close(target, value, is_exact(part))
             if not bool(close.all()):
                 return f"{where} {difference(name, part, target, value, close)}"
-        raise AssertionError("no difference to explain")
+        for number, (part, floats) in enumerate(zip(wanted, unfit(got.value, expected.value), strict=True)):
+            if floats:
+                name = "your result" if len(wanted) == 1 else f"item {number} of your result"
+                kind = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
+                return f"{where} {name} should hold {kind}, and holds floats ({floats}). The values are right."
+        return self._explain_slope(where, got)
+
+    def _explain_slope(self, where: str, got: "_Outcome") -> str:
+        name = list(inspect.signature(self.reference).parameters)[self.slope or 0]
+        if got.slope is None:
+            return (
+                f"{where} the value is right, but it has no gradient in `{name}`, so nothing could learn from it. Stay "
+                "with tensors of torch from beginning to end, without `.item()`, `.detach()` or NumPy."
+            )
+        return f"{where} the value is right, but its gradient in `{name}` is not. Is a part of it detached?"
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a call did. changed: the name of the first argument that it modified."""
+    """What a call did. changed: the name of the first argument that it modified. slope: the gradient, if asked for."""
 
     value: Any = None
     error: BaseException | None = None
     changed: str | None = None
     line: int | None = None
+    slope: Tensor | None = None
 
 
 def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:
@@ -201,7 +233,7 @@ def _runs(function: Callable, cases: Sequence[Case]) -> Iterator[_Outcome]:
         yield _run(function, case)
 
 
-def _run(function: Callable, case: Case) -> _Outcome:
+def _run(function: Callable, case: Case, slope: int | None = None) -> _Outcome:
     args = copy.deepcopy(case.args)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -211,7 +243,37 @@ def _run(function: Callable, case: Case) -> _Outcome:
     changed = next(
         (n for n, a, b in zip(argument_names(function, args), case.args, args, strict=True) if not same(a, b)), None
     )
-    return _Outcome(value, changed=changed)
+    return _Outcome(value, changed=changed, slope=None if slope is None else _slope(function, case, slope))
+
+
+def _slope(function: Callable, case: Case, place: int) -> Tensor | None:
+    """The gradient of the result in the argument at `place`; None if there is none."""
+    args = copy.deepcopy(case.args)
+    args[place].requires_grad_()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            (gradient,) = torch.autograd.grad(function(*args), args[place], allow_unused=True)
+    except Exception:
+        return None
+    return None if gradient is None else gradient.double()
+
+
+def _tally(cases: Sequence[Case], wrongs: Sequence[int]) -> str:
+    """Which cases were right and which were not, as one more sentence; of a single case there is nothing to say."""
+    if len(wrongs) == len(cases):
+        return f" None of the {len(cases)} cases is right." if len(cases) > 1 else ""
+    right = [case.label for i, case in enumerate(cases) if i not in wrongs]
+    return f" Right on {_listed(right)}; wrong on {_listed([cases[i].label for i in wrongs])}."
+
+
+def _listed(labels: Sequence[str], most: int = 4) -> str:
+    """Labels in a line, no more than `most` by name."""
+    rest = len(labels) - most
+    return "; ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _unwritten(got: _Outcome) -> bool:
+    return isinstance(got.error, NotImplementedError)
 
 
 def _line(function: Callable, error: BaseException) -> int | None:
@@ -225,7 +287,7 @@ def _line(function: Callable, error: BaseException) -> int | None:
 
 
 def _explain_error(where: str, got: _Outcome) -> str:
-    if isinstance(got.error, NotImplementedError):
+    if _unwritten(got):
         return "Nothing is written yet: replace the line that raises NotImplementedError."
     line = f" in its line {got.line}" if got.line else ""
     reason = (str(got.error).strip() or "no message").splitlines()

@@ -63,6 +63,7 @@ distillation = Exercise(
     reference=_Distillation(),
     difficulty=4,
     atol=1e-5,
+    slope=0,
     wrong=(
         Wrong(
             "T squared is missing",

@@ -22,7 +22,8 @@ def argument_names(function: Callable, args: tuple) -> list[str]:
 def same(a: Any, b: Any) -> bool:
     """Whether two arguments are equal, dtype and shape included."""
     if isinstance(a, Tensor):
-        return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+        equal = a.shape == b.shape and a.dtype == b.dtype
+        return equal and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is not equal to itself
     if isinstance(a, np.ndarray):
         return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == "f"))
     if isinstance(a, (list, tuple)):
@@ -54,7 +55,8 @@ def as_tensor(value: Any) -> Tensor | None:
         if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) and v.ndim for v in value):
             value = torch.stack([torch.as_tensor(v) for v in value])
         if isinstance(value, (bool, int, float, list, tuple, Tensor, np.ndarray, np.generic)):
-            return torch.as_tensor(value).detach().double()
+            tensor = torch.as_tensor(value).detach()
+            return None if tensor.is_complex() else tensor.double()
     except (TypeError, ValueError, RuntimeError):
         pass
     return None
@@ -63,6 +65,26 @@ def as_tensor(value: Any) -> Tensor | None:
 def is_exact(part: Any) -> bool:
     """Whether a part of the result is compared without tolerance: booleans and whole numbers are."""
     return not torch.as_tensor(part).is_floating_point()
+
+
+def unfit(value: Any, like: Any) -> list[str | None]:
+    """For each part of a result that can be read: what it holds, if that is a kind of number which was not asked for.
+
+    Where True and False or whole numbers are asked for, floats are no answer, however round: they index nothing, and
+    a mask of floats cannot be inverted. 0 and 1 are a mask, and whole numbers are floats to anyone who asks for these.
+    """
+    values = parts(value) if isinstance(like, (tuple, list)) and isinstance(value, (tuple, list)) else [value]
+    wanted = parts(like)
+    values = values if len(values) == len(wanted) else [value] * len(wanted)
+    return [_floats(v) if is_exact(w) else None for v, w in zip(values, wanted, strict=True)]
+
+
+def _floats(value: Any) -> str | None:
+    """The type of the floats that a value holds, or None if it holds none: an empty list may be of any type."""
+    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) and v.ndim for v in value):
+        value = torch.stack([torch.as_tensor(v) for v in value])
+    tensor = torch.as_tensor(value)
+    return str(tensor.dtype).removeprefix("torch.") if tensor.is_floating_point() and tensor.numel() else None
 
 
 def difference(name: str, part: Any, target: Tensor, value: Tensor, close: Tensor) -> str:
@@ -92,16 +114,42 @@ def in_digits(value: Tensor) -> str:
 
 
 def arguments(function: Callable, case_args: tuple) -> str:
-    """ "W: 4 x 6, sparsity = 0.5"."""
+    """The arguments in a line: "W: 40 x 60, sparsity = 0.5", and numbers where these are few: "w = [1, -2.5]"."""
     described = []
+    written = is_small(case_args)
     for name, value in zip(argument_names(function, case_args), case_args, strict=True):
-        if isinstance(value, (Tensor, np.ndarray)):
+        if callable(value):
+            described.append(f"{name}: a function")
+        elif isinstance(value, (Tensor, np.ndarray)) and not written:
             described.append(f"{name}: {size(value)}")
-        elif isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+        elif isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value) and not written:
             described.append(f"{name}: {len(value)} tensors")
         else:
-            described.append(f"{name} = {value!r}")
+            described.append(f"{name} = {literal(value)}")
     return ", ".join(described)
+
+
+SMALL = 24  # numbers that a reader can follow in a line
+
+
+def is_small(case_args: tuple) -> bool:
+    """Whether all numbers of the arguments fit into a message."""
+    return sum(map(_count, case_args)) <= SMALL
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return int(np.prod(value.shape))
+    return sum(map(_count, value)) if isinstance(value, (list, tuple)) else 0
+
+
+def literal(value: Any) -> str:
+    """A value as Python writes it, floats with four digits."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(literal, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else repr(value)
 
 
 def size(value: Any) -> str:
