@@ -10,7 +10,7 @@ Left out: models with blocks that hand each other more than hidden states.
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from minprune.output import PAGE, check_space, write_errors, write_model
 from minprune.page import write_page
 from minprune.patterns import Pattern
 from minprune.recipe import Recipe, adjusted
-from minprune.reconstruct import Guide, Reconstruction
+from minprune.reconstruct import Guide, Reconstruction, resolved
 from minprune.report import LayerRow, Report, versions
 from minprune.stages import Walk
 from minprune.stream import Whole, open_checkpoint
@@ -38,6 +38,7 @@ from minprune.watch import one_by_one
 _TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def prune_checkpoint(
     src: str | Path,
@@ -79,11 +80,13 @@ def prune_checkpoint(
             check_windows(source.model, test)
             if test.shape[1] < 2:
                 raise PruneError("test windows of 1 token predict nothing: use length 2 or more")
+        how, skipped = resolved(chosen.reconstruction, source.model, run) if chosen.reconstruction else (None, "")
         facts = {
             "method": run.name,
             "pattern": run.pattern,
             "options": run.options,
-            "reconstruction": chosen.reconstruction and asdict(chosen.reconstruction),
+            "products in bfloat16": bool(how and how.bfloat16),
+            "reconstruction": how and asdict(how),
             "layers": {layer.name: str(run.patterns[layer]) for layer in run.layers},
             "sequential": sequential,
             "dtype": str(source.model.dtype).removeprefix("torch."),
@@ -98,7 +101,8 @@ def prune_checkpoint(
             source.check_finite(str(src))
         check_space(journal.folder, source.model, journal.bytes())
         with run.bar, one_by_one(source.model, run.layers):
-            job = _Job(source, run, journal, test, sequential, chosen.reconstruction, start)
+            guide = (how, skipped) if how else None
+            job = _Job(source, run, journal, test, sequential, guide, start)
             perplexities = job.all_blocks()
         report, texts = run.report(job.seconds()), texts or {}
         report.notes += job.notes
@@ -143,7 +147,7 @@ class _Job:
         journal: Journal,
         test: Tensor | None,
         sequential: bool,
-        reconstruction: Reconstruction | None,
+        reconstruction: tuple[Reconstruction, str] | None,
         start: float,
     ):
         self.source, self.run, self.journal, self.test = source, run, journal, test
@@ -169,10 +173,13 @@ class _Job:
             if test is not None:
                 parts = test.to(source.device).split(_TEST_BATCH)
                 batches |= {"dense": parts, "pruned": parts}
-            self.walks = {name: Walk(source.model, parts) for name, parts in batches.items() if parts}
             if reconstruction:
-                self.guide = Guide(source.model, run, reconstruction)
+                self.guide = Guide(source.model, run, *reconstruction)
                 self.walks["guide"] = self.guide.walk
+            for name, parts in batches.items():
+                products = self.guide.products if self.guide and name == "calib" else nullcontext
+                if parts:
+                    self.walks[name] = Walk(source.model, parts, products)
             for name, walk in self.walks.items():
                 if self.first:
                     walk.hidden = [
@@ -193,8 +200,7 @@ class _Job:
             if path := self.files.get(block):
                 source.restore(block, path)
                 if "calib" in self.walks:
-                    with self._products():
-                        self.walks["calib"].through(block)
+                    self.walks["calib"].through(block)
             else:
                 self._prune(block)
             if "pruned" in self.walks:
@@ -204,8 +210,7 @@ class _Job:
             source.free(block)
         found = {"before": self._perplexity("dense")} if self.test is not None else {}  # the head is still dense
         if "calib" in self.walks:
-            with self._products():
-                self.walks["calib"].prune_head(run)
+            self.walks["calib"].prune_head(run)
         for layer in run.layers:
             if run.calib is None and layer not in run.rows:
                 run.prune(layer, None)
@@ -236,9 +241,6 @@ class _Job:
 
     def _hidden(self) -> dict[str, Tensor]:
         return {name: torch.cat(walk.hidden) for name, walk in self.walks.items()}
-
-    def _products(self) -> AbstractContextManager:
-        return self.guide.products() if self.guide else nullcontext()
 
     def seconds(self) -> float:
         """Since the beginning, in this run and the ones that it goes on with."""

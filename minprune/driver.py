@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minprune.allocate import Allocation, allocate, told
+from minprune.arithmetic import exact_arithmetic
 from minprune.data import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import get_method
@@ -33,9 +34,8 @@ from minprune.watch import Receive, one_by_one, watch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SAMPLE = 2048  # tokens on which the layer error of a method without a Gram matrix is measured
 
-
+@torch.inference_mode(False)  # in which the driver could not see that a tensor was changed in place
 @torch.no_grad()
 def prune(
     model: "PreTrainedModel",
@@ -88,36 +88,6 @@ def prune(
     return run.report(time.perf_counter() - start)
 
 
-class Observed:
-    """What is remembered of the inputs of one layer, or of several that read the same tensor."""
-
-    def __init__(self, d_in: int, needs: str, stride: int, dtype: torch.dtype, device: torch.device):
-        self.dtype = torch.promote_types(dtype, torch.float32)  # of all sums: float64 for a float64 model
-        gram = needs == "gram"
-        self.stats = Statistics(d_in, gram, self.dtype, device) if needs != "nothing" else None
-        self.stride = 0 if gram else stride
-        self.sample: list[Tensor] = []
-
-    def update(self, X: Tensor) -> None:
-        """Add the inputs X (..., tokens, d_in)."""
-        if self.stats:
-            self.stats.update(X)
-        if self.stride:
-            self.sample.append(X[..., :: self.stride, :].reshape(-1, X.shape[-1]).to(self.dtype))
-
-    def energy(self) -> float:
-        """The sum of all squared inputs (of the sample, if no more is known)."""
-        return float(self.stats.sq_norm.sum() if self.stats else sum(X.square().sum() for X in self.sample))
-
-    def error(self, W: Tensor, W_pruned: Tensor) -> float:
-        """The relative layer error on all tokens if there is a Gram matrix, else on the sample."""
-        if self.stats and not self.stride:
-            return layer_error(W, W_pruned, self.stats.gram)
-        X = torch.cat(self.sample)  # (tokens, d_in)
-        lost, whole = (float((X @ M.to(X).T).square().sum()) for M in (W - W_pruned, W))
-        return float(lost > 0) if whole <= 0 else lost / whole  # NaN stays NaN
-
-
 class Run:
     """One call of `prune` or `prune_checkpoint`: checks its arguments, prunes a layer it is given, keeps the books.
 
@@ -138,14 +108,13 @@ class Run:
             raise PruneError(f"method {method!r} needs calibration tokens: pass calib")
         if batch_size is not None and batch_size < 1:
             raise PruneError(f"batch size {batch_size} is not positive")
-        self.calib, self.batches, self.stride = None, (), 1
+        self.calib, self.batches = None, ()
         if calib is not None:
             if not isinstance(calib, Tensor):
                 raise PruneError(f"calib is a {type(calib).__name__}: it must be a tensor, such as load_tokens gives")
             check_windows(model, calib)
             self.calib = calib.to(model.get_input_embeddings().weight.device)
             self.batches = self.calib.split(batch_size or len(calib))
-            self.stride = max(1, calib.numel() // _SAMPLE)
         self.name, self.pattern, self.recipe = method, str(read_pattern(pattern)), recipe.name
         self.allocation = told(recipe.allocation, self.patterns)
         self.rows: dict[Layer, LayerRow] = {}
@@ -163,24 +132,31 @@ class Run:
         """The layers whose names begin with prefix, such as "model.layers.3."."""
         return [layer for layer in self.layers if layer.name.startswith(prefix)]
 
-    def observe(self, X: Tensor, into: Observed | None = None) -> Observed:
-        """Take the statistics of X (..., d_in), into what is there or anew."""
-        start = time.perf_counter()
-        observed = into or Observed(X.shape[-1], self.needs, self.stride, X.dtype, X.device)
-        observed.update(X)
-        self.statistics_seconds += time.perf_counter() - start
-        return observed
+    @exact_arithmetic()
+    def observe(self, X: Tensor, into: Statistics | None = None) -> Statistics:
+        """Take the statistics of X (..., d_in), into what is there or anew.
 
-    def prune(self, layer: Layer, observed: Observed | None) -> None:
-        """Prune one layer in place, given its inputs, and add its row."""
-        start, W, notes = time.perf_counter(), layer.weight, []
-        stats, energy = (observed.stats, observed.energy()) if observed else (None, None)
+        The Gram matrix is always among them: a method may do without, but the layer error is that of all tokens.
+        """
+        start = time.perf_counter()
+        dtype = torch.promote_types(X.dtype, torch.float32)  # float64 for a float64 model
+        stats = (into or Statistics(X.shape[-1], dtype=dtype, device=X.device)).update(X)
+        self.statistics_seconds += time.perf_counter() - start
+        return stats
+
+    @exact_arithmetic()
+    def prune(self, layer: Layer, observed: Statistics | None) -> None:
+        """Prune one layer in place, given its inputs, and add its row.
+
+        This is called from within the forward pass, whose number types are not those of a solve.
+        """
+        start, W, notes, stats = time.perf_counter(), layer.weight, [], observed
+        energy = None if stats is None else float(stats.sq_norm.sum())
         if energy is not None and not energy < float("inf"):
             raise PruneError(f"{layer.name}: its inputs hold NaN or infinity: check the model and its dtype")
-        if energy == 0:  # whatever is pruned, the output stays zero, so there is no error to measure either
-            observed = None
-            if stats:
-                stats = stats.of_equal_inputs()
+        if stats and energy == 0:  # whatever is pruned, the output stays zero, so there is no error to measure either
+            observed, stats = None, stats.of_equal_inputs()
+            if self.needs != "nothing":
                 notes = ["all its inputs were zero: pruned as if they were equally large"]
         try:
             result = self.method(W, stats, self.patterns[layer], **self.options)
@@ -188,16 +164,17 @@ class Run:
             raise PruneError(f"{layer.name}: {reason}") from reason
         seconds = time.perf_counter() - start
         self.solve_seconds += seconds
-        error = observed.error(W, result.weight) if observed else None
+        error = layer_error(W, result.weight, observed.gram) if observed else None
         if error is not None and not error < float("inf"):
             raise PruneError(f"{layer.name}: its outputs are too large for {W.dtype}: check the model and its dtype")
         W.copy_(result.weight)
+        torch.clear_autocast_cache()  # a caller's autocast may remember the dense weight in its own type
         note = "; ".join(note for note in (*notes, result.note) if note)
         self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, note))
 
     def on_sight(self) -> Receive:
         """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""
-        last: tuple[Tensor, int, Observed] | None = None  # the tensor itself: its address may be used again after it
+        last: tuple[Tensor, int, Statistics] | None = None  # the tensor itself: its address may be used again after it
 
         def receive(layer: Layer, X: Tensor) -> None:
             nonlocal last

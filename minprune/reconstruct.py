@@ -17,7 +17,7 @@ did so for quantisation.
 
 import math
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,9 @@ class Reconstruction:
     rate: the largest step, relative to the root mean square of what each tensor keeps; it falls to 0 as half a cosine.
     windows: in one step. seed: of the order of the steps. least: below that share of zeros over all layers nothing is
     trained; at 40 % it gained less than one per cent for three times the time (book/results/recipe.json). bfloat16:
-    whether matrix products are taken in that type (sums, weights and statistics stay in float32); None: where the
-    hardware multiplies it faster. Models that are not in float32 keep their type. Raises `PruneError` for a setting
-    that cannot be.
+    whether forward passes take their matrix products in that type (statistics, solves, sums and weights stay in
+    float32); None: where blocks are trained and the hardware multiplies it faster. Models that are not in float32 keep
+    their type. Raises `PruneError` for a setting that cannot be.
     """
 
     epochs: int = 2
@@ -66,69 +66,77 @@ def run_reconstructed(model: "PreTrainedModel", run, how: Reconstruction, whole_
 
     whole_block: as in `run_staged`.
     """
-    walk, guide = Walk(model, run.batches), Guide(model, run, how)
+    guide = Guide(model, run, *resolved(how, model, run))
+    walk = Walk(model, run.batches, guide.products)
     for index in range(len(walk.blocks)):
         guide.see(index)
         guide.prune(walk, index, whole_block)
-    with guide.products():
-        walk.prune_head(run)
+    walk.prune_head(run)
+
+
+def resolved(how: Reconstruction, model: "PreTrainedModel", run) -> tuple[Reconstruction, str]:
+    """The settings that a run really has, the hardware's answer among them, and why nothing is trained, if so.
+
+    Where too little is pruned nothing is trained and nothing is taken in bfloat16: it is the method alone, bit for bit.
+    """
+    wanted = _sparsity(run)
+    if how.epochs and wanted < how.least - 1e-9:  # an average of shares is rounded
+        why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
+        return replace(how, epochs=0, bfloat16=False), why
+    chosen = how.epochs > 0 and _multiplies_bfloat16(_device(model)) if how.bfloat16 is None else how.bfloat16
+    return replace(how, bfloat16=chosen and model.dtype == torch.float32), ""
 
 
 class Guide:
     """What the dense model makes of the calibration windows, and the training of blocks towards it.
 
-    Only the block that is named need have its weights at hand. The settings, seconds, and each block's errors go to
-    `run.reconstruction`, and why nothing is trained if so little is pruned. walk: the windows as they come in steps, on
-    their way through the dense model.
+    Only the block that is named need have its weights at hand. how, skipped: as they were `resolved`; they go to
+    `run.reconstruction`, and so do seconds and each block's errors. walk: the windows as they come in steps, on their
+    way through the dense model.
     """
 
-    def __init__(self, model: "PreTrainedModel", run, how: Reconstruction):
-        wanted, skipped = _sparsity(run), {}
-        if how.epochs and wanted < how.least - 1e-9:  # an average of shares is rounded
-            how = replace(how, epochs=0)
-            why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
-            skipped = {"skipped": why}
-        self.run, self.how = run, how
-        embeddings: Any = model.get_input_embeddings()
-        self.device: str = embeddings.weight.device.type
-        self.walk = Walk(model, run.calib.split(how.windows) if how.epochs else ())
-        self.bfloat16 = model.dtype == torch.float32 and _takes_bfloat16(self.device, how.bfloat16)
+    def __init__(self, model: "PreTrainedModel", run, how: Reconstruction, skipped: str = ""):
+        self.run, self.how, self.device = run, how, _device(model)
+        self.walk = Walk(model, run.calib.split(how.windows) if how.epochs else (), self.products)
         run.reconstruction = {  # a run that goes on has some of it already
             **asdict(how),
-            "bfloat16": self.bfloat16,
             "seconds": 0.0,
             "errors": {},
-            **skipped,
+            **({"skipped": skipped} if skipped else {}),
             **run.reconstruction,
         }
 
     def see(self, index: int) -> None:
         """Look at block `index` while it is dense."""
         start = time.perf_counter()
-        with self.products():
-            self.walk.through(index)
+        self.walk.through(index)
         self.run.reconstruction["seconds"] += time.perf_counter() - start
 
     def prune(self, walk: Walk, index: int, whole_block: bool = False) -> None:
         """Prune block `index`, which was seen, on what `walk` brings there, train it, and send `walk` through it."""
         inputs, layers = list(walk.hidden), self.run.layers_under(f"{walk.prefix}.{index}.")
-        with self.products():
-            walk.prune(index, self.run, whole_block)
-            if not self.how.epochs or not layers:
-                return
-            start, calls = time.perf_counter(), [calls[index] for calls in self.walk.calls]
-            steps = torch.cat(inputs).split(self.how.windows)
-            errors = fit_block(walk.blocks[index], layers, calls, steps, self.walk.hidden, self.how)
-            walk.hidden = inputs
-            walk.through(index)
+        walk.prune(index, self.run, whole_block)
+        if not self.how.epochs or not layers:
+            return
+        start, calls = time.perf_counter(), [calls[index] for calls in self.walk.calls]
+        steps = torch.cat(inputs).split(self.how.windows)
+        errors = fit_block(walk.blocks[index], layers, calls, steps, self.walk.hidden, self.how, self.products)
+        walk.hidden = inputs
+        walk.through(index)
         self.run.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
         self.run.reconstruction["seconds"] += time.perf_counter() - start
 
     def products(self):
-        """While open, a float32 model takes its matrix products in bfloat16, if that was chosen."""
-        return torch.autocast(  # without a cache: weights change while it is open
-            self.device, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False
-        )
+        """While open, a float32 model takes its matrix products in bfloat16, if that was chosen: for forward passes.
+
+        Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`.
+        """
+        return torch.autocast(self.device, torch.bfloat16, enabled=bool(self.how.bfloat16), cache_enabled=False)
+
+
+def _device(model: "PreTrainedModel") -> str:
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight.device.type
 
 
 def _sparsity(run) -> float:
@@ -137,11 +145,14 @@ def _sparsity(run) -> float:
     return zeros / sum(layer.weight.numel() for layer in run.layers)
 
 
-def fit_block(block: nn.Module, layers: list[Layer], calls, inputs, targets, how: Reconstruction) -> list[float]:
+def fit_block(
+    block: nn.Module, layers: list[Layer], calls, inputs, targets, how: Reconstruction, products=nullcontext
+) -> list[float]:
     """Train a block in place; what is zero in `layers` stays zero, and other matrices stay as they are.
 
     calls: how to call it for each step's windows (see `Walk`). inputs, targets: for each step (windows, length,
-    d_model). Returns the mean relative error of each epoch, measured before each step.
+    d_model). products: makes a context that is open around each forward pass. Returns the mean relative error of each
+    epoch, measured before each step.
     """
     kept = _trainable(block, layers)
     masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in kept]
@@ -161,7 +172,9 @@ def fit_block(block: nn.Module, layers: list[Layer], calls, inputs, targets, how
                 share = min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * share
-                loss = _lost(calls[batch].replay(block, inputs[batch]), targets[batch])
+                with products():
+                    out = calls[batch].replay(block, inputs[batch])
+                loss = _lost(out, targets[batch])
                 loss.backward()
                 for (parameter, keep), master in zip(kept.items(), masters, strict=True):
                     master.grad = None if parameter.grad is None else parameter.grad.to(master) * keep
@@ -218,9 +231,9 @@ def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]):
             parameter.grad = None
 
 
-def _takes_bfloat16(device: str, wanted: bool | None) -> bool:
-    """Whether products are taken in bfloat16: as is wanted, or None: where the hardware is made for it."""
-    if wanted is None and device == "cpu":
-        known = torch.cpu.get_capabilities()
+def _multiplies_bfloat16(device: str) -> bool:
+    """Whether the hardware is made for products in bfloat16."""
+    if device == "cpu":
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
         return any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return device == "cuda" and torch.cuda.is_bf16_supported() if wanted is None else wanted
+    return device == "cuda" and torch.cuda.is_bf16_supported()

@@ -5,7 +5,8 @@ run up to that group, their statistics are merged, the group is pruned, and the 
 order and the statistics are those of one pass, so the result is too, up to the rounding of the sums.
 """
 
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from minprune.model import Layer, backbone, decoder_blocks
+from minprune.statistics import Statistics
 from minprune.watch import watch
 
 if TYPE_CHECKING:
@@ -39,10 +41,16 @@ class Walk:
 
     batches: token ids, each (windows, length). hidden: per batch the input of the next block, (windows, length,
     d_model). Only the block that is named need have its weights at hand, and the first one at the beginning.
+    products: makes a context that is open around each forward pass through a block, such as one of narrow products.
     """
 
-    def __init__(self, model: "PreTrainedModel", batches: tuple[Tensor, ...]):
-        self.model, self.batches = model, batches
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        batches: tuple[Tensor, ...],
+        products: Callable[[], AbstractContextManager] = nullcontext,
+    ):
+        self.model, self.batches, self.products = model, batches, products
         self.prefix, self.blocks = decoder_blocks(model)
         recorded = [record_calls(model, self.blocks, batch) for batch in batches]
         self.hidden = [hidden for hidden, _ in recorded]
@@ -51,7 +59,8 @@ class Walk:
     def through(self, index: int) -> None:
         """Send every batch through block `index` as it is."""
         for batch, calls in enumerate(self.calls):
-            self.hidden[batch] = calls[index].replay(self.blocks[index], self.hidden[batch])
+            with self.products():
+                self.hidden[batch] = calls[index].replay(self.blocks[index], self.hidden[batch])
 
     def prune(self, index: int, run, whole_block: bool = False) -> None:
         """Prune the layers of block `index` on what the batches bring there, and send every batch through it."""
@@ -65,7 +74,7 @@ class Walk:
             for calls, hidden in zip(self.calls, self.hidden, strict=True):
                 group.start_batch()
                 try:
-                    with watch(todo, group.receive):
+                    with self.products(), watch(todo, group.receive):
                         calls[index].replay(block, hidden)
                 except _Enough:
                     pass
@@ -82,7 +91,8 @@ class Walk:
             observed = None
             with self.at_the_end():
                 for batch in self.batches:
-                    out = backbone(self.model)(input_ids=batch, use_cache=False).last_hidden_state
+                    with self.products():
+                        out = backbone(self.model)(input_ids=batch, use_cache=False).last_hidden_state
                     observed = run.observe(out, observed)
             run.prune(layer, observed)
 
@@ -112,7 +122,7 @@ class _Group:
 
     def __init__(self, todo: list[Layer], run, whole_block: bool):
         self.todo, self.run, self.whole_block = set(todo), run, whole_block
-        self.observed: dict[Layer, Any] = {}  # layer -> the driver's Observed; layers that share a tensor share it
+        self.observed: dict[Layer, Statistics] = {}  # layers that share a tensor share them
         self.latest: Any = None
         self.first: Layer | None = None
         self.complete = False  # whether the first batch has told which layers belong to the group

@@ -7,6 +7,7 @@ independent of how the tokens came in batches, and a long text counts for more t
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 
 _PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
@@ -17,9 +18,11 @@ class Statistics:
     """Running sums over the inputs of one layer, or of several layers that read the same tensor.
 
     d_in: number of inputs. gram: also keep X.T @ X, which costs d_in**2 numbers and tokens * d_in**2 operations.
-    dtype: of the sums; the inputs are cast to it before anything is squared.
+    dtype: of the sums; the inputs are cast to it before anything is squared, and no setting around a call (autocast,
+    matmul precision, inference mode) changes how it is done.
     """
 
+    @exact_arithmetic()
     def __init__(
         self, d_in: int, gram: bool = True, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ):
@@ -29,7 +32,7 @@ class Statistics:
         self._gram = torch.zeros(d_in, d_in, dtype=dtype, device=device) if gram else None
         self._upper_is_stale = False
 
-    @torch.no_grad()
+    @exact_arithmetic()
     def update(self, X: Tensor) -> "Statistics":
         """Add the inputs X (..., d_in), any leading shape and floating dtype. Returns self."""
         if X.shape[-1] != self.d_in:
@@ -42,14 +45,15 @@ class Statistics:
         """The sums of X (tokens, d_in), already in their dtype."""
         self.tokens += X.shape[0]
         self._sum += X.sum(0)
+        self._sq_norm += X.square().sum(0)
         if self._gram is None:
-            self._sq_norm += X.square().sum(0)
             return
         for start in range(0, self.d_in, _PANEL):  # on and below the diagonal: 0.55 of X.T @ X at 1536 inputs
             panel = X[:, start : start + _PANEL]  # (tokens, panel)
             self._gram[start:, start : start + _PANEL].addmm_(X[:, start:].T, panel)
         self._upper_is_stale = True
 
+    @exact_arithmetic()
     def merge(self, other: "Statistics") -> "Statistics":
         """Add what `other` has seen, as if its tokens had been given to `update`. Returns self."""
         if (other.d_in, other._gram is None) != (self.d_in, self._gram is None):
@@ -62,6 +66,7 @@ class Statistics:
             self._upper_is_stale = True
         return self
 
+    @exact_arithmetic()
     def permuted(self, order: Tensor) -> "Statistics":
         """New statistics, those of the same inputs in another order, X[:, order]. order (d_in,) int64."""
         gram = None if self._gram is None else self.gram[order][:, order]
@@ -81,6 +86,7 @@ class Statistics:
         return other.update(torch.eye(self.d_in, dtype=like.dtype, device=like.device))
 
     @property
+    @exact_arithmetic()
     def gram(self) -> Tensor:
         """G = X.T @ X, (d_in, d_in): a sum over tokens, not a mean. The buffer itself: clone it before changing it."""
         if self._gram is None:
@@ -96,16 +102,21 @@ class Statistics:
         return self._gram
 
     @property
+    @exact_arithmetic()
     def sq_norm(self) -> Tensor:
-        """sum over tokens of x_j**2, (d_in,): the diagonal of the Gram matrix, kept also when the rest is not."""
-        return self._sq_norm if self._gram is None else self._gram.diagonal().clone()
+        """sum over tokens of x_j**2, (d_in,), the same to the last bit with a Gram matrix and without one."""
+        if self._gram is not None and not self.tokens:  # nothing or what somebody has put into the matrix by hand
+            return self._gram.diagonal().clone()
+        return self._sq_norm
 
     @property
+    @exact_arithmetic()
     def mean(self) -> Tensor:
         """The mean input, (d_in,); zeros if no token was seen."""
         return self._sum / max(self.tokens, 1)
 
 
+@exact_arithmetic()
 def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     """The relative layer error tr(D G D^T) / tr(W G W^T) with D = W - W' and G = gram.
 

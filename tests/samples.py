@@ -45,3 +45,14 @@ def exact(W, H, keep):
 def cost(W, W_pruned, H):
     """tr((W - W') H (W - W')^T)."""
     return float((((W - W_pruned) @ H) * (W - W_pruned)).sum())
+
+
+def lifelike(d_out, d_in, windows=72, length=32, loud=100.0, seed=0, dtype=torch.float64):
+    """(W, X) as in a real language model, X (windows * length, d_in): correlated inputs, three channels that are always
+    ten times as large, a first position whose two channels are `loud` times as large, and two inputs that are always 0.
+    """
+    W, X = correlated(d_out, d_in, tokens=windows * length, seed=seed, sizes=True)
+    X[:, 2:5] *= 10
+    X.view(windows, length, d_in)[:, 0, :2] *= loud
+    X[:, -2:] = 0
+    return W.to(dtype), X.to(dtype)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, VOCABULARY, tiny_model, tiny_tokens
+from tiny import FAMILIES, VOCABULARY, loud_model, loud_tokens, tiny_model, tiny_tokens
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -452,3 +452,36 @@ def test_recipe_rule_and_reconstruction_are_in_the_record_the_card_and_the_repor
     plain = mp.prune_checkpoint(deep, tmp_path / "plain", tiny_tokens(), "wanda")
     assert (plain.recipe, plain.allocation, plain.notes) == ("", {}, [])
     assert "reconstruct" not in (tmp_path / "plain" / "README.md").read_text()
+
+
+def test_a_run_goes_on_only_with_the_products_that_it_was_begun_with(deep, tmp_path, monkeypatch):
+    """The default is the hardware's answer: another machine's is another run, and so is another choice."""
+    whole = tmp_path / "whole"
+    options = {"calib": tiny_tokens(), "recipe": Recipe("wanda", reconstruction=Reconstruction(epochs=1, windows=2))}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    mp.prune_checkpoint(deep, whole, **options)
+    partial = stopped(deep, tmp_path / "out", 2, monkeypatch, **options)
+    assert json.loads((whole / "minprune.json").read_text())["reconstruction"]["bfloat16"] is True
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.raises(mp.PruneError, match="products in bfloat16 true, not false"):
+        mp.prune_checkpoint(deep, tmp_path / "out", resume=True, **options)
+    assert len(list(partial.glob("*.safetensors"))) == 2
+    said = Recipe("wanda", reconstruction=Reconstruction(epochs=1, windows=2, bfloat16=True))
+    report = mp.prune_checkpoint(deep, tmp_path / "out", resume=True, calib=tiny_tokens(), recipe=said)
+    assert report.reconstruction["bfloat16"] is True
+    assert_same_tensors(tmp_path / "out", whole)
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt"])
+def test_errors_are_those_of_all_tokens_from_disk_to_disk_too(method, tmp_path):
+    src = write_checkpoint(tmp_path / "src")
+    loud_model(128, torch.float32).save_pretrained(src)
+    model, tokens = AutoModelForCausalLM.from_pretrained(src), loud_tokens(64, 40)
+    report = mp.prune_checkpoint(src, tmp_path / "out", tokens, method, batch_size=24)
+    seen = []
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model(tokens)
+    X, W = seen[0].detach().double().flatten(0, 1), model.model.layers[0].self_attn.q_proj.weight.detach().double()
+    D = W - tensors(tmp_path / "out")["model.layers.0.self_attn.q_proj.weight"].double()
+    expected = float((X @ D.T).square().sum() / (X @ W.T).square().sum())
+    assert report.layers[0].error == pytest.approx(expected, rel=1e-3)

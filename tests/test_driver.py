@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model, tiny_tokens
+from tiny import VOCABULARY, loud_model, loud_tokens, tiny_model, tiny_tokens
 from torch import nn
 
 import minprune as mp
@@ -387,14 +387,22 @@ def test_errors_are_those_of_the_weights_that_were_replaced_also_for_transposed_
             assert report.layers[0].error == pytest.approx(float(expected), rel=1e-8), (family, method)
 
 
-def test_a_long_calibration_is_sampled_evenly_for_the_error_of_methods_without_a_gram_matrix():
-    model = tiny_model("llama", torch.float64)
-    tokens = tiny_tokens(256, 64)  # 16384 tokens: every eighth one is looked at
-    found, report = pruned(model, "wanda", calib=tokens)
-    X = input_of(model, model.model.layers[0].self_attn.q_proj, tokens).view(256, 64, 32)[:, ::8].reshape(-1, 32)
-    W, W_pruned = (m.model.layers[0].self_attn.q_proj.weight.data for m in (model, found))
-    expected = (X @ (W - W_pruned).T).norm() ** 2 / (X @ W.T).norm() ** 2
-    assert report.layers[0].error == pytest.approx(float(expected), rel=1e-8)
+@pytest.mark.parametrize("options", [{}, {"batch_size": 24}, {"sequential": False}], ids=["whole", "parts", "two-pass"])
+@pytest.mark.parametrize("loud", [30, 128, 500])
+@pytest.mark.parametrize("method", mp.METHODS)
+def test_the_error_of_every_method_is_that_of_all_tokens_also_where_the_first_position_is_loud(method, loud, options):
+    """64 windows of 40 tokens: the first positions are a fortieth of the tokens and most of the energy."""
+    model, tokens = loud_model(loud), loud_tokens(64, 40)
+    found, report = pruned(model, method, calib=tokens, include=["model.layers.0.self_attn.[qo]_proj"], **options)
+    X = input_of(model, model.model.layers[0].self_attn.q_proj, tokens)
+    energy = X.square().sum(1)
+    assert len(X) > 2048 and float(energy[::40].mean()) > 5 * float(energy.mean())
+    reader = model if options.get("sequential") is False else found  # whose attention makes the inputs of o_proj
+    inputs = X, input_of(reader, reader.model.layers[0].self_attn.o_proj, tokens)
+    for row, x in zip(report.layers, inputs, strict=True):
+        W, W_pruned = (m.get_submodule(row.name).weight.data for m in (model, found))
+        expected = (x @ (W - W_pruned).T).square().sum() / (x @ W.T).square().sum()
+        assert row.error == pytest.approx(float(expected), rel=1e-6), row.name
 
 
 @pytest.mark.parametrize(

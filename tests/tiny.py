@@ -86,3 +86,25 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
 def tiny_tokens(windows: int = WINDOWS, length: int = LENGTH, seed: int = 1) -> Tensor:
     """Random token ids (windows, length), int64; the special ids 0, 1, 2 do not occur."""
     return torch.randint(3, VOCABULARY, (windows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def loud_model(loud: float, dtype: torch.dtype = torch.float64, **changes):
+    """A tiny Llama whose first position is loud, as in real models, if the windows begin with token 1.
+
+    In two channels that token's embedding is large and all others are small, and the first norm multiplies both by
+    `loud`: about that many times larger than the other inputs, and only there. One input is always zero.
+    """
+    model = tiny_model("llama", dtype, **changes)
+    with torch.no_grad():
+        embedding, norm = model.get_input_embeddings().weight, model.model.layers[0].input_layernorm.weight
+        embedding[:, :2] /= loud
+        embedding[1, :2] = 2.0
+        norm[:2], norm[-1] = loud, 0.0
+    return model
+
+
+def loud_tokens(windows: int = WINDOWS, length: int = LENGTH) -> Tensor:
+    """As `tiny_tokens`, but each window begins with token 1."""
+    tokens = tiny_tokens(windows, length)
+    tokens[:, 0] = 1
+    return tokens

@@ -2,7 +2,9 @@
 
 Every method is called as `method(W, stats, pattern, **options)` and returns a `Result`. It never changes its
 arguments and knows nothing of models, files or progress bars. A new method is one file and one line in `METHODS`,
-and what is called through `METHODS` has its arguments checked, the pattern also as a text such as "50%".
+and what is called through `METHODS` has its arguments checked, the pattern also as a text such as "50%". Whatever
+autocast, matmul precision or gradient mode is set around a method, it computes in float32, or in float64 for such
+weights.
 
 Methods that take a given mask as `keep=` can stand behind a plus: "wanda+sparsegpt" is Wanda's mask with SparseGPT's
 update of the weights. `get_method` reads such names.
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods import admm, alps, exact, magnitude, obs, ria, sparsegpt, swaps, wanda
 from minprune.methods.damping import check_finite
@@ -38,6 +41,7 @@ class Method:
     needs: str
     start: "Method | None" = None
 
+    @exact_arithmetic()
     def __call__(self, W, stats, pattern, **options) -> Result:
         pattern = read_pattern(pattern)
         self._check(W, stats)

@@ -20,6 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram
 from minprune.methods.result import Result
@@ -27,7 +28,7 @@ from minprune.patterns import NM, Pattern, keep_largest
 from minprune.statistics import Statistics
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def admm(
     W: Tensor,
     stats: Statistics,

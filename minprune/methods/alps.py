@@ -18,6 +18,7 @@ factorisation for each new rho, in float32, gives the same errors and takes no l
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.admm import unit_diagonal
 from minprune.methods.damping import checked_gram, damped_cholesky
@@ -31,7 +32,7 @@ _STILL = 3e-4
 _LEAST_RHO = 1e-4  # a mask that does not even move now does not depend on rho
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def alps(
     W: Tensor,
     stats: Statistics,

@@ -61,7 +61,7 @@ def triangular_inverse(L: Tensor) -> Tensor:
     """
     n = len(L)
     if n <= 256:
-        return torch.linalg.solve_triangular(L, torch.eye(n).to(L), upper=False)
+        return torch.linalg.solve_triangular(L, torch.eye(n, dtype=L.dtype, device=L.device), upper=False)
     half = n // 2
     A, C = triangular_inverse(L[:half, :half]), triangular_inverse(L[half:, half:])
     inverse = torch.zeros_like(L)

@@ -16,6 +16,7 @@ many additions. No update of the weights on this mask can have a lower error; wh
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.methods.damping import checked_gram, damped_cholesky
 from minprune.methods.result import Result
 from minprune.methods.wanda import wanda
@@ -25,7 +26,7 @@ from minprune.statistics import Statistics
 _NUMBERS = 2**24  # of all the matrices that are in memory together: 64 MB of float32
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def exact(W: Tensor, stats: Statistics, pattern: Pattern, *, damp: float = 0.01, keep: Tensor | None = None) -> Result:
     """Keep the mask and find the best weights for it; without one, on Wanda's mask (plain "50%" per row).
 
@@ -39,7 +40,7 @@ def exact(W: Tensor, stats: Statistics, pattern: Pattern, *, damp: float = 0.01,
     return Result(weight, keep, note)
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def least_squares(W: Tensor, stats: Statistics, keep: Tensor, damp: float = 0.01) -> Tensor:
     """The weights W', zero where not kept, with the smallest tr((W - W') H (W - W')^T), H = gram + damping.
 

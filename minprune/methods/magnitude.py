@@ -5,15 +5,15 @@ score_ij = |W_ij|     (at least as old as Janowsky 1989; Han et al. 2015 made it
 It needs no data, and that is its weakness: it cannot see that some inputs are a hundred times larger than others.
 """
 
-import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.methods.result import Result
 from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def magnitude(W: Tensor, stats: Statistics | None, pattern: Pattern) -> Result:
     """Prune the smallest |W|; plain "50%" compares over the whole layer.
 

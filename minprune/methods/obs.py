@@ -19,6 +19,7 @@ is chosen: after t removals that takes t * d_in numbers. The u's are a Cholesky 
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram
 from minprune.methods.result import Result
@@ -27,7 +28,7 @@ from minprune.patterns import NM, Pattern, Unstructured, keep_largest
 from minprune.statistics import Statistics
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def obd(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
     """Prune the smallest W_ij^2 * H_jj / 2 and update nothing; plain "50%" compares over the whole layer.
 
@@ -39,7 +40,7 @@ def obd(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
     return Result(W.masked_fill(~keep, 0), keep)
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def obs(
     W: Tensor,
     stats: Statistics,

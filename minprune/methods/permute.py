@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern
@@ -31,7 +32,7 @@ def retained(scores: Tensor, pattern: Pattern) -> float:
     return float(scores.double()[pattern.keep(scores)].sum())
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def channel_permutation(scores: Tensor, pattern: Pattern, *, passes: int = 1) -> Tensor:
     """An order of the inputs, (d_in,) int64, in which N:M retains more: scores[:, order] is the reordered matrix.
 
@@ -86,7 +87,7 @@ def assign_place(scores: Tensor, order: Tensor, pattern: NM, place: int) -> Tens
     return groups.view(-1)
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def permuted(
     method: Callable[..., Result], W: Tensor, stats: Statistics | None, pattern: Pattern, order: Tensor, **options
 ) -> Result:
@@ -103,7 +104,7 @@ def permuted(
     return Result(result.weight[:, back], result.keep[:, back], result.note)
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def fold_permutation(producers: Sequence[Tensor], readers: Sequence[Tensor], order: Tensor) -> None:
     """Put the d channels between two layers into another order, in place, so that the model computes the same.
 

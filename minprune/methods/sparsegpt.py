@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram, damped_cholesky, triangular_inverse
 from minprune.methods.result import Result
@@ -28,7 +29,7 @@ from minprune.statistics import Statistics
 _LEAF = 8  # columns that are visited one by one: more of them send more to each other, fewer need more products
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def sparsegpt(
     W: Tensor,
     stats: Statistics,

@@ -16,6 +16,7 @@ those are tried at first; all pairs of a row are looked at when its few bring no
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram
 from minprune.methods.result import Result
@@ -28,7 +29,7 @@ _NUMBERS = 2**23  # pairs that are in memory together
 _Best = tuple[Tensor, Tensor, Tensor]  # per row: by how much its best swap changes the loss, the p and the u of it
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def swaps(
     W: Tensor, stats: Statistics, pattern: Pattern, *, max_swaps: int = 100, keep: Tensor | None = None
 ) -> Result:

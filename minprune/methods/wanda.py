@@ -6,15 +6,15 @@ Its square is what the layer's squared error grows by if weight ij alone is remo
 No weight is updated, so d_in norms are all it must know about the inputs.
 """
 
-import torch
 from torch import Tensor
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.methods.result import Result
 from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
-@torch.no_grad()
+@exact_arithmetic()
 def wanda(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
     """Prune the smallest |W_ij| * ||X_:j||; plain "50%" compares within each row, as published.
 

@@ -1,0 +1,49 @@
+"""The arithmetic of statistics, solves, masks and errors: that of their own dtype, whatever is set around them.
+
+A caller may have chosen narrow products for the model: `torch.autocast`, `set_float32_matmul_precision("medium")`,
+the bfloat16 products of a recipe. Those are for the forward pass. A Gram matrix or a triangular solve that is rounded
+to 8 bits gives other weights, and nothing would say so.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """While open, or in a function that it decorates, products are taken in the dtype of their factors.
+
+    No autocast and no narrow float32 products on any device; no gradients, and tensors that are made are ordinary
+    ones, also inside `torch.inference_mode`. Afterwards all is as it was.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in {"cpu", accelerator.type if accelerator else "cpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_full_products())
+        yield
+
+
+@contextmanager
+def _full_products() -> Iterator[None]:
+    """While open, float32 products are not taken in TF32 or bfloat16."""
+    known: Any = torch.backends
+    matmuls = [known.cuda.matmul, known.mkldnn.matmul] if hasattr(known, "fp32_precision") else []  # since torch 2.9
+    before = [matmul.fp32_precision for matmul in matmuls]
+    try:
+        common = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it cannot say what was set for one backend
+        common = None
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if common:
+            torch.set_float32_matmul_precision(common)
+        for matmul, precision in zip(matmuls, before, strict=True):
+            matmul.fp32_precision = precision

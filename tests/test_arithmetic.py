@@ -1,0 +1,234 @@
+"""arithmetic.py: what is set around statistics, methods and errors changes none of them, and is left as it was."""
+
+import copy
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from samples import lifelike
+from tiny import tiny_model, tiny_tokens
+
+import minprune as mp
+from minprune.arithmetic import exact_arithmetic
+from minprune.methods import Method, magnitude
+from minprune.recipe import Recipe
+from minprune.reconstruct import Reconstruction
+
+WIDTH = 320  # more than a panel of the Gram matrix, and than the leaf of a triangular inverse
+WINDOWS, LENGTH = 72, 32  # 2304 tokens: more than one chunk of the statistics
+NARROW = Reconstruction(epochs=1, windows=24, bfloat16=True)
+
+
+@contextmanager
+def changed(change, undo):
+    change()
+    try:
+        yield
+    finally:
+        undo()
+
+
+def precision(name):
+    return changed(
+        lambda: torch.set_float32_matmul_precision(name), lambda: torch.set_float32_matmul_precision("highest")
+    )
+
+
+def mkldnn_precision(name):
+    matmul = torch.backends.mkldnn.matmul
+    return changed(lambda: setattr(matmul, "fp32_precision", name), lambda: setattr(matmul, "fp32_precision", "ieee"))
+
+
+def default_dtype(dtype):
+    return changed(lambda: torch.set_default_dtype(dtype), lambda: torch.set_default_dtype(torch.float32))
+
+
+AMBIENT = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast in float16": lambda: torch.autocast("cpu", torch.float16),
+    "medium products": lambda: precision("medium"),
+    "high products": lambda: precision("high"),
+    "bfloat16 products of one backend": lambda: mkldnn_precision("bf16"),
+    "float64 by default": lambda: default_dtype(torch.float64),
+    "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
+    "another device by default": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "gradients": torch.enable_grad,
+}
+
+
+def ambient_state():
+    try:
+        common = torch.get_float32_matmul_precision()
+    except RuntimeError:  # one backend was set by itself
+        common = None
+    return (
+        torch.is_autocast_enabled("cpu"),
+        common,
+        torch.backends.mkldnn.matmul.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.get_default_dtype(),
+        torch.is_inference_mode_enabled(),
+        torch.is_grad_enabled(),
+    )
+
+
+def test_the_ambient_states_of_these_tests_do_change_a_product(generator):
+    """Else the tests below would show nothing: this processor takes such products in bfloat16."""
+    A = torch.randn(WIDTH, WIDTH, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (A @ A).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("ambient", AMBIENT)
+@pytest.mark.parametrize("method", mp.METHODS)
+def test_nothing_that_is_set_around_a_method_changes_statistics_weights_mask_or_error(method, ambient):
+    W, X = lifelike(16, WIDTH, dtype=torch.float32)
+
+    def all_of_it(call):
+        stats = mp.Statistics(WIDTH)
+        for part in X.split(1500):
+            stats.update(part)
+        stats.merge(mp.Statistics(WIDTH).update(X[:100]))
+        result = call(W, stats, mp.pattern("50%:row"))
+        error = mp.layer_error(W, result.weight, stats.gram)
+        return stats.gram, stats.sq_norm, stats.mean, result.weight, result.keep, error
+
+    for call in (mp.METHODS[method], mp.METHODS[method].function):
+        expected = all_of_it(call)
+        with AMBIENT[ambient]():
+            before = ambient_state()
+            found = all_of_it(call)
+            assert ambient_state() == before
+        for one, other in zip(found[:-1], expected[:-1], strict=True):
+            assert one.dtype == other.dtype and not one.requires_grad and not one.is_inference()
+            assert torch.equal(one, other)
+        assert found[-1] == expected[-1]
+
+
+@pytest.mark.parametrize("ambient", AMBIENT)
+def test_the_state_is_as_it_was_after_an_error_too(ambient):
+    with AMBIENT[ambient]():
+        before = ambient_state()
+        with pytest.raises(KeyError), exact_arithmetic(), exact_arithmetic():
+            assert ambient_state()[:4] == (False, "highest", "ieee", "ieee")
+            assert ambient_state()[5:] == (False, False)
+            raise KeyError
+        assert ambient_state() == before
+
+
+def wide_model():
+    """One block of width 320 with ordinary products."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_key_value_heads": 1}
+    return tiny_model("llama", **sizes, tie_word_embeddings=False)
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """What every Statistics is given during a test: itself -> its inputs."""
+    inputs, update = {}, mp.Statistics.update
+
+    def remember(stats, X):
+        inputs.setdefault(stats, []).append(X.clone())
+        return update(stats, X)
+
+    monkeypatch.setattr(mp.Statistics, "update", remember)
+    return inputs
+
+
+@pytest.mark.parametrize("method", mp.METHODS)
+@pytest.mark.parametrize(
+    "around, batch_size",
+    [(nullcontext, None), (nullcontext, 30), (AMBIENT["autocast"], None)],
+    ids=["whole", "parts", "autocast"],
+)
+def test_with_narrow_forward_products_each_layer_gets_what_the_method_gives_for_the_same_inputs(
+    method, batch_size, around, remembered, monkeypatch
+):
+    model, calls = wide_model(), []
+
+    def probe(W, stats, pattern):
+        result = mp.METHODS[method].function(W, stats, pattern)
+        calls.append((W.clone(), remembered[stats], result, ambient_state()))
+        return result
+
+    monkeypatch.setitem(mp.METHODS, "probe", Method(probe, needs=mp.METHODS[method].needs))
+    recipe = Recipe("probe", reconstruction=NARROW) if around is nullcontext else Recipe("probe")
+    with around():
+        report = mp.prune(
+            model,
+            tiny_tokens(WINDOWS, LENGTH),
+            recipe=recipe,
+            include=["*.k_proj", "lm_head"],
+            batch_size=batch_size,
+        )
+    assert len(calls) == 2
+    for row, (W, inputs, result, state) in zip(report.layers, calls, strict=True):
+        assert state[0] is False and state[1] == "highest" and state[-1] is False
+        stats = mp.Statistics(WIDTH)
+        for X in inputs:
+            stats.update(X)
+        expected = mp.METHODS[method](W, stats, "50%")
+        assert torch.equal(result.weight, expected.weight) and torch.equal(result.keep, expected.keep), row.name
+        assert row.error == mp.layer_error(W, expected.weight, stats.gram)
+
+
+@pytest.mark.parametrize("method", ["admm", "sparsegpt", "wanda"])
+def test_a_recipe_that_trains_nothing_is_the_method_alone_bit_for_bit_whatever_the_hardware(method, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    dense, tokens = wide_model(), tiny_tokens(4)
+    for pattern, recipe in (
+        ("40%", "best"),
+        ("40%", Recipe("admm", reconstruction=NARROW)),
+        ("60%", Recipe("admm", reconstruction=Reconstruction(epochs=0))),
+    ):
+        plain, other = copy.deepcopy(dense), copy.deepcopy(dense)
+        mp.prune(plain, tokens, method, pattern)
+        report = mp.prune(other, tokens, method, pattern, recipe=recipe)
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters(), strict=True))
+        assert report.reconstruction["bfloat16"] is False and report.reconstruction["errors"] == {}
+
+
+def test_the_hardwares_answer_is_in_the_report(monkeypatch):
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"amx_bf16": able})
+        report = mp.prune(tiny_model("llama"), tiny_tokens(4), recipe="best", pattern="60%")
+        assert report.reconstruction["bfloat16"] is able
+
+
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_model_is_pruned_in_inference_mode_and_with_gradients_as_without(method, batch_size):
+    dense = wide_model()
+    plain = copy.deepcopy(dense)
+    mp.prune(plain, tiny_tokens(), method, batch_size=batch_size)
+    for around in (torch.inference_mode, torch.enable_grad):
+        model = copy.deepcopy(dense)
+        with around():
+            mp.prune(model, tiny_tokens(), method, batch_size=batch_size)
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_an_autocast_that_remembers_weights_does_not_calibrate_on_dense_ones(batch_size):
+    """Within a caller's autocast the dense weights are cached in bfloat16, and stay so when they change in place."""
+    models = [wide_model() for _ in range(2)]
+    for model, cache in zip(models, (True, False), strict=True):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache), torch.enable_grad():
+            model(tiny_tokens())  # so that there is something in the cache
+            mp.prune(model, tiny_tokens(), "wanda", batch_size=batch_size)
+            model.logits = model(tiny_tokens()).logits.detach()
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models), strict=True))
+    assert torch.equal(models[0].logits, models[1].logits)
+
+
+def test_a_probe_of_a_method_without_statistics_is_called_outside_of_autocast():
+    seen = []
+
+    def probe(W, stats, pattern):
+        seen.append(ambient_state())
+        return magnitude.magnitude(W, stats, pattern)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        Method(probe, needs="nothing")(torch.ones(2, 4), None, "50%")
+    assert seen[0][0] is False
