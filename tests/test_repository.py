@@ -16,7 +16,12 @@ import minprune
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minprune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PURE = sorted([PACKAGE / "patterns.py", PACKAGE / "statistics.py", *(PACKAGE / "methods").glob("*.py")])
+PURE = sorted(
+    [
+        *(PACKAGE / f"{name}.py" for name in ("arithmetic", "patterns", "statistics")),
+        *(PACKAGE / "methods").glob("*.py"),
+    ]
+)
 FORBIDDEN = {
     "the host of a package index": r"\bpypi\.(?:org|io)|pythonhosted\.org|npmjs\.(?:org|com)|repo\.anaconda\.com",
     "a path of one machine": r"(?<![\w.~-])/(?:work|tmp|root|home|Users)/\w",
@@ -91,7 +96,7 @@ def test_methods_patterns_and_statistics_know_nothing_of_transformers():
 @pytest.mark.parametrize("path", PURE, ids=lambda path: path.name)
 def test_import_direction(path):
     allowed = {"torch", "numpy", "scipy", *sys.stdlib_module_names}
-    ours = {"minprune.errors", "minprune.patterns", "minprune.statistics", "minprune.methods"}
+    ours = {f"minprune.{name}" for name in ("arithmetic", "errors", "patterns", "statistics", "methods")}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
