@@ -9,7 +9,7 @@ Left out: models with blocks that hand each other more than hidden states.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -60,6 +60,7 @@ def prune_checkpoint(
     progress: bool = False,
     test: Tensor | None = None,
     texts: Mapping[str, Mapping[str, Any]] | None = None,
+    command: Sequence[str] = (),
     **options,
 ) -> Report:
     """Prune the model in the folder (or of the id) `src` and write it to the new folder `dst`; see `minprune.prune`.
@@ -68,7 +69,7 @@ def prune_checkpoint(
     are those of an uninterrupted run, bit for bit. overwrite: replace an earlier output. dtype, device: as for
     `load_model`. test: (windows, length) int64 token ids on which the perplexity is measured before and after, without
     holding the model. texts: where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}, see
-    `minprune.protocol.windows_of`.
+    `minprune.protocol.windows_of`. command: the words of a command line that makes the same, for minprune.json.
     Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
@@ -124,6 +125,7 @@ def prune_checkpoint(
             "exclude": exclude,
             "batch_size": batch_size,
             "sequential": sequential,
+            "command": list(command),
             **report.as_dict(),
         }
         _finish(source, journal, record)

@@ -7,7 +7,9 @@ or a full disk, 130 for Ctrl-C. Each command has a module of its own in commands
 import argparse
 import os
 import re
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from minprune import __version__
@@ -15,6 +17,7 @@ from minprune.commands import demo, eval, export, generate, grade, info, prune, 
 from minprune.commands.common import say
 from minprune.errors import PruneError
 
+LONGEST = 1000  # characters of an error line
 # in the order of `minprune --help`
 COMMANDS = (demo, prune, recover, sweep, eval, sensitivity, generate, info, export, grade)
 
@@ -26,9 +29,10 @@ def main(argv: list[str] | None = None) -> int:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         if hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="replace")  # a model may write what the terminal cannot show
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else we are told to ignore it
+        signal.signal(signal.SIGINT, _interrupt_once)
     try:
-        arguments = _parser().parse_args(argv)
-        _refuse_empty(arguments)
+        arguments = _read(sys.argv[1:] if argv is None else argv)
         arguments.run(arguments)
         sys.stdout.flush()
         return 0
@@ -49,8 +53,30 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
+def _interrupt_once(number, frame):
+    """The first Ctrl-C ends the run in good order; the next ones, of an impatient hand, must not disturb that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _read(words: list[str]) -> argparse.Namespace:
+    """The arguments of a command, with `words`, the command line as it was."""
+    try:
+        arguments = _parser().parse_args(words)
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
+    _refuse_empty(arguments)
+    arguments.words = list(words)
+    return arguments
+
+
 def _fail(message: str, code: int) -> int:
-    say(f"minprune: {' '.join(message.split())}")
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # its end has the remedy
+        line = f"{line[: LONGEST - 200]} ... {line[-200:]}"
+    with suppress(OSError):  # nobody reads it
+        say(f"minprune: {line}")
     return code
 
 
@@ -64,7 +90,9 @@ def _refuse_empty(arguments: argparse.Namespace) -> None:
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        self._negative_number_matcher = re.compile(r"-\.?\d")  # so that -5% is a value as -5 is, and told to be wrong
+        self._negative_number_matcher = re.compile(
+            r"-\.?\d", re.ASCII
+        )  # so that -5% is a value as -5 is, and told to be wrong
 
     def error(self, message: str):
         raise PruneError(f"{message} (see {self.prog} --help)")

@@ -6,6 +6,7 @@ encoder takes. Whoever reads one asks here and gets a value or a `PruneError` in
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -58,6 +59,15 @@ def parse_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that every reader takes, with a line break behind it.
+
+    NaN and infinity, which JSON has no words for, become null, half surrogates U+FFFD, and what else it does not know
+    the text that Python shows of it.
+    """
+    return json.dumps(_plain(value), indent=indent, default=repr, allow_nan=False) + "\n"
+
+
 def whole_characters(text: str) -> str:
     """The text with U+FFFD in place of each half of a surrogate pair, which no encoding could write."""
     return _HALF.sub("\ufffd", text)
@@ -85,6 +95,16 @@ def flush(file) -> None:
     """Have what was written to an open file on the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return whole_characters(value) if isinstance(value, str) else value
 
 
 def _whole(value: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from minprune.errors import PruneError
 from minprune.evaluate import evaluating
@@ -84,7 +85,8 @@ def run_tasks(
     from lm_eval.models.huggingface import HFLM
 
     hidden = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())  # its progress bars
-    with evaluating(model), hidden:
+    unasked = patch("lm_eval.evaluator.get_git_commit_hash", return_value=None)  # git would complain on the terminal
+    with evaluating(model), hidden, unasked:
         found = simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=list(names),

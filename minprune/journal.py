@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.files import flush, sha256, write_text
-from minprune.output import claim, move, write_errors
+from minprune.files import flush, sha256, to_json, write_text
+from minprune.output import WORK, output_folder, write_errors
 
-_WORK, _RECIPE, _JOURNAL = "unfinished", "recipe.json", "journal.jsonl"
+_RECIPE, _JOURNAL = "recipe.json", "journal.jsonl"
 Hidden = Callable[[], dict[str, Tensor]] | None
 _SHARE = 20  # saving hidden states takes at most one part in so many of the time
 
@@ -35,7 +35,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.work = folder, folder / _WORK
+        self.folder, self.work = folder, folder / WORK
         self.lines: dict[int, dict[str, Any]] = {}
         self.blocks = 0
         self._saved, self._cost = time.perf_counter(), 0.0
@@ -45,12 +45,10 @@ class Journal:
 
         Raises `PruneError`, naming the difference, if the earlier run had another recipe, or if it cannot be read.
         """
-        recipe = json.loads(json.dumps(recipe, default=repr))
-        for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
-            path.unlink()
+        recipe = json.loads(to_json(recipe))
         if not (self.work / _RECIPE).exists():
             with write_errors(self.folder):
-                write_text(self.work / _RECIPE, json.dumps(recipe, indent=1))
+                write_text(self.work / _RECIPE, to_json(recipe, 1))
             self.blocks = blocks
             return
         before = _read(self.work / _RECIPE)
@@ -60,6 +58,8 @@ class Journal:
                     f"{self.folder} was begun with {key} {_short(before.get(key))}, not {_short(recipe.get(key))}: "
                     "resume it as it was begun, overwrite it or choose another output"
                 )
+        for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
+            path.unlink()
         self.lines = self.read_lines()
         write_text(self.work / _JOURNAL, "".join(map(_sealed, self.lines.values())))
         self.blocks = blocks
@@ -88,7 +88,7 @@ class Journal:
         start = time.perf_counter()
         if hidden and start - self._saved >= _SHARE * self._cost:
             name = f"hidden-{block + 1:05d}.safetensors"
-            line["hidden"] = {"file": name, "sha256": self.write(f"{_WORK}/{name}", hidden())}
+            line["hidden"] = {"file": name, "sha256": self.write(f"{WORK}/{name}", hidden())}
             self._saved = time.perf_counter()
             self._cost = self._saved - start
         with write_errors(self.folder), (self.work / _JOURNAL).open("a", encoding="utf-8") as journal:
@@ -118,6 +118,12 @@ class Journal:
         files = {line["file"] for line in self.lines.values()}
         return sum((self.folder / file).stat().st_size for file in files if (self.folder / file).exists())
 
+    def kept(self) -> str:
+        """What of this run there is to go on with, in words; "" for nothing."""
+        count = len(self.read_lines()) if self.blocks else 0  # else they are another run's
+        said = f"{count} of {self.blocks} blocks are kept in {self.folder}: continue with --resume"
+        return said if count else ""
+
     def read_lines(self) -> dict[int, dict[str, Any]]:
         """The journal on the disk; a line that is damaged, or was not completed before a crash, does not count."""
         path = self.work / _JOURNAL
@@ -132,38 +138,20 @@ class Journal:
 
 @contextmanager
 def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) -> Iterator[Journal]:
-    """Yield the `Journal` of `PATH.partial`, which is renamed to `path` if the block ends well.
+    """Yield the `Journal` of `PATH.partial`, which is renamed to `path` if the block ends well; see `output_folder`.
 
     If the block fails or is interrupted, the folder is kept if it holds a finished block, and the exception says so.
     resume: go on in a `PATH.partial` that is there already. overwrite: replace one, or a finished output of minprune.
     Raises `PruneError` before the block if `path` cannot become the output.
     """
-    path, partial = claim(path, overwrite, _is_ours, resume=resume)
-    journal = Journal(partial)
-    with write_errors(partial):
-        journal.work.mkdir(exist_ok=True)
-    try:
-        yield journal
-    except BaseException as error:  # Ctrl-C included
-        count = len(journal.read_lines())
-        if not count:
-            shutil.rmtree(partial, ignore_errors=True)
-        if not count or not journal.blocks:  # or another run's, which this one may not go on with
-            raise
-        kept = f"{count} of {journal.blocks} blocks are kept in {partial}: continue with --resume"
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted; {kept}") from None
-        if isinstance(error, PruneError):
-            raise PruneError(f"{error}; {kept}") from error
-        error.add_note(kept)
-        raise
-    move(partial, path)
-    shutil.rmtree(path / _WORK)
+    journals: list[Journal] = []
 
+    def kept() -> str:
+        return "".join(journal.kept() for journal in journals)
 
-def _is_ours(partial: Path) -> bool:
-    """Whether a .partial folder was left by a run like this: it has a journal's folder, or nothing yet."""
-    return (partial / _WORK).is_dir() or not any(partial.iterdir())
+    with output_folder(path, overwrite, "prune", resume, kept) as partial:
+        journals.append(Journal(partial))
+        yield journals[0]
 
 
 def _read(path: Path) -> dict[str, Any]:

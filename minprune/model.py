@@ -121,7 +121,7 @@ def check_device(device: str) -> torch.device:
         torch.empty(0, device=device)
         if (place := torch.device(device)).type != "meta":  # which holds no numbers
             return place
-    except (RuntimeError, AssertionError):
+    except (RuntimeError, AssertionError, ImportError):
         pass
     raise PruneError(f"device {device!r} is not available here: try cpu")
 

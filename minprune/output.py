@@ -1,6 +1,6 @@
 """Writing a pruned model to a folder that is either complete or not there."""
 
-import json
+import ctypes
 import os
 import re
 import shutil
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from minprune.card import model_card
 from minprune.errors import PruneError
-from minprune.files import write_text
+from minprune.files import to_json, write_text
+from minprune.lock import absolute, lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECORD, PAGE = "minprune.json", "report.html"
-_MARK = ".unfinished"  # an empty folder in a .partial: a run made this, so another may remove it
+WORK = "unfinished"  # a folder in PATH.partial: what the run needs until it has ended
+_KIND = "kind"  # a file in it: which command began the run; so another run may go on in the folder, or remove it
+_EXCHANGE, _HERE = 2, -100  # renameat2's RENAME_EXCHANGE and AT_FDCWD
 
 
 def default_name(model: str, *made: str) -> str:
@@ -27,57 +30,108 @@ def default_name(model: str, *made: str) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
 
 
+def check_target(target: str | Path, model: str) -> Path:
+    """The absolute path of an output; `PruneError` if it is the folder of the model that is read."""
+    path = absolute(target)
+    if Path(model).exists() and path == absolute(model):
+        raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
+    return path
+
+
 @contextmanager
-def output_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield the new folder `PATH.partial`, which is renamed to `path` if the block ends well, else removed.
-
-    overwrite: replace a folder that minprune finished earlier, or what a killed run left at `PATH.partial`. A folder
-    that holds anything else is never replaced. Raises `PruneError` before the block if `path` cannot become the
-    output: enter this before any long work.
-    """
-    path, partial = claim(path, overwrite, _is_ours, "killed; if so, overwrite it")
-    try:
-        with write_errors(partial):
-            (partial / _MARK).mkdir()
-        yield partial
-        move(partial, path)
-    except BaseException:  # Ctrl-C included
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    (path / _MARK).rmdir()
-
-
-def _is_ours(partial: Path) -> bool:
-    return (partial / _MARK).is_dir() or not any(partial.iterdir())
-
-
-def claim(
+def output_folder(
     path: str | Path,
-    overwrite: bool,
-    ours: Callable[[Path], bool],
-    state: str = "stopped; if so, resume or overwrite it",
+    overwrite: bool = False,
+    kind: str = "write",
     resume: bool = False,
-) -> tuple[Path, Path]:
-    """(the absolute path, `PATH.partial`), the latter being a folder from now on.
+    kept: Callable[[], str] = str,
+) -> Iterator[Path]:
+    """Yield the folder `PATH.partial`, which is renamed to `path` if the block ends well; see `lock`.
 
-    ours(partial): whether a run of this kind left that folder; only then may overwrite replace it, or resume go on in
-    it. overwrite: replace a finished output at `path` too. state: how such a run ended and what to do, for the
-    `PruneError` if `path` cannot become the output.
+    If the block fails or is interrupted, the folder is removed if this run made it, unless `kept()` says, for the
+    exception, what is worth going on with. In the folder is another, `WORK`, for what is not part of the output.
+
+    kind: of run, such as "prune". resume: go on in what an earlier run of the same kind left at `PATH.partial`.
+    overwrite: replace that, or a folder that minprune finished earlier. A folder that holds anything else is never
+    replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this before any long work.
     """
-    path = Path(path).expanduser().resolve()
+    path = absolute(path)
+    with lock(path):
+        partial, new = _claim(path, kind, overwrite, resume)
+        try:
+            yield partial
+        except BaseException as error:  # Ctrl-C included
+            said = kept()
+            if not said:
+                if new:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"interrupted; {said}") from None
+            if isinstance(error, PruneError):
+                raise PruneError(f"{error}; {said}") from error
+            error.add_note(said)
+            raise
+        _finish(partial, path)
+
+
+def _claim(path: Path, kind: str, overwrite: bool, resume: bool) -> tuple[Path, bool]:
+    """(`PATH.partial`, a folder of this kind of run from now on; whether it was made anew)."""
     partial = path.with_name(path.name + ".partial")
     check_free(path, overwrite)
     try:
-        known = partial.is_dir() and ours(partial)
-        if known and overwrite and not resume:
+        if os.path.lexists(partial):
+            found = _kind_of(partial)
+            if resume and found == kind:
+                return partial, False
+            if resume and found:
+                raise PruneError(
+                    f"{partial} was left by another command, minprune {found}: overwrite it or choose another output"
+                )
+            if found and not overwrite:
+                raise PruneError(
+                    f"{partial} is in the way: a run was stopped; resume or overwrite it, or choose another output"
+                )
+            if found is None and not _is_empty(partial):
+                raise PruneError(
+                    f"{partial} is in the way: no such run left it; move it elsewhere, or choose another output"
+                )
             shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=known and resume)
-    except FileExistsError:
-        why = f"another run is writing it, or one was {state}" if known else "no such run left it; move it elsewhere"
-        raise PruneError(f"{partial} is in the way: {why}, or choose another output") from None
+        (partial / WORK).mkdir(parents=True)
+        write_text(partial / WORK / _KIND, kind)
     except OSError as error:
         raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
-    return path, partial
+    return partial, True
+
+
+def _kind_of(partial: Path) -> str | None:
+    """Which kind of run left a .partial, "" if it was killed too early to say so; None if it is no run's."""
+    work = partial / WORK
+    if partial.is_symlink() or work.is_symlink() or not work.is_dir():
+        return None
+    kind = work / _KIND
+    if kind.is_symlink() or not kind.is_file():
+        inside = {path.name for path in (*partial.iterdir(), *work.iterdir())}
+        return "" if inside <= {WORK, f"{_KIND}.tmp"} else None
+    return kind.read_text(encoding="utf-8", errors="replace")[:20]
+
+
+def _is_empty(folder: Path) -> bool:
+    return not folder.is_symlink() and folder.is_dir() and not any(folder.iterdir())
+
+
+def _finish(partial: Path, path: Path) -> None:
+    """Rename a complete .partial. What is large in `WORK` goes before that, so that a kill leaves none of it."""
+    for scrap in (partial / WORK).iterdir():
+        if scrap.name != _KIND:
+            shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
+    try:
+        move(partial, path)
+    except OSError as error:
+        raise PruneError(
+            f"cannot rename {partial} to {path} ({error.strerror}): it is complete, so move it by hand"
+        ) from error
+    shutil.rmtree(path / WORK, ignore_errors=True)
 
 
 def check_space(folder: Path, model: "PreTrainedModel", there: int = 0) -> None:
@@ -109,12 +163,13 @@ def write_model(
             model.generation_config.save_pretrained(folder)
             state = model.state_dict()
             size = {"total_size": sum(_size(state[name]) for name in weight_map)}
-            write_text(folder / "model.safetensors.index.json", _json({"metadata": size, "weight_map": weight_map}))
+            index = {"metadata": size, "weight_map": weight_map}
+            write_text(folder / "model.safetensors.index.json", to_json(index, 2))
         else:
             model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_text(folder / "README.md", model_card(record))
-        write_text(folder / RECORD, _json(record))
+        write_text(folder / RECORD, to_json(record, 2))
 
 
 @contextmanager
@@ -128,10 +183,6 @@ def write_errors(folder: Path) -> Iterator[None]:
         raise PruneError(
             f"cannot write the model to {folder.parent} ({_plain(error)}): free some space or choose another output"
         ) from None
-
-
-def _json(value) -> str:
-    return json.dumps(value, indent=2, default=repr) + "\n"
 
 
 def _size(tensor) -> int:
@@ -154,16 +205,30 @@ def check_free(path: Path, overwrite: bool) -> None:
 
 
 def move(partial: Path, path: Path) -> None:
-    """Rename partial to path; what was there is removed only after its successor is in place."""
+    """Rename partial to path; what was there is removed only after its successor is in place.
+
+    Where the system can exchange two names in one step, there is no moment without an output at `path`.
+    """
     if not path.exists():
         os.rename(partial, path)
         return
-    attic = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name + "."))
-    os.rename(path, attic / "old")
-    try:
-        os.rename(partial, path)
-    except BaseException:
-        os.rename(attic / "old", path)
-        attic.rmdir()
-        raise
+    attic = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name + ".replaced."))
+    old = attic / path.name
+    if _exchange(partial, path):
+        os.rename(partial, old)
+    else:
+        try:
+            os.rename(path, old)
+            os.rename(partial, path)
+        except BaseException:
+            if old.exists():
+                os.rename(old, path)
+            attic.rmdir()
+            raise
     shutil.rmtree(attic, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether the two have changed places, in one step."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None  # glibc has it
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0

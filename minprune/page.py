@@ -6,12 +6,14 @@ charts are drawn here as inline SVG, so that they take the page's colours; the t
 
 import math
 import re
+import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minprune.files import write_text
 from minprune.report import made_by
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
@@ -34,7 +36,7 @@ def write_page(path: str | Path, record: dict[str, Any], samples: dict[str, str]
     "before" and "after". samples: a text's beginning and its continuation by the dense and by the pruned model, as
     {"prompt": ..., "before": ..., "after": ...}. Raises `OSError` if the file cannot be written.
     """
-    Path(path).write_text(render(record, samples), encoding="utf-8")
+    write_text(Path(path), render(record, samples))
 
 
 def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str:
@@ -186,7 +188,7 @@ def _recipe(record: dict) -> list[tuple[str, Any]]:
             summary = f"{len(value)} layers, {min(value.values()):.2%} to {max(value.values()):.2%}"
             rows.append((key, {"summary": summary, "rows": [(name, f"{part:.2%}") for name, part in value.items()]}))
         else:
-            rows.append((key, _words(value)))
+            rows.append((key, shlex.join(value) if key == "command" else _words(value)))
     return rows
 
 

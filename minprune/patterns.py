@@ -180,11 +180,11 @@ def pattern(text: "str | Pattern") -> Pattern:
 
 
 def _read(text: str) -> Pattern | None:
-    if match := re.fullmatch(r"(\d+):(\d+)", text):
+    if match := re.fullmatch(r"(\d+):(\d+)", text, re.ASCII):
         return NM(int(match[1]), int(match[2]))
-    if match := re.fullmatch(r"block(\d+):(-?[\d.]+)%", text):
+    if match := re.fullmatch(r"block(\d+):(-?[\d.]+)%", text, re.ASCII):
         return Block(int(match[1]), _fraction(match[2]))
-    if match := re.fullmatch(r"(-?[\d.]+)%(?::(\w+))?", text):
+    if match := re.fullmatch(r"(-?[\d.]+)%(?::(\w+))?", text, re.ASCII):
         return Unstructured(_fraction(match[1]), match[2])
     return None
 

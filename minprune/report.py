@@ -1,12 +1,13 @@
 """What a pruning run tells afterwards."""
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from minprune.files import to_json, write_text
 
 BEFORE_RECONSTRUCTION = "the layer errors are from before the blocks were reconstructed"
 
@@ -70,7 +71,7 @@ class Report:
 
     def to_json(self, path: str | Path) -> None:
         """Write everything to a JSON file."""
-        Path(path).write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_text(Path(path), to_json(self.as_dict(), 2))
 
 
 def made_by(run: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minprune.errors import PruneError
+from minprune.files import check_regular, flush, to_json
 
 _BEGINNING = b'{"method": '  # of every line
 DENSE = "dense"  # the method and, with an empty pattern, the run of the model as it came
@@ -77,12 +78,12 @@ def cell_of(run: dict) -> Cell:
 
 
 def continue_runs(path: Path, protocol: dict) -> list[dict]:
-    """The runs at path, cut behind the last whole line; makes the file if there is none.
+    """The runs at path, cut behind the last whole line; makes the file if there is none. Lock it before that.
 
     Raises `PruneError` if they were made with another protocol, or if the file is no sweep's or cannot be written.
     """
+    check_regular(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         runs, whole = [], 0
         for run, end in _lines(path):
@@ -118,9 +119,8 @@ def _run(line: bytes) -> dict | None:
 def append_run(path: Path, run: dict) -> None:
     """Add a run's line to the file at path and see it onto the disk."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(run) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+        file.write(to_json(run))
+        flush(file)
 
 
 def _difference(theirs: Any, ours: Any, name: str = "") -> str | None:

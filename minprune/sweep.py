@@ -22,6 +22,7 @@ from minprune.data import fingerprint, load_tokens
 from minprune.driver import prune
 from minprune.errors import PruneError
 from minprune.evaluate import perplexity
+from minprune.lock import absolute, lock
 from minprune.methods import get_method
 from minprune.model import find_layers
 from minprune.patterns import pattern as read_pattern
@@ -65,9 +66,9 @@ def sweep(
     of the first and the test splits of the others, test_samples windows each; all windows have `length` tokens.
     batch_size: see `prune`. say: gets a line for each run. A run that fails is said, is not in the file, and comes
     back with its reason in "failed" and without numbers. Raises `PruneError`, before anything is measured, for an
-    unknown method, pattern or text and for a file that was made with another protocol.
+    unknown method, pattern or text and for a file that another run is writing or that has another protocol.
     """
-    cells, path = cells_of(methods, patterns, seeds), Path(path)
+    cells, path = cells_of(methods, patterns, seeds), absolute(path)
     dtype = str(model.dtype).removeprefix("torch.")
     cut = {text: windows_of(tokenizer, text, "test", test_samples, length, dtype) for text in texts}
     tests = {text: windows for text, (windows, _) in cut.items()}
@@ -83,22 +84,23 @@ def sweep(
         "weights": _hash(model),
     }
     calibrate = cache(lambda seed: load_tokens(tokenizer, calibration, "train", samples, length, seed))
-    found = {cell_of(run): run for run in continue_runs(path, protocol)}
-    missing = [cell for cell in cells if cell not in found]
-    told = {"protocol": protocol, "measured": {text: how for text, (_, how) in cut.items()}}
-    lab = _Lab(model, tests, told, batch_size)
-    for number, cell in enumerate(missing, 1):
-        try:
-            calib = None if cell.seed is None else calibrate(cell.seed)
-            found[cell] = lab.run(cell, calib, found.get(Cell(DENSE, "", None)))
-        except PruneError as reason:
-            if cell.method == DENSE:  # there is nothing to compare with
-                raise
-            found[cell] = {**cell._asdict(), "failed": str(reason)}
-        else:
-            append_run(path, found[cell])
-        say(f"{number}/{len(missing)} {_sentence(found[cell])}")
-    return [found[cell] for cell in cells]
+    with lock(path):
+        found = {cell_of(run): run for run in continue_runs(path, protocol)}
+        missing = [cell for cell in cells if cell not in found]
+        told = {"protocol": protocol, "measured": {text: how for text, (_, how) in cut.items()}}
+        lab = _Lab(model, tests, told, batch_size)
+        for number, cell in enumerate(missing, 1):
+            try:
+                calib = None if cell.seed is None else calibrate(cell.seed)
+                found[cell] = lab.run(cell, calib, found.get(Cell(DENSE, "", None)))
+            except PruneError as reason:
+                if cell.method == DENSE:  # there is nothing to compare with
+                    raise
+                found[cell] = {**cell._asdict(), "failed": str(reason)}
+            else:
+                append_run(path, found[cell])
+            say(f"{number}/{len(missing)} {_sentence(found[cell])}")
+        return [found[cell] for cell in cells]
 
 
 def cells_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int]) -> list[Cell]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from contextlib import suppress
 
 import pytest
 import torch
@@ -95,17 +96,6 @@ def test_what_minprune_did_not_write_is_never_replaced(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_folder_that_another_run_is_writing_is_left_alone_unless_overwritten(tmp_path):
-    killed = output_folder(tmp_path / "out")
-    (killed.__enter__() / "shard").write_text("theirs")
-    with pytest.raises(mp.PruneError, match=r"out\.partial is in the way.*overwrite"), output_folder(tmp_path / "out"):
-        pass
-    assert (tmp_path / "out.partial" / "shard").read_text() == "theirs"
-    with output_folder(tmp_path / "out", overwrite=True) as partial:
-        assert not (partial / "shard").exists()
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 @pytest.mark.parametrize("folder", [output_folder, unfinished, training_folder])
 def test_a_partial_folder_that_minprune_did_not_make_is_never_removed(tmp_path, folder):
     thesis = tmp_path / "out.partial" / "thesis.txt"
@@ -140,20 +130,94 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     assert not started
 
 
-def test_the_old_output_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+def entries(folder):
+    return sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_the_old_output_stays_and_the_new_one_is_kept_if_it_cannot_take_its_place(tmp_path, monkeypatch, failing):
     finish(tmp_path / "out", "old")
     rename, calls = os.rename, []
 
-    def second_fails(source, target):
+    def fails(source, target):
         calls.append(target)
-        if len(calls) == 2:
+        if len(calls) == failing:
             raise OSError(5, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(output.os, "rename", second_fails)
-    with pytest.raises(OSError, match="Input/output"), output_folder(tmp_path / "out", overwrite=True):
-        pass
-    assert (tmp_path / "out" / "minprune.json").read_text() == "old" and os.listdir(tmp_path) == ["out"]
+    monkeypatch.setattr(output, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(output.os, "rename", fails)
+    with (
+        pytest.raises(mp.PruneError, match=r"cannot rename .*\(Input/output error\): it is complete"),
+        output_folder(tmp_path / "out", overwrite=True) as partial,
+    ):
+        (partial / "minprune.json").write_text("new")
+    assert (tmp_path / "out" / "minprune.json").read_text() == "old"
+    assert (tmp_path / "out.partial" / "minprune.json").read_text() == "new"
+    assert entries(tmp_path) == ["out", "out.partial"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_whenever_it_is_killed_the_old_or_the_new_output_can_be_found(tmp_path, monkeypatch, exchange):
+    """Each call of the system in move() is the last one once. Without an exchange the old one may be moved aside."""
+    if not exchange:
+        monkeypatch.setattr(output, "_exchange", lambda one, other: False)
+    real, calls, last = {name: getattr(output.os, name) for name in ("rename", "rmdir")}, [], 0
+
+    def dying(name):
+        def call(*arguments, **more):
+            calls.append(name)
+            if len(calls) > last:
+                raise Killed
+            return real[name](*arguments, **more)
+
+        return call
+
+    finish(tmp_path / "old", "old")
+    for last in range(4):
+        place = tmp_path / str(last)
+        shutil.copytree(tmp_path / "old", place / "out")
+        shutil.copytree(tmp_path / "old", place / "out.partial")
+        (place / "out.partial" / "minprune.json").write_text("new")
+        calls.clear()
+        with monkeypatch.context() as patched:
+            for name in real:
+                patched.setattr(output.os, name, dying(name))
+            with suppress(Killed):
+                output.move(place / "out.partial", place / "out")
+        found = {path.read_text() for path in place.rglob("minprune.json")}
+        assert "new" in found
+        assert (place / "out" / "minprune.json").exists() or (not exchange and found == {"old", "new"})
+
+
+def test_no_moment_without_an_output_where_names_can_be_exchanged(tmp_path):
+    for name in ("out", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(name)
+    if not output._exchange(tmp_path / "out.partial", tmp_path / "out"):
+        pytest.skip("this file system cannot exchange two names")
+    assert (tmp_path / "out" / "name").read_text() == "out.partial"
+    assert (tmp_path / "out.partial" / "name").read_text() == "out"
+
+
+def test_what_a_run_needed_is_gone_before_the_output_has_its_name(tmp_path, monkeypatch):
+    """A kill right after the renaming, so that nothing is tidied up any more, leaves no hidden states behind."""
+
+    def killed(path, **_):
+        raise Killed
+
+    with pytest.raises(Killed), output_folder(tmp_path / "out") as partial:
+        (partial / "unfinished" / "hidden-00001.safetensors").write_bytes(b"x" * 10_000)
+        (partial / "minprune.json").write_text("{}")
+        monkeypatch.setattr(output.shutil, "rmtree", killed)
+    monkeypatch.undo()
+    assert sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) < 100
+    finish(tmp_path / "out", "new")
+    assert entries(tmp_path) == ["out"] and entries(tmp_path / "out") == ["minprune.json"]
 
 
 def test_too_little_room_is_said_before_the_work(tmp_path, tiny_folder, monkeypatch):

@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recover, tmp_path, monkeypatch,
     monkeypatch.setattr(module, "save_state", stop)
     code, out, err = recover()
     assert (code, out) == (130 if end is KeyboardInterrupt else 2, "") and err.count("\n") == 1
-    assert "continue with --resume" in err and os.listdir("out.partial") == ["training.state"]
+    assert "continue with --resume" in err and os.listdir("out.partial") == ["unfinished"]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     code, _, err = recover()
@@ -89,14 +89,12 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recover, tmp_path, monkeypatch,
 
 
 def test_a_run_that_was_killed_before_its_first_state_begins_anew(recover):
-    os.mkdir("out.partial")
-    Path("out.partial/training.state.new").write_bytes(b"half")
-    assert "out.partial is in the way" in recover()[2]
-    Path("out.partial/letter.txt").write_text("somebody else's")
-    assert "out.partial is in the way" in recover("--resume")[2]
-    os.remove("out.partial/letter.txt")
+    os.makedirs("out.partial/unfinished")
+    Path("out.partial/unfinished/kind").write_text("recover")
+    Path("out.partial/unfinished/training.state.new").write_bytes(b"half")
+    assert "out.partial is in the way: a run was stopped" in recover()[2]
     assert recover("--resume", steps=2)[0] == 0
-    assert "training.state.new" not in os.listdir("out")
+    assert not list(Path("out").rglob("*state*"))
 
 
 @pytest.mark.parametrize(("more", "rate"), [((), 3e-4), (("--adapters", 2), 3e-3)])

@@ -9,10 +9,12 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.errors import PruneError
+from minprune.lock import absolute, lock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,11 +64,21 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """A type for argparse: whole numbers of at least `least`."""
 
     def read(text: str) -> int:
-        if not re.fullmatch(r"\d{1,19}", text) or not least <= int(text) <= (most or sys.maxsize):
+        if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= (most or sys.maxsize):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
         return int(text)
 
     return read
+
+
+def number(text: str) -> float:
+    """A type for argparse: a number in the digits 0 to 9."""
+    try:
+        if not text.isascii() or "_" in text:  # Python reads those of other scripts, and 1_000
+            raise ValueError
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def say(message: str) -> None:
@@ -157,11 +169,36 @@ def split_of(source: str, split: str) -> str | None:
     return None if Path(source).is_file() else split
 
 
+def repeating(arguments: argparse.Namespace) -> list[str]:
+    """The words of the command line that makes the same again; [] if these arguments are of none."""
+    words = [word for word in getattr(arguments, "words", []) if word not in ("--resume", "--overwrite")]
+    return ["minprune", *words] if words else []
+
+
+def check_file(name: str, option: str) -> None:
+    """Raise `PruneError` unless a file can be written there: a device would be replaced, not written to."""
+    path = absolute(name)
+    if path.exists() and not path.is_file():
+        raise PruneError(f"{name} is a folder or a device: name a file for {option}")
+    if not path.parent.is_dir():
+        raise PruneError(f"the folder of {name} does not exist: make it, or write the file elsewhere")
+
+
+def writing(file: str | None) -> AbstractContextManager:
+    """While open, no other run may write this file (None: there is none to write)."""
+    return lock(absolute(file)) if file else nullcontext()
+
+
 def console() -> "Console":
     """Where results are printed: stdout, without markup."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False)
+    class Results(Console):
+        def on_broken_pipe(self) -> None:
+            """Who wrote this class would exit with 1: let the command line see to it."""
+            raise BrokenPipeError
+
+    return Results(markup=False, highlight=False)
 
 
 def table_of(first: str, *others: str) -> "Table":

@@ -1,6 +1,5 @@
 """`minprune eval`."""
 
-import json
 import math
 from argparse import Namespace
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from minprune.commands.common import (
     MODEL,
     TEXT,
     add_place,
+    check_file,
     command,
     console,
     load,
@@ -19,9 +19,10 @@ from minprune.commands.common import (
     table_of,
     tokens_of,
     whole,
+    writing,
 )
 from minprune.errors import PruneError
-from minprune.files import write_text
+from minprune.files import to_json, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,11 +83,16 @@ def run(arguments: Namespace) -> None:
 
     What was measured is printed and written even if a later model fails.
     """
+    if arguments.json:
+        check_file(arguments.json, "--json")
+    with writing(arguments.json):
+        _measure(arguments)
+
+
+def _measure(arguments: Namespace) -> None:
     from minprune.model import model_source
 
     names = [name for name in (arguments.tasks or "").split(",") if name]
-    if arguments.json:
-        _check_file(Path(arguments.json))
     if arguments.tasks is None and (arguments.limit or arguments.shots is not None):
         raise PruneError("--limit and --shots are of --tasks, and no tasks are given: name some, or leave them away")
     if arguments.passages % 2:
@@ -129,14 +135,7 @@ def run(arguments: Namespace) -> None:
         if rows and first:
             _show(rows, first, console())
             if arguments.json:
-                write_text(Path(arguments.json), json.dumps({"models": rows}, indent=1, allow_nan=False) + "\n")
-
-
-def _check_file(path: Path) -> None:
-    if path.exists() and not path.is_file():  # a device would be replaced, not written to
-        raise PruneError(f"{path} is a folder or a device: name a file for --json")
-    if not path.resolve().parent.is_dir():
-        raise PruneError(f"the folder of {path} does not exist: make it, or write the file elsewhere")
+                write_text(Path(arguments.json), to_json({"models": rows}, 1))
 
 
 def _perplexity(pair: tuple[Any, Any], arguments: Namespace) -> "Measurement":

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.commands.common import MODEL, LayerName, command, console, kind_of, load, record_of, table_of
-from minprune.errors import PruneError
-from minprune.output import check_space, default_name, output_folder
+from minprune.output import check_space, check_target, default_name, output_folder
 
 if TYPE_CHECKING:
     from minprune.formats.disk import StoredRow
@@ -51,10 +50,9 @@ def run(arguments: Namespace) -> None:
 
     check_form(arguments.format)
     target = Path(arguments.output or default_name(arguments.model, arguments.format))
-    if target.resolve() == Path(arguments.model).resolve():
-        raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
+    check_target(target, arguments.model)
     origin = record_of(arguments.model)
-    with output_folder(target, arguments.overwrite) as folder:
+    with output_folder(target, arguments.overwrite, "export") as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
         check_space(folder, model)
         rows = write_exported(folder, model, tokenizer, arguments.format, _record(arguments, str(model.dtype), origin))

@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from minprune.commands.common import LARGEST_SEED, MODEL, add_place, command, load, whole
+from minprune.commands.common import LARGEST_SEED, MODEL, add_place, command, load, number, whole
 
 if TYPE_CHECKING:
     pass
@@ -24,7 +24,7 @@ def add(commands) -> None:
     parser.add_argument("--prompt", metavar="TEXT", required=True, help="the beginning of the text")
     parser.add_argument("--tokens", metavar="N", type=whole(1), default=40, help="tokens to add at most (40)")
     parser.add_argument(
-        "--temperature", metavar="T", type=float, default=0.0, help="0 takes the likeliest token (0), 1 samples freely"
+        "--temperature", metavar="T", type=number, default=0.0, help="0 takes the likeliest token (0), 1 samples freely"
     )
     parser.add_argument(
         "--seed", metavar="S", type=whole(0, LARGEST_SEED), default=0, help="for a temperature above 0 (0)"

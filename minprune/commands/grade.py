@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprune.commands.common import command, console
+from minprune.commands.common import command, console, number
 from minprune.errors import PruneError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add(commands) -> None:
     )
     parser.add_argument("notebook", metavar="NOTEBOOK", help="a filled-in chapter; it need not have been executed")
     parser.add_argument("--json", metavar="PATH", help="write the points, verdicts and bugs to this file as well")
-    parser.add_argument("--seconds", metavar="S", type=float, default=60.0, help="time limit of each exercise (60)")
+    parser.add_argument("--seconds", metavar="S", type=number, default=60.0, help="time limit of each exercise (60)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --json")
 
 

@@ -18,6 +18,7 @@ from minprune.commands.common import (
     console,
     kind_of,
     load,
+    repeating,
     say,
     say_on_terminal,
     source_of,
@@ -27,9 +28,12 @@ from minprune.commands.common import (
     whole,
 )
 from minprune.errors import PruneError
+from minprune.lock import absolute, lock
 
 if TYPE_CHECKING:
     from minprune.methods import Method
+    from minprune.patterns import Pattern
+    from minprune.recipe import Recipe
     from minprune.report import LayerRow, Report
 
 SMALL = 2e9  # bytes of weights up to which a model is loaded to write a sample of text
@@ -140,24 +144,34 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """Prune a model, block by block, to a folder that appears only when it is complete."""
-    from minprune.checkpoint import prune_checkpoint
-    from minprune.data import EMBEDDED
     from minprune.methods import get_method
-    from minprune.model import load_tokenizer
-    from minprune.output import PAGE, check_free, default_name
+    from minprune.output import check_free, check_target, default_name
     from minprune.patterns import pattern as read_pattern
-    from minprune.protocol import windows_of
     from minprune.recipe import get_recipe
 
     recipe = get_recipe(arguments.recipe)
     name, pattern = arguments.method or recipe.method, read_pattern(arguments.pattern)
-    method = get_method(name)
-    options = read_options(name, method, arguments.option)
+    options = read_options(name, get_method(name), arguments.option)
     allocation: Any = read_allocation(arguments.allocation) if arguments.allocation else None
     target = Path(arguments.output or default_name(arguments.model, arguments.recipe or name, str(pattern)))
-    if target.resolve() == Path(arguments.model).resolve():
-        raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
-    check_free(target.expanduser().resolve(), arguments.overwrite)
+    place = check_target(target, arguments.model)
+    with lock(place):
+        check_free(place, arguments.overwrite)
+        _prune(arguments, target, recipe, pattern, allocation, options)
+
+
+def _prune(
+    arguments: Namespace, target: Path, recipe: "Recipe", pattern: "Pattern", allocation: Any, options: dict[str, Any]
+) -> None:
+    """The work of `run`, while nobody else may write to the target."""
+    from minprune.checkpoint import prune_checkpoint
+    from minprune.data import EMBEDDED
+    from minprune.methods import get_method
+    from minprune.model import load_tokenizer
+    from minprune.output import PAGE
+    from minprune.protocol import windows_of
+
+    method = get_method(arguments.method or recipe.method)
     tokenizer = load_tokenizer(source_of(arguments.model), arguments.model)
     calib, source = None, arguments.calibration or "wikipedia"
     texts: dict[str, Any] = {}
@@ -190,6 +204,7 @@ def run(arguments: Namespace) -> None:
         progress=True,
         test=test,
         texts=texts,
+        command=repeating(arguments),
         **options,
     )
     _show_report(report)
@@ -197,13 +212,14 @@ def run(arguments: Namespace) -> None:
         before, after = report.perplexity["before"], report.perplexity["after"]
         console().print(f"perplexity {before:,.2f} before, {after:,.2f} after ({after / before:.2f} times)")
     if test is not None:
-        _add_samples(arguments, target, tokenizer, test)
+        _add_samples(arguments, absolute(target), tokenizer, test)
     console().print(f"written to {target}; {target / PAGE} shows how it went", soft_wrap=True)
 
 
 def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
     """Write the page of the run again, with how both models continue the test text, if they are small."""
     from minprune.evaluate import generate
+    from minprune.files import read_json
     from minprune.model import load_model
     from minprune.output import PAGE, RECORD
     from minprune.page import write_page
@@ -216,7 +232,7 @@ def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
         model, _ = load_model(name, arguments.dtype, arguments.device)
         samples[key] = generate(model, tokenizer, samples["prompt"], min(PROMPT, test.shape[1] // 4))
         del model  # before the next one is loaded
-    write_page(target / PAGE, json.loads((target / RECORD).read_text(encoding="utf-8")), samples)
+    write_page(target / PAGE, read_json(target / RECORD), samples)
 
 
 def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any]:
@@ -231,6 +247,8 @@ def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any
         if kind not in (int, float, str):
             raise PruneError(f"the option {key!r} of {name} cannot be set on the command line, only from Python")
         try:
+            if not value.isascii() and kind is not str:  # digits of another script
+                raise ValueError
             options[key] = kind(value)
         except ValueError:
             raise PruneError(f"the option {key}={value} of {name} is not of type {kind.__name__}") from None

@@ -14,7 +14,9 @@ from minprune.commands.common import (
     command,
     console,
     load,
+    number,
     record_of,
+    repeating,
     say,
     split_of,
     table_of,
@@ -94,7 +96,7 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """Train a model and write it to a folder that appears only when it is complete."""
     from minprune.data import fingerprint
-    from minprune.output import PAGE, check_space, default_name, write_model
+    from minprune.output import PAGE, check_space, check_target, default_name, write_model
     from minprune.protocol import windows_of
     from minprune.training.distill import Distillation
     from minprune.training.output import STATE, training_folder
@@ -114,8 +116,7 @@ def run(arguments: Namespace) -> None:
         bfloat16=arguments.bfloat16,
     )
     target = Path(arguments.output or default_name(arguments.model, "recovered"))
-    if target.resolve() == Path(arguments.model).resolve():
-        raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
+    check_target(target, arguments.model)
     taught = {name: getattr(arguments, name) for name in TAUGHT if getattr(arguments, name) is not None}
     if taught and not arguments.teacher:
         raise PruneError(f"--{next(iter(taught))} says how to learn from a teacher: name the dense model as --teacher")
@@ -182,7 +183,12 @@ def _record(
     for text, protocol in list(protocols.items())[:1]:
         first, last = (row["perplexity"][text] for row in (done.rows[0], done.rows[-1]))
         measured = {"before": first, "after": last, "protocol": protocol}
-    more = {"model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device": arguments.device}
+    more: dict[str, Any] = {
+        "model": arguments.model,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": arguments.device,
+    }
+    more["command"] = repeating(arguments)
     return {**more, **report.as_dict(), "perplexity": measured, "rows": done.rows, "pruned": pruned}
 
 
@@ -203,21 +209,14 @@ def _table(done: "Recovery", texts: list[str]):
 
 
 def _positive(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
 
 
 def _share(text: str) -> float:
-    value = _number(text)
+    value = number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

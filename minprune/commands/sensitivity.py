@@ -1,6 +1,5 @@
 """`minprune sensitivity`."""
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from minprune.commands.common import (
     TEXT,
     LayerName,
     add_place,
+    check_file,
     command,
     console,
     load,
@@ -18,10 +18,12 @@ from minprune.commands.common import (
     table_of,
     tokens_of,
     whole,
+    writing,
 )
-from minprune.errors import PruneError
+from minprune.files import to_json, write_text
 
 if TYPE_CHECKING:
+    from minprune.patterns import Pattern
     from minprune.sensitivity import Sensitivity
 
 
@@ -58,12 +60,18 @@ def run(arguments: Namespace) -> None:
     """A table of costs, the most sensitive group first."""
     from minprune.budget import check_grouping
     from minprune.patterns import pattern as read_pattern
-    from minprune.sensitivity import sensitivity
 
     pattern = read_pattern(arguments.pattern)
     check_grouping(arguments.by)
     if arguments.output:
-        _check_writable(Path(arguments.output))
+        check_file(arguments.output, "--output")
+    with writing(arguments.output):
+        _measure(arguments, pattern)
+
+
+def _measure(arguments: Namespace, pattern: "Pattern") -> None:
+    from minprune.sensitivity import sensitivity
+
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
     calib = tokens_of(tokenizer, arguments.calibration, "train", arguments.samples, arguments.length, arguments.seed)
     rows = sensitivity(
@@ -92,11 +100,6 @@ def run(arguments: Namespace) -> None:
         out.print(f"written to {arguments.output}", soft_wrap=True)
 
 
-def _check_writable(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir():
-        raise PruneError(f"cannot write {path}: name a file in a folder that exists")
-
-
 def _write(path: Path, arguments: Namespace, rows: "list[Sensitivity]") -> None:
     from dataclasses import asdict
 
@@ -107,4 +110,4 @@ def _write(path: Path, arguments: Namespace, rows: "list[Sensitivity]") -> None:
     record["split"] = split_of(arguments.calibration, "train")
     record["versions"] = versions()
     record["costs"] = [asdict(row) for row in rows]
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text(path, to_json(record, 2))

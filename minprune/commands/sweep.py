@@ -61,9 +61,17 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """Fill in what is missing of the file and print means and spreads of all runs asked for."""
-    from minprune.sweep import cells_of, sweep
+    from minprune.lock import absolute, lock
+    from minprune.sweep import cells_of
 
     cells_of(arguments.methods, arguments.patterns, arguments.seeds)  # mistakes show before the model is loaded
+    with lock(absolute(arguments.output)):
+        _sweep(arguments)
+
+
+def _sweep(arguments: Namespace) -> None:
+    from minprune.sweep import sweep
+
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
     say_on_terminal("cutting the texts into windows")
     runs = sweep(

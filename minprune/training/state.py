@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from minprune.errors import PruneError
+from minprune.files import flush
 
 
 def save_state(path: Path, recipe: dict[str, Any], state: dict[str, Any]) -> None:
     """Write recipe and state to a temporary file beside `path`, flush it to the disk, rename it."""
     temporary = path.with_name(path.name + ".new")
-    with open(temporary, "wb") as file:
+    with temporary.open("wb") as file:
         torch.save({"recipe": recipe, "state": state}, file)
-        file.flush()
-        os.fsync(file.fileno())
+        flush(file)
     os.replace(temporary, path)
 
 
