@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _KEPT = ("license", "license_name", "license_link", "language", "base_model", "pipeline_tag")
 _LONGEST = 100_000  # characters of a card that are read
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~!$^@&:]|(?<=www)\.", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~!$^@&]|/(?=/)|:(?=[\w+-]+:)|(?<=www)\.", re.IGNORECASE)
 _BUNDLED = {
     "smollm2": {"license": "apache-2.0", "language": ["en"], "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 }

@@ -94,6 +94,9 @@ class _Parser(argparse.ArgumentParser):
             r"-\.?\d", re.ASCII
         )  # so that -5% is a value as -5 is, and told to be wrong
 
+    def _print_message(self, message: str, file=None) -> None:
+        (file or sys.stderr).write(message)  # argparse would take no notice of a reader that has gone
+
     def error(self, message: str):
         raise PruneError(f"{message} (see {self.prog} --help)")
 

@@ -151,7 +151,7 @@ def test_the_command_writes_the_costs_and_lists_the_most_sensitive_first(costs, 
         (("--by", "depth"), "block, type, layer"),
         (("--pattern", "150%"), "150%"),
         (("--samples", "1"), "at least 2"),
-        (("--output", "missing/costs.json"), "folder that exists"),
+        (("--output", "missing/costs.json"), "the folder of missing/costs.json does not exist"),
         (("--include", "*.w1"), "matches no layer"),
     ],
 )
