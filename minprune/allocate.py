@@ -5,13 +5,12 @@ Chapter 11. The rules are in rules.py, the arithmetic that keeps their average e
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.model import Layer
+from minprune.model import Layer, matches
 from minprune.patterns import NM, Pattern
 from minprune.rules import adjustable, get_rule
 
@@ -53,7 +52,7 @@ def allocate(
             adjustable(pattern)
         return patterns
     for glob, sparsity in table.items():
-        matched = [layer for layer in layers if fnmatch(layer.name, glob)]
+        matched = [layer for layer in layers if matches(layer, [glob])]
         if not matched:
             raise PruneError(f"the allocation's {glob!r} matches no layer: names look like {layers[0].name!r}")
         if not isinstance(sparsity, (int, float)) or isinstance(sparsity, bool):

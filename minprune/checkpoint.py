@@ -34,6 +34,7 @@ from minprune.report import LayerRow, Report, versions
 from minprune.stages import Walk
 from minprune.stream import Whole, open_checkpoint
 from minprune.watch import one_by_one
+from minprune.weights import zeros_in_file, zeros_in_use
 
 _TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
 
@@ -105,6 +106,7 @@ def prune_checkpoint(
             guide = (how, skipped) if how else None
             job = _Job(source, run, journal, test, sequential, guide, start)
             perplexities = job.all_blocks()
+            job.compare()
         report, texts = run.report(job.seconds()), texts or {}
         report.notes += job.notes
         report.calibration |= texts.get("calibration", {})
@@ -230,9 +232,10 @@ class _Job:
         self.run.settle(layers)
 
     def _write(self, block: int) -> None:
-        run = self.run
-        rows = [asdict(run.rows[layer]) for layer in run.layers_under(f"{self.source.prefix}.{block}.")]
+        run, layers = self.run, self.run.layers_under(f"{self.source.prefix}.{block}.")
         file, tensors = shard_name(self.source, block), self.source.tensors(block)
+        run.compare(zeros_in_file(tensors, layers))
+        rows = [asdict(run.rows[layer]) for layer in layers]
         spent = {"total": self.seconds(), "statistics": run.statistics_seconds, "solve": run.solve_seconds}
         more: dict[str, Any] = {"rows": rows, "seconds": spent}
         if run.reconstruction:
@@ -240,6 +243,12 @@ class _Job:
             name = f"{self.source.prefix}.{block}"
             more["errors"] = {key: errors for key, errors in run.reconstruction["errors"].items() if key == name}
         self.journal.add(block, file, tensors, self._hidden if self.walks else None, more)
+
+    def compare(self) -> None:
+        """Hold the rows against the model once more: all that is in memory is written from there in the end."""
+        source, head = self.source, self.source.model.get_output_embeddings()
+        here = [layer for layer in self.run.layers if not source.streamed or layer.owner is head]
+        self.run.compare(zeros_in_use(source.model, here))
 
     def _hidden(self) -> dict[str, Tensor]:
         return {name: torch.cat(walk.hidden) for name, walk in self.walks.items()}

@@ -9,7 +9,7 @@ Left out: choosing a sparsity per layer (allocate.py) and models that are larger
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +30,7 @@ from minprune.report import BEFORE_RECONSTRUCTION, LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
 from minprune.watch import Receive, one_by_one, watch
+from minprune.weights import check_weights, count_zeros, layer_notes, zeros_in_use
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,8 +69,7 @@ def prune(
     start, was_training = time.perf_counter(), model.training
     chosen = adjusted(recipe, calib, method, allocation, options)
     run = Run(model, calib, chosen, pattern, include, exclude, batch_size, progress)
-    for layer in run.layers:
-        _check_weights(layer)
+    check_weights(model, run.layers)
     with run.bar, one_by_one(model, run.layers):
         model.eval()
         try:
@@ -85,6 +85,7 @@ def prune(
         finally:
             model.train(was_training)
     run.settle(run.layers)
+    run.compare(zeros_in_use(model, run.layers))
     return run.report(time.perf_counter() - start)
 
 
@@ -120,6 +121,7 @@ class Run:
         self.rows: dict[Layer, LayerRow] = {}
         self.statistics_seconds = self.solve_seconds = 0.0
         self.reconstruction: dict = {}
+        self.notes = layer_notes(model, self.layers)
         self.bar = tqdm(
             total=len(self.layers),
             desc=f"{method} {pattern}",
@@ -193,12 +195,29 @@ class Run:
                 W, note = layer.weight, "received no token: left dense"
                 self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), None, 0.0, note))
 
+    def compare(self, zeros: Mapping[Layer, int]) -> None:
+        """Hold the rows of these layers against the zeros that their weights have in the model, or in its file.
+
+        Zeros may have been added since a layer was pruned, by rounding, and are in its row then. Raises `PruneError` if
+        some are gone.
+        """
+        for layer, found in zeros.items():
+            row = self.rows[layer]
+            size = row.shape[0] * row.shape[1]
+            if found < round(row.sparsity * size):
+                raise PruneError(
+                    f"{layer.name} has {found} zeros now, not the {round(row.sparsity * size)} that it was pruned to: "
+                    "something has changed its weights since, so there is no report"
+                )
+            row.sparsity = found / size
+
     def report(self, seconds: float) -> Report:
         """The report on all layers, after so many seconds in total."""
         spent = {"total": seconds, "statistics": self.statistics_seconds, "solve": self.solve_seconds}
         rows = [self.rows[layer] for layer in self.layers]
         notes = [BEFORE_RECONSTRUCTION] if self.reconstruction.get("errors") else []
         notes += [self.reconstruction["skipped"]] if "skipped" in self.reconstruction else []
+        notes += self.notes
         return Report(
             self.name,
             self.pattern,
@@ -230,8 +249,17 @@ def _one_pass(model: "PreTrainedModel", run: Run) -> None:
 def _check_model(model: "PreTrainedModel") -> None:
     from transformers import PreTrainedModel
 
+    kind = type(model).__name__
+    if hasattr(model, "merge_and_unload"):
+        raise PruneError(
+            f"{kind} has adapters beside its weights, in which zeros would not last: merge_and_unload() first"
+        )
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
-        raise PruneError(f"{type(model).__name__} is no Hugging Face causal language model: load it with load_model")
+        raise PruneError(f"{kind} is no Hugging Face causal language model: load it with load_model")
+    if model.config.is_encoder_decoder:
+        raise PruneError(f"{kind} is an encoder with a decoder, not a causal language model: use one of those")
+    if getattr(model.config, "quantization_config", None):
+        raise PruneError(f"{kind} is quantised, which minprune cannot prune: use the model that it was made from")
 
 
 def _check_pattern(layer: Layer, pattern: Pattern) -> None:
@@ -241,13 +269,8 @@ def _check_pattern(layer: Layer, pattern: Pattern) -> None:
         raise PruneError(f"{layer.name}: {error}") from None
 
 
-def _check_weights(layer: Layer) -> None:
-    if not bool(torch.stack(layer.weight.aminmax()).isfinite().all()):
-        raise PruneError(f"{layer.name}: its weights hold NaN or infinity: the checkpoint is damaged")
-
-
 def _sparsity(W: Tensor) -> float:
-    return int((W == 0).sum()) / W.numel()
+    return count_zeros(W) / W.numel()
 
 
 def _describe(calib: Tensor | None) -> dict:

@@ -6,16 +6,18 @@ expert of a mixture, stored as a slice of a 3-D parameter; each becomes a `Layer
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from minprune.blocks import decoder_blocks, is_conv1d, text_config
 from minprune.errors import PruneError
 from minprune.loading import check_folder, check_loaded, reason
+from minprune.mixtures import expert_stacks, routers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,13 +30,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Layer:
     """One weight matrix of a model. weight: a (d_out, d_in) view into the model; writing to it changes the model.
 
-    expert: its index in `owner`'s 3-D parameter `parameter`, or None if `owner` is a module of its own.
+    expert: its index in `owner`'s 3-D parameter `parameter`, or None if `owner` is a module of its own. router: whether
+    it chooses between the experts of a mixture. aliases: the names under which other blocks use the same weight.
     """
 
     name: str
     owner: nn.Module
     parameter: str = "weight"
     expert: int | None = None
+    router: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def weight(self) -> Tensor:
@@ -67,7 +72,12 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     try:
         # without trust_remote_code=False transformers asks on the terminal, and a yes would run the repository's code
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            source,
+            dtype=wanted,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            device_map=None if place.type == "cpu" else {"": place},  # straight there, not once in main memory first
         )
     except Exception as error:
         raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
@@ -142,22 +152,6 @@ def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
         )
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether a module is GPT-2's linear layer, whose weight is stored as (d_in, d_out)."""
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, Conv1D)
-
-
-def decoder_blocks(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
-    """The name and the list of the decoder blocks: the first ModuleList as long as the config says."""
-    depth = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return name, module
-    raise PruneError(f"found no list of {depth} decoder blocks in {type(model).__name__}")
-
-
 def backbone(model: "PreTrainedModel") -> nn.Module:
     """The part of the model that ends before the output head and returns hidden states.
 
@@ -178,21 +172,20 @@ def find_layers(
     """The layers to prune, in the order of the model: all matrices of the decoder blocks, or those that match.
 
     include, exclude: globs over the layers' full names ("*.mlp.*"). `lm_head` is found only if a glob of `include`
-    names it. Raises `PruneError` if a glob matches nothing, if a tied `lm_head` is asked for, or if a mixture stores
-    its experts in a way that minprune cannot prune and they are not excluded.
+    names it, routers and gates of a mixture only if a glob names nothing else. A weight that several blocks use is one
+    layer, with the name of the first; it is included if one of its names is, and excluded if one of them is. Raises
+    `PruneError` if a glob matches nothing, if a tied `lm_head` is asked for, or if a mixture stores its experts in a
+    way that minprune cannot prune and they are not excluded.
     """
-    found = block_layers(model)
-    heads = [Layer(name, m) for name, m in model.named_modules() if m is model.get_output_embeddings()]
-    exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    include = [include] if isinstance(include, str) else include
+    every = block_layers(model) + head_layers(model)
+    excluded = _globs("exclude", exclude, every)
     if include is None:
-        chosen = found
+        chosen = [layer for layer in every if not layer.router and layer.owner is not model.get_output_embeddings()]
     else:
-        include = list(include)
-        _refuse_unused("include", include, found + heads)
-        chosen = [layer for layer in found + heads if _matches(layer.name, include)]
-    _refuse_unused("exclude", exclude, found + heads)
-    chosen = [layer for layer in chosen if not _matches(layer.name, exclude)]
+        included = _globs("include", include, every)
+        of_routers = [glob for glob in included if all(layer.router for layer in every if matches(layer, [glob]))]
+        chosen = [layer for layer in every if matches(layer, of_routers if layer.router else included)]
+    chosen = [layer for layer in chosen if not matches(layer, excluded)]
     if not chosen:
         raise PruneError("include and exclude leave no layer to prune")
     if unfit := unfit_experts(chosen):
@@ -202,45 +195,74 @@ def find_layers(
             f"{first} is an expert in a layout that minprune cannot prune: leave such ones dense with {advice} on the "
             f"command line, exclude={unfit} in Python"
         )
-    for layer in chosen:
-        _check_untied(model, layer)
+    if tied := next((layer.name for layer in chosen if is_tied(model, layer)), None):
+        raise PruneError(
+            f"{tied} is tied to the input embeddings: pruning it would prune every embedding, so leave it out"
+        )
     return chosen
 
 
 def block_layers(model: "PreTrainedModel") -> list[Layer]:
-    """All matrices of the decoder blocks, in the order of the model, also those that minprune cannot prune."""
+    """All matrices of the decoder blocks, in the order of the model, also those that minprune does not prune."""
     prefix, blocks = decoder_blocks(model)
-    return [layer for name, module in blocks.named_modules(prefix=prefix) for layer in _layers_of(name, module)]
+    choosing = routers(prefix, blocks, getattr(text_config(model), "hidden_size", 0))
+    found: dict[Any, Layer] = {}
+    for name, module in blocks.named_modules(prefix=prefix, remove_duplicate=False):
+        for layer in _layers_of(name, module):
+            key = *_storage(layer), layer.expert
+            if key in found:
+                found[key] = replace(found[key], aliases=(*found[key].aliases, layer.name))
+            else:
+                found[key] = replace(layer, router=layer.name in choosing)
+    return list(found.values())
+
+
+def head_layers(model: "PreTrainedModel") -> list[Layer]:
+    """The output head as a layer, in a list, which is empty if the head is no matrix."""
+    head = model.get_output_embeddings()
+    return [Layer(name, m) for name, m in model.named_modules() if m is head and _layers_of(name, m)]
 
 
 def unfit_experts(layers: list[Layer]) -> list[str]:
     """Globs for those experts among the layers that are stored in a layout that minprune cannot prune."""
     experts = [layer for layer in layers if layer.expert is not None]
-    return sorted({f"*.{e.parameter}.*" for e in experts if getattr(e.owner, "is_transposed", True)})
+    parts = [e.name.split(".")[-3:-1] for e in experts if getattr(e.owner, "is_transposed", True)]
+    return sorted({f"*.{module}.{parameter}.*" for module, parameter in parts})
+
+
+def is_tied(model: "PreTrainedModel", layer: Layer) -> bool:
+    """Whether the layer's weight is the input embeddings, too."""
+    return _storage(layer) == _storage(Layer("", model.get_input_embeddings()))
+
+
+def matches(layer: Layer, globs: Iterable[str]) -> bool:
+    """Whether one of the globs matches one of the layer's names."""
+    return any(fnmatchcase(name, glob) for glob in globs for name in (layer.name, *layer.aliases))
 
 
 def _layers_of(name: str, module: nn.Module) -> list[Layer]:
     if isinstance(module, nn.Linear) or is_conv1d(module):
         return [Layer(name, module)]
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return []
-    stacks = [(key, value) for key, value in module.named_parameters(recurse=False) if value.ndim == 3]
+    stacks = expert_stacks(name, module)
     return [Layer(f"{name}.{key}.{e}", module, key, e) for key, value in stacks for e in range(len(value))]
 
 
-def _check_untied(model: "PreTrainedModel", layer: Layer) -> None:
-    embeddings = getattr(model.get_input_embeddings(), "weight", None)
-    if embeddings is not None and layer.weight.data_ptr() == embeddings.data_ptr():
-        raise PruneError(
-            f"{layer.name} is tied to the input embeddings: pruning it would prune every embedding, so leave it out"
-        )
+def _storage(layer: Layer) -> tuple:
+    """The same for two layers if they are stored in the same place."""
+    stored = layer.owner._parameters.get(layer.parameter)
+    if stored is None:  # computed
+        return id(layer.owner), layer.parameter
+    if type(stored) is not nn.Parameter or stored.layout is not torch.strided or not stored.data_ptr():
+        return (id(stored),)  # on the meta device, say: it has no place
+    return stored.device, stored.data_ptr(), stored.shape, stored.stride()
 
 
-def _matches(name: str, globs: Iterable[str]) -> bool:
-    return any(fnmatch(name, glob) for glob in globs)
-
-
-def _refuse_unused(option: str, globs: list[str], layers: list[Layer]) -> None:
+def _globs(option: str, given: Iterable[str], layers: list[Layer]) -> list[str]:
+    """The globs as a list; `PruneError` if they are none, or if one matches no layer."""
+    globs = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
     for glob in globs:
-        if not any(fnmatch(layer.name, glob) for layer in layers):
+        if not isinstance(glob, str):
+            raise PruneError(f"{option} is a glob over layer names, such as '*.mlp.*', or a list of them, not {glob!r}")
+        if not any(matches(layer, [glob]) for layer in layers):
             raise PruneError(f"{option} {glob!r} matches no layer: names look like {layers[0].name!r}")
+    return globs

@@ -27,6 +27,7 @@ from minprune.patterns import pattern as read_pattern
 from minprune.stages import replaced
 from minprune.statistics import Statistics
 from minprune.watch import one_by_one, watch
+from minprune.weights import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,6 +140,7 @@ def trial(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -
             "trial runs need calibration windows, some to calibrate and some to judge: 1 given, 8 or more are sensible"
         )
     check_windows(model, calib)
+    check_weights(model, layers)
     calib = calib.to(next(model.parameters()).device)
     held_out = min(HELD_OUT, max(1, len(calib) // 4))
     with _resting(model, layers):

@@ -187,8 +187,11 @@ def test_experts_in_another_layout_are_named_by_info_and_all_at_once_by_prune(ru
         Path("model", path.name).write_bytes(path.read_bytes())
     code, out, err = run("info", "model")
     assert (code, err) == (0, "") and "self_attn.q_proj" in out
-    assert "not listed: experts in a layout that minprune cannot prune, *.down_proj.*, *.gate_up_proj.*" in out
-    excluded = ["--exclude", "*.down_proj.*", "--exclude", "*.gate_up_proj.*"]
+    assert (
+        "not listed: experts in a layout that minprune cannot prune, *.experts.down_proj.*, *.experts.gate_up_proj.*"
+        in out
+    )
+    excluded = ["--exclude", "*.experts.down_proj.*", "--exclude", "*.experts.gate_up_proj.*"]
     advice = " ".join(word if word == "--exclude" else f"'{word}'" for word in excluded)
     assert is_one_line(run("prune", "model", "--method", "magnitude"), advice)
     assert run("prune", "model", "--method", "magnitude", *excluded)[0] == 0

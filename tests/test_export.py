@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import minprune as mp
 from minprune.cli import main
 from minprune.formats import disk, save_model
 from minprune.model import find_layers
+from minprune.training.recover import Recipe, recover
 
 
 class NoTokenizer:
@@ -373,3 +375,40 @@ def test_half_of_smollm2_in_float16_takes_at_most_57_percent(tmp_path, pattern, 
     tokens = words("The moon goes around the", return_tensors="pt").input_ids
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, again(tokens).logits)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "llama4"])
+def test_a_model_whose_experts_were_left_out_is_exported_and_recovered_and_keeps_them(
+    run, tiny_folder, text_file, family
+):
+    tiny_model(family, vocab_size=320).save_pretrained("model")
+    for path in tiny_folder.glob("token*"):
+        Path("model", path.name).write_bytes(path.read_bytes())
+    excluded = ["--exclude", "*.experts.*", "--no-test", "--output", "pruned"]
+    assert run("prune", "model", "--method", "magnitude", *excluded)[0] == 0
+    assert run("export", "pruned", "--output", "small")[0] == 0
+    pruned, small = (mp.load_model(folder)[0].state_dict() for folder in ("pruned", "small"))
+    assert pruned.keys() == small.keys() and all(torch.equal(value, small[name]) for name, value in pruned.items())
+    code, _, err = run("recover", "pruned", "--data", text_file, "--steps", 1, "--length", 24, "--output", "recovered")
+    assert code == 0, err
+    recovered = mp.load_model("recovered")[0].state_dict()
+    for name, value in pruned.items():
+        assert ((value != 0) | (recovered[name] == 0)).all(), name
+
+
+def test_the_zeros_of_a_pruned_router_or_head_outlast_recovery_and_export(run, tiny_folder, text_file):
+    tiny_model("phimoe", tie_word_embeddings=False).save_pretrained("model")
+    for path in tiny_folder.glob("token*"):
+        Path("model", path.name).write_bytes(path.read_bytes())
+    model, tokenizer = mp.load_model("model")
+    mp.prune(model, None, "magnitude", "50%:row", include=["*.mlp.router", "lm_head", "*.q_proj"])
+    pruned = {name: value.clone() for name, value in model.state_dict().items()}
+    save_model(model, tokenizer, "small")
+    small = mp.load_model("small")[0].state_dict()
+    assert all(torch.equal(value, small[name]) for name, value in pruned.items())
+    recover(model, tiny_tokens(), Recipe(steps=2, batch_size=2))
+    for name, value in model.state_dict().items():
+        if value.ndim == 2 and name.endswith(("router.weight", "head.weight", "q_proj.weight")):
+            assert (pruned[name] == 0).double().mean() == 0.5, name
+            assert "router" in name or not torch.equal(value, pruned[name]), name  # a router need not learn in a step
+            assert (value[pruned[name] == 0] == 0).all(), name

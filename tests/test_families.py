@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import FAMILIES, LENGTH, WINDOWS, tiny_model, tiny_tokens
+from tiny import FAMILIES, LENGTH, ROUTED, WINDOWS, tiny_model, tiny_tokens
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
@@ -218,3 +218,87 @@ def test_no_expert_is_watched_through_a_product_with_another_matrix():
         model(tiny_tokens())
     assert len(products) == 2 * 2 * 4  # blocks, matrices, experts
     assert sum(products) == 2 * 2 * 2 * WINDOWS * LENGTH  # two experts for each token
+
+
+ROUTERS = {  # the layers of a block that choose between experts or weigh them, read in the library's code
+    "phimoe": ["mlp.router"],
+    "hunyuan": ["mlp.gate.wg"],
+    "qwen2_moe": ["mlp.shared_expert_gate"],
+    "afmoe": ["mlp.router.gate"],
+    "llama4": ["feed_forward.router"],
+}
+
+
+@pytest.mark.parametrize("family", ROUTERS)
+def test_routers_and_gates_of_mixtures_stay_dense_and_that_is_said(family):
+    model = tiny_model(family)
+    dense = copy.deepcopy(model)
+    exclude = [] if family in ROUTED else ["*.experts.*"]
+    report = mp.prune(model, tiny_tokens(), "wanda", "50%:row", exclude=exclude)
+    pruned = {row.name for row in report.layers}
+    routers = [name for name, _ in model.named_modules() if any(name.endswith(f".{end}") for end in ROUTERS[family])]
+    assert routers and not pruned & set(routers)
+    for name in routers:
+        for (key, value), other in zip(
+            model.get_submodule(name).state_dict().items(), dense.get_submodule(name).state_dict().values(), strict=True
+        ):
+            assert torch.equal(value, other), (name, key)
+    others = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)} - {"lm_head"}
+    assert {name for name in pruned if "experts." not in name or "shared" in name} == others - set(routers)
+    assert any(
+        note.startswith(f"{len(routers)} routers and gates of mixtures were left dense") for note in report.notes
+    )
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_a_router_is_pruned_if_a_glob_names_nothing_else(family):
+    model, end = tiny_model(family), ROUTERS[family][0]
+    report = mp.prune(model, tiny_tokens(), "wanda", "50%:row", include=[f"*.{end}"])
+    assert report.layers and all(row.name.endswith(end) and row.sparsity == 0.5 for row in report.layers)
+    assert not report.notes
+    for include in (["*"], ["*.mlp.*"], ["model.layers.1.*"]):
+        assert not any(layer.router for layer in mp.find_layers(model, include=include))
+    both = mp.find_layers(model, include=["*.q_proj", f"*.{end}"])
+    assert {layer.router for layer in both} == {True, False}
+    assert mp.find_layers(model, exclude=[f"*.{end}"])  # they are dense anyway
+
+
+def test_a_gate_that_is_part_of_an_mlp_or_of_attention_is_no_router():
+    for family, end in (("llama", "mlp.gate_proj"), ("qwen2_moe", "mlp.shared_expert.gate_proj")):
+        names = [layer.name for layer in mp.find_layers(tiny_model(family))]
+        assert sum(name.endswith(end) for name in names) == 2
+
+
+def test_weights_in_several_blocks_are_one_layer_and_pruned_once():
+    model = tiny_model("zamba2")
+    layers = mp.find_layers(model)
+    places = [layer.weight.data_ptr() for layer in layers]
+    assert len(set(places)) == len(layers) == len({layer.name for layer in layers})
+    report = mp.prune(model, tiny_tokens(), "wanda", "50%")
+    assert all((row.sparsity == 0.5) != ("left dense" in row.note) for row in report.layers)
+    shared = [layer for layer in layers if layer.aliases]
+    assert any(note.startswith(f"{len(shared)} weights serve in several blocks") for note in report.notes)
+    for layer in shared:
+        for name in layer.aliases:
+            assert torch.equal(model.get_submodule(name).weight, layer.weight)
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_an_excluded_block_keeps_its_weights_also_if_another_block_uses_them(block):
+    model = tiny_model("zamba2")
+    dense = copy.deepcopy(model)
+    report = mp.prune(model, tiny_tokens(), "wanda", "50%", exclude=[f"*.layers.{block}.*"])
+    for (name, value), other in zip(model.named_parameters(), dense.parameters(), strict=True):
+        assert torch.equal(value, other) or f"layers.{block}." not in name
+    for (name, value), other in zip(
+        model.model.layers[block].named_parameters(), dense.model.layers[block].parameters(), strict=True
+    ):
+        assert torch.equal(value, other), name
+    assert any("were left dense in all of them" in note for note in report.notes)
+
+
+def test_an_included_block_is_pruned_by_any_of_its_names():
+    model = tiny_model("zamba2")
+    first = mp.find_layers(model, include=["*.layers.1.shared_transformer.self_attn.q_proj"])
+    second = mp.find_layers(model, include=["*.layers.3.shared_transformer.self_attn.q_proj"])
+    assert [layer.name for layer in first] == [layer.name for layer in second] and len(first) == 1

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import transformers as hf
 from tiny import FAMILIES, UNSUPPORTED_EXPERTS, VOCABULARY, tiny_model, tiny_tokens
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -97,6 +98,127 @@ def test_experts_in_another_layout_are_refused_by_name_unless_excluded(family):
         mp.find_layers(model)
     layers = mp.find_layers(model, exclude=["*.experts.*"])
     assert layers and all(layer.expert is None for layer in layers)
+
+
+TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+
+
+def seeing(kind, depth, tower_last):
+    """A tiny model with a tower for images of that depth, before the language model or after it."""
+    if kind == "llava":
+        config = hf.LlavaConfig(
+            text_config=hf.LlamaConfig(**TEXT),
+            vision_config=hf.CLIPVisionConfig(**VISION, num_hidden_layers=depth),
+            image_token_index=5,
+        )
+        model = hf.LlavaForConditionalGeneration(config).eval()
+    else:
+        config = hf.Gemma3Config(
+            text_config=hf.Gemma3TextConfig(**TEXT, head_dim=8),
+            vision_config=hf.SiglipVisionConfig(**VISION, num_hidden_layers=depth),
+            mm_tokens_per_image=4,
+        )
+        model = AutoModelForCausalLM.from_config(config).eval()
+    parts = model.model._modules
+    if tower_last:
+        parts["vision_tower"] = parts.pop("vision_tower")
+    return model
+
+
+@pytest.mark.parametrize("tower_last", [False, True])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["llava", "gemma3"])
+def test_of_a_model_that_sees_the_language_model_is_pruned_and_never_the_tower(kind, depth, tower_last):
+    for method in ("magnitude", "wanda"):
+        model = seeing(kind, depth, tower_last)
+        dense = copy.deepcopy(model)
+        report = mp.prune(model, tiny_tokens(), method, "50%")
+        names = {f"{row.name}.weight" for row in report.layers}
+        assert len(names) == 14 and report.sparsity == 0.5
+        for (name, value), other in zip(model.named_parameters(), dense.named_parameters(), strict=True):
+            assert (name in names) == ("language_model.layers" in name and value.ndim == 2)
+            assert torch.equal(value, other[1]) == (name not in names), name
+
+
+BLOCKS = {  # a configuration -> the name of the list of its blocks
+    "model.decoder.layers": hf.BartConfig(
+        vocab_size=96, d_model=32, encoder_layers=2, decoder_layers=3, decoder_ffn_dim=48, decoder_attention_heads=4
+    ),
+    "model.layers": hf.LongcatFlashConfig(
+        **{**TEXT, "num_key_value_heads": 4, "num_hidden_layers": 4},
+        num_layers=2,
+        n_routed_experts=4,
+        zero_expert_num=2,
+        moe_topk=2,
+        expert_ffn_hidden_size=24,
+        ffn_hidden_size=48,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+    ),
+    "bert.encoder.layer": hf.BertConfig(
+        vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, is_decoder=True
+    ),
+}
+
+
+@pytest.mark.parametrize("expected", BLOCKS)
+def test_decoder_blocks_are_those_of_the_decoder_whatever_the_configuration_calls_their_number(expected):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(BLOCKS[expected])
+    name, blocks = decoder_blocks(model)
+    assert name == expected and len(blocks) == {"bert": 2, "bart": 3, "longcat_flash": 2}[model.config.model_type]
+
+
+def test_blocks_that_are_several_lists_side_by_side_are_refused_by_name():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(hf.XLMConfig(vocab_size=96, emb_dim=32, n_layers=2, n_heads=4))
+    with pytest.raises(mp.PruneError, match=r"XLMWithLMHeadModel.*attentions, transformer\.ffns"):
+        decoder_blocks(model)
+
+
+@pytest.mark.slow
+def test_every_causal_model_of_the_library_has_blocks_in_its_language_model_or_is_refused_by_name():
+    """In the sizes that the library's own defaults give, without weights; what cannot be made that way is passed by."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    refused, made = set(), 0
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(hf.CONFIG_MAPPING[kind]())
+        except Exception:  # of any kind: defaults that do not fit, packages that are not there
+            continue
+        made += 1
+        try:
+            name, blocks = decoder_blocks(model)
+        except mp.PruneError as error:
+            refused.add(kind)
+            assert type(model).__name__ in str(error)
+            continue
+        assert not any(word in name for word in ("vision", "visual", "audio", "image", "tower")), name
+        apart = ("embed", "head", "vision", "image", "audio")
+        others = [p for n, p in model.named_parameters() if not n.startswith(name) and not any(w in n for w in apart)]
+        assert sum(p.numel() for p in blocks.parameters()) > sum(p.numel() for p in others), name
+    assert refused == {"blt", "hrm_text", "xlm"} and made > 150
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize("globs", [5, None, ["*", 5], [None], b"*.mlp.*"])
+def test_globs_that_are_none_are_refused_with_what_they_should_be(option, globs):
+    if (option, globs) == ("include", None):
+        return
+    with pytest.raises(mp.PruneError, match=rf"{option} is a glob.*'\*\.mlp\.\*'"):
+        mp.prune(tiny_model("llama"), None, "magnitude", **{option: globs})
+
+
+def test_globs_tell_upper_from_lower_case():
+    with pytest.raises(mp.PruneError, match="matches no layer"):
+        mp.find_layers(tiny_model("llama"), include=["*.Q_PROJ"])
 
 
 def test_decoder_blocks_are_found_and_their_absence_is_an_error():

@@ -62,6 +62,34 @@ UNSUPPORTED_EXPERTS = {  # their expert matrices are stored as (experts, d_in, d
         {**_GROUPED, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1},
     ),
 }
+ROUTED = {  # their routers or gates are linear layers
+    "phimoe": (hf.PhimoeConfig, {**_GROUPED, "num_local_experts": 4}),
+    "hunyuan": (hf.HunYuanMoEV1Config, {**_GROUPED, "head_dim": 8, "num_experts": 4, "moe_topk": 2}),
+    "qwen2_moe": (
+        hf.Qwen2MoeConfig,
+        {**_GROUPED, "num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    ),
+    "afmoe": (
+        hf.AfmoeConfig,
+        {
+            **_GROUPED,
+            "head_dim": 8,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "num_dense_layers": 1,
+        },
+    ),
+}
+SHARED = {  # one set of weights in several blocks
+    "zamba2": (
+        hf.Zamba2Config,
+        _GROUPED
+        | {"num_hidden_layers": 4, "num_key_value_heads": 4, "layers_block_type": ["mamba", "hybrid"] * 2}
+        | {"hybrid_layer_ids": [1, 3], "num_mem_blocks": 1, "adapter_rank": 8, "mamba_d_state": 8, "n_mamba_heads": 8}
+        | {"mamba_headdim": 8, "mamba_ngroups": 1, "chunk_size": 8},
+    )
+}
 
 
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
@@ -72,11 +100,11 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
     changes: arguments of the configuration other than the family's own.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)  # warnings about the tiny sizes
-    make, arguments = (FAMILIES | UNSUPPORTED_EXPERTS)[family]
+    make, arguments = (FAMILIES | UNSUPPORTED_EXPERTS | ROUTED | SHARED)[family]
     model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)), dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in ((n, p) for n, p in model.named_parameters() if not n.endswith("A_log")):
             width = 0.2 if parameter.ndim >= 2 else 0.1 if name.endswith("bias") else None
             if width:
                 parameter.copy_(width * torch.randn(parameter.shape, generator=generator))  # the same in every dtype

@@ -27,15 +27,15 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """A table of the layers: shapes, zeros, and the pattern of the zeros."""
-    from minprune.model import block_layers, decoder_blocks, find_layers, unfit_experts
+    from minprune.model import block_layers, decoder_blocks, head_layers, is_tied, matches, unfit_experts
     from minprune.recognise import recognise
 
     model, _ = load(arguments.model, "auto", "cpu")
-    head = model.get_output_embeddings()
-    tied = head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     unfit = unfit_experts(block_layers(model))
-    layers = find_layers(model, None if tied else ["*"], unfit)
-    layers = [layer for layer in layers if layer.owner is not head or recognise(layer.weight) != "dense"]
+    layers = [layer for layer in block_layers(model) if not matches(layer, unfit)]
+    layers += [
+        layer for layer in head_layers(model) if not is_tied(model, layer) and recognise(layer.weight) != "dense"
+    ]
     config = model.config.get_text_config()
     groups: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
     for layer in layers:

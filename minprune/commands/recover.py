@@ -163,8 +163,8 @@ def _record(
 ) -> dict[str, Any]:
     """What minprune.json says of the run, in the words of a pruning run where they mean the same."""
     from minprune.data import fingerprint
-    from minprune.model import find_layers
     from minprune.report import Report
+    from minprune.weights import sparse_layers
 
     calibration = {
         "windows": data.shape[0],
@@ -177,7 +177,7 @@ def _record(
     told = {"teacher": arguments.teacher, **{name: getattr(teacher, name) for name in TAUGHT}} if teacher else {}
     options = {**done.as_dict()["recipe"], **told}
     report = Report("recover", pruned.get("pattern", f"{done.zeros:.4g} zeros"), options, calibration)
-    report.layers = [_row(layer) for layer in find_layers(model)]
+    report.layers = [_row(layer) for layer in sparse_layers(model)]
     report.seconds = {"total": done.seconds}
     measured = {}
     for text, protocol in list(protocols.items())[:1]:

@@ -20,8 +20,9 @@ from minprune.files import sha256, write_text
 from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
 from minprune.loading import one_line
-from minprune.model import Layer, find_layers
+from minprune.model import Layer, block_layers, head_layers
 from minprune.output import RECORD, output_folder, write_errors
+from minprune.weights import check_weights, sparse_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -64,7 +65,8 @@ def write_exported(
     """
     from safetensors.torch import save_file
 
-    layers, rows = find_layers(model), []
+    layers, rows = sparse_layers(model), []
+    check_weights(model, layers)
     arrays: dict[str, Tensor] = {}
     entries: dict[str, dict[str, Any]] = {}
     for layer in layers:
@@ -120,7 +122,7 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
             model.generation_config = GenerationConfig.from_pretrained(folder)
         except Exception as error:
             raise PruneError(f"{generation} cannot be read ({one_line(error)}): export the model again") from error
-    layers = find_layers(model)
+    layers = [layer for layer in block_layers(model) + head_layers(model) if layer.name in index["matrices"]]
     if index["matrices"].keys() != {layer.name for layer in layers}:
         raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
     _fill(folder / ARRAYS, model, layers, index["matrices"], dtype)

@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 from minprune.data import fingerprint
 from minprune.errors import PruneError
 from minprune.evaluate import perplexity
-from minprune.model import check_windows, find_layers
+from minprune.model import check_windows
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
 from minprune.training.masks import Masks, check_owned, keeping, make_permanent, masks_of
 from minprune.training.state import load_state, save_state
+from minprune.weights import sparse_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -129,7 +130,7 @@ def recover(
         raise PruneError("windows of 1 token teach nothing: use length 2 or more")
     if model.dtype in (torch.float16, torch.bfloat16):
         raise PruneError(f"a model in {model.dtype} cannot learn in small steps: call model.float() first")
-    masks = masks_of(find_layers(model)) if masks is None else masks
+    masks = masks_of(sparse_layers(model)) if masks is None else masks
     check_owned(masks, model.parameters(), "the model has not got")
     identity = _identity(model, tokens, recipe, masks, test or {}, teacher)
     saved = load_state(state, identity) if state else None
