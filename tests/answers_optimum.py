@@ -103,7 +103,7 @@ REJECTED = {
         lambda w, G, keep, p, u: -swap_change_brute_force(w, G, ~keep, p, u) * 2,
         lambda w, G, keep, p, u: abs(swap_change_brute_force(w, G, keep, p, u)),
         lambda w, G, keep, p, u: swap_change_brute_force(w.abs(), G, keep, p, u),
-        lambda w, G, keep, p, u: 0.0,
+        lambda w, G, keep, p, u: 1.0,
     ],
     "ramp": [
         lambda k, sparsity, gradual: torch.full_like(k, sparsity / 2),

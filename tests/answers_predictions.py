@@ -18,7 +18,7 @@ def padded_perplexity_loop(logits, tokens, real):
 
 
 def padded_perplexity_numpy(logits, tokens, real):
-    chances = softmax(logits.numpy(), axis=-1)[:, :-1]
+    chances = softmax(logits.double().numpy(), axis=-1)[:, :-1]
     target = np.take_along_axis(chances, tokens.numpy()[:, 1:, None], axis=-1)[..., 0]
     return 1 / np.exp(np.log(target[real.numpy()[:, 1:]]).mean())
 
@@ -37,11 +37,11 @@ def bits_per_byte_loop(nats, texts):
 
 
 def kl_divergence_scipy(dense, pruned):
-    return entropy(softmax(dense.numpy(), -1), softmax(pruned.numpy(), -1), axis=1).mean()
+    return entropy(*(softmax(logits.double().numpy(), -1) for logits in (dense, pruned)), axis=1).mean()
 
 
 def kl_divergence_terms(dense, pruned):
-    return rel_entr(softmax(dense.numpy(), -1), softmax(pruned.numpy(), -1)).sum() / len(dense)
+    return rel_entr(*(softmax(logits.double().numpy(), -1) for logits in (dense, pruned))).sum() / len(dense)
 
 
 RIGHT = {

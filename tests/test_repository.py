@@ -62,7 +62,8 @@ def _committed():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_is_short_and_its_public_names_have_docstrings(path):
     text = path.read_text(encoding="utf-8")
-    lines, limit = len(text.splitlines()), 160 if path.parent.name == "methods" else 300
+    data = path.parent.name == "checks" and path.name not in ("core.py", "values.py")  # cases and messages
+    lines, limit = len(text.splitlines()), 160 if path.parent.name == "methods" else 400 if data else 300
     assert lines < limit, f"{path.name} has {lines} lines, the limit is {limit}: split it"
     tree = ast.parse(text)
     defined = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]

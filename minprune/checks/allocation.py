@@ -112,6 +112,14 @@ def _budget_cases() -> list[Case]:
             (torch.tensor([-0.4, 0.1, 0.5, 0.9, 1.05, 1.6]), torch.tensor([1.0, 2.0, 5.0, 1.0, 4.0, 2.0]), 0.8),
         ),
         Case("a ramp over ten groups", (torch.linspace(0.2, 0.95, 10), torch.arange(1.0, 11.0), 0.75)),
+        Case("groups that want far too much", (torch.tensor([3.1, 3.6, 4.2]), torch.tensor([2.0, 1.0, 3.0]), 0.5)),
+        Case("groups that want far too little", (torch.tensor([-3.0, -2.2, -2.6]), torch.tensor([2.0, 1.0, 3.0]), 0.4)),
+        Case(
+            "groups that want very different things",
+            (torch.tensor([-8.0, 0.4, 9.0]), torch.tensor([3.0, 4.0, 3.0]), 0.4),
+        ),
+        Case("everything", (torch.tensor([0.2, 0.5, 0.7]), torch.tensor([2.0, 1.0, 3.0]), 1.0)),
+        Case("nothing", (torch.tensor([0.2, 0.5, 0.7]), torch.tensor([2.0, 1.0, 3.0]), 0.0)),
         Case("nothing to change", (torch.tensor([0.4, 0.6]), torch.tensor([2.0, 2.0]), 0.5)),
     ]
 
@@ -123,15 +131,15 @@ def _scores(weights: list[Tensor], norms: list[Tensor]) -> list[Tensor]:
     return [W.abs() * norm for W, norm in zip(weights, norms, strict=True)]
 
 
-def _share(scores: list[Tensor], limits: list[Tensor]) -> float:
-    above = sum(int(A.gt(limit).sum()) for A, limit in zip(scores, limits, strict=True))
+def _share(scores: list[Tensor], limits: list[Tensor], above_it: Callable = torch.gt) -> float:
+    above = sum(int(above_it(A, limit).sum()) for A, limit in zip(scores, limits, strict=True))
     return above / sum(A.numel() for A in scores)
 
 
-def _outlier_share(weights: list[Tensor], norms: list[Tensor], outlier: float) -> float:
+def _outlier_share(weights: list[Tensor], norms: list[Tensor], outlier: float, above_it: Callable = torch.gt) -> float:
     scores = _scores(weights, norms)
     mean = torch.cat([A.flatten() for A in scores]).mean()
-    return _share(scores, [outlier * mean] * len(scores))
+    return _share(scores, [outlier * mean] * len(scores), above_it)
 
 
 def _of_each_matrix(weights: list[Tensor], norms: list[Tensor], outlier: float) -> float:
@@ -198,6 +206,11 @@ outlier_share = Exercise(
             "Large negative weights are outliers, too: a score has no sign.",
         ),
         Wrong(
+            "the limit itself",
+            lambda weights, norms, outlier: _outlier_share(weights, norms, outlier, torch.ge),
+            "A score that equals the limit was counted. An outlier exceeds it.",
+        ),
+        Wrong(
             "median instead of mean",
             _median,
             "The scores were compared with their median, which lies below the mean of a skewed distribution.",
@@ -227,6 +240,8 @@ def _outlier_cases() -> list[Case]:
         Case("matrices of different size", (*_block([(4, 4), (12, 4), (4, 16)], 2, 1110), 2.0)),
         Case("loud inputs", (*_block([(8, 12), (8, 12), (4, 12)], 9, 1120), 5.0)),
         Case("a low limit", (*_block([(5, 10), (7, 10)], 4, 1130), 1.0)),
+        Case("scores that equal the limit", ([torch.tensor([[1.0, -3], [2, 2]])], [torch.ones(2)], 1.0)),
+        Case("a limit of zero", ([torch.tensor([[1.0, 0], [-2, 2]])], [torch.ones(2)], 0.0)),
     ]
 
 

@@ -77,6 +77,7 @@ cut_with_bos = Exercise(
         Case("a rest that fills no window", (torch.arange(23) + 7, 4, 1)),
         Case("windows of two tokens", (torch.arange(6) + 3, 2, 0)),
         Case("one window", (torch.arange(10), 8, 50)),
+        Case("tokens of a large vocabulary", (torch.tensor([151935, 300, 128, 40000, 65536, 255, 7]), 4, 151643)),
     ],
 )
 
@@ -157,6 +158,14 @@ def _best(losses: list[float], damps: Sequence[float], sign: int = 1) -> Tensor:
     return torch.tensor(damps[min(range(len(damps)), key=lambda i: sign * losses[i])])
 
 
+def _again(W, fit, validation, damps, prune):
+    losses, V = [], W
+    for damp in damps:
+        V = prune(V, fit, damp)
+        losses += _losses(W, validation, fit, [damp], lambda *_, V=V: V)
+    return _best(losses, damps)
+
+
 def _with_damping(W, fit, validation, damps, prune):
     losses = []
     for damp in damps:
@@ -181,6 +190,28 @@ choose_damping = Exercise(
             "texts exchanged",
             lambda W, fit, validation, damps, prune: _best(_losses(W, fit, validation, damps, prune), damps),
             "Fitted to the validation text and measured on the calibration text: the two are exchanged.",
+        ),
+        Wrong(
+            "pruned again and again",
+            _again,
+            "Each damping was tried on what the one before had left. Every one of them begins with the layer as it "
+            "was.",
+        ),
+        Wrong(
+            "only the diagonal",
+            lambda W, fit, validation, damps, prune: _best(
+                _losses(W, validation.diagonal().diag(), fit, damps, prune), damps
+            ),
+            "Only the diagonal of the validation text's Gram matrix was used, as if its inputs were uncorrelated.",
+        ),
+        Wrong(
+            "length of the slope",
+            lambda W, fit, validation, damps, prune: _best(
+                [float(((W - prune(W, fit, damp)) @ validation).norm()) for damp in damps], damps
+            ),
+            "||D G|| is not the error. The squared error of the outputs is D G D^T: the change of the weights stands "
+            "on "
+            "both sides.",
         ),
         Wrong(
             "worst instead of best",
@@ -209,11 +240,16 @@ choose_damping = Exercise(
             "show it.",
         ),
     ),
-    cases=lambda: [Case(f"{n} calibration tokens", _layer(n, seed)) for n, seed in _SEEDS],
+    cases=lambda: [
+        *(Case(f"{n} calibration tokens", _layer(n, seed, _refit)) for n, seed in _REFITTED),
+        *(Case(f"{n} calibration tokens, other inputs each time", _layer(n, seed, _chosen)) for n, seed in _CHOSEN),
+    ],
 )  # fmt: skip
 
 _DAMPS = [0.0001, 0.01, 0.1, 1.0, 10.0]
-_SEEDS: tuple[tuple[int, int], ...] = ((6, 1040), (12, 1050), (30, 1060), (9, 1070))
+_Seeds = tuple[tuple[int, int], ...]
+_REFITTED: _Seeds = ((9, 1080), (12, 1050), (9, 1160), (10, 1050))
+_CHOSEN: _Seeds = ((8, 1310), (6, 1110), (12, 1050), (15, 1320))
 
 
 def _refit(W: Tensor, G: Tensor, damp: float) -> Tensor:
@@ -224,10 +260,18 @@ def _refit(W: Tensor, G: Tensor, damp: float) -> Tensor:
     return torch.cat([kept, torch.zeros_like(W[:, k:])], dim=1)
 
 
-def _layer(tokens: int, seed: int) -> tuple:
-    mix = normal(8, 8, seed=seed)
+def _chosen(W: Tensor, G: Tensor, damp: float) -> Tensor:
+    """The half of the inputs goes that costs least with this damping, and the other half makes up for it."""
+    H = G + damp * G.diagonal().mean() * torch.eye(len(G))
+    order = (W.square().sum(0) / torch.linalg.inv(H).diagonal()).argsort(descending=True)
+    return _refit(W[:, order], G[order][:, order], damp)[:, order.argsort()]
+
+
+def _layer(tokens: int, seed: int, prune: Prune) -> tuple:
+    mix = normal(8, 8, seed=seed) * torch.logspace(-1, 1, 8).roll(seed // 10)
     fit, validation = (normal(n, 8, seed=seed + i) @ mix for i, n in ((1, tokens), (2, 60)))
-    return normal(3, 8, seed=seed + 3), fit.T @ fit, validation.T @ validation, _DAMPS, _refit
+    damps = _DAMPS if seed % 20 else _DAMPS[::-1]
+    return normal(3, 8, seed=seed + 3), fit.T @ fit, validation.T @ validation, damps, prune
 
 
 EXERCISES = [cut_with_bos, mix_grams, choose_damping]

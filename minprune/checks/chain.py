@@ -127,6 +127,7 @@ prune_chain = Exercise(
         Case("three layers, two batches", (normal(3, 4, 4, seed=840), _batches([5, 3], 4, 841), _weakest)),
         Case("four layers, three batches", (normal(4, 6, 6, seed=842), _batches([4, 2, 6], 6, 843), _weakest)),
         Case("one batch", (normal(2, 4, 4, seed=844), _batches([7], 4, 845), _weakest)),
+        Case("batches of one token", (normal(3, 4, 4, seed=848), _batches([1, 1, 1], 4, 849), _weakest)),
         Case("one layer", (normal(1, 4, 4, seed=846), _batches([3, 3], 4, 847), _weakest)),
     ],
 )

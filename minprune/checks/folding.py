@@ -88,6 +88,7 @@ fold_output = Exercise(
             "nine heads that share three value heads, as in SmolLM2",
             (normal(36, 36, seed=623), torch.tensor([[1, 2, 3, 0], [3, 1, 0, 2], [2, 0, 1, 3]]), 9),
         ),
+        Case("a residual stream that is narrower than the heads", (normal(5, 8, seed=625), torch.tensor([[1, 0]]), 4)),
         Case("heads that stay as they are", (normal(6, 6, seed=624), torch.tensor([[0, 1, 2], [0, 1, 2]]), 2)),
     ],
 )

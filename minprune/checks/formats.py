@@ -13,8 +13,9 @@ from minprune.checks.values import normal
 # to_csr(W, keep): values, columns, pointers
 
 
-def _places(keep: Tensor) -> list[tuple[int, int]]:
-    return [(int(i), int(j)) for i, j in keep.nonzero()]
+def _places(keep: Tensor) -> Tensor:
+    """Rows and columns of what is kept, in reading order, (stored, 2)."""
+    return keep.nonzero()
 
 
 def _from_zero(counts: Tensor) -> Tensor:
@@ -30,20 +31,23 @@ class _Rows:
     """
 
     stored: Callable[[Tensor, Tensor], Tensor] = lambda W, keep: keep
-    order: Callable[[Tensor], list[tuple[int, int]]] = _places
-    column: Callable[[int, int, int], int] = lambda i, j, d_in: j
+    order: Callable[[Tensor], Tensor] = _places
+    column: Callable[[Tensor, Tensor, int], Tensor] = lambda i, j, d_in: j
     pointers: Callable[[Tensor], Tensor] = _from_zero
 
     def __call__(self, W: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         stored = self.stored(W, keep)
-        places = self.order(stored)
-        values = torch.stack([W[i, j] for i, j in places]) if places else W.new_zeros(0)
-        columns = torch.tensor([self.column(i, j, W.shape[1]) for i, j in places], dtype=torch.int64)
-        return values, columns, self.pointers(stored.sum(1))
+        i, j = self.order(stored).unbind(1)
+        return W[i, j], self.column(i, j, W.shape[1]), self.pointers(stored.sum(1))
 
 
 def _by_columns(W: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _Rows()(W.T, keep.T)
+
+
+def _narrow(W: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    values, columns, pointers = _Rows()(W, keep)
+    return values, columns.to(torch.uint8), pointers.to(torch.uint8)
 
 
 _POINTERS = "There are d_out + 1 pointers: where each row begins, and after them where the last one ends. "
@@ -91,7 +95,9 @@ to_csr = Exercise(
         ),
         Wrong(
             "indices not sorted",
-            _Rows(order=lambda keep: sorted(_places(keep), key=lambda p: (p[0], -p[1]))),
+            _Rows(
+                order=lambda keep: _places(keep.flip(1)) * torch.tensor([1, -1]) + torch.tensor([0, keep.shape[1] - 1])
+            ),
             "Everything is there, but in each row from right to left. Readers expect ascending columns; some check.",
         ),
         Wrong("dropped stored zeros", _Rows(stored=lambda W, keep: keep & (W != 0)), _KEPT_ZERO),
@@ -104,6 +110,12 @@ to_csr = Exercise(
             "mask inverted",
             _Rows(stored=lambda W, keep: ~keep),
             "The weights that were to be left out are the ones that were stored: True means *kept*.",
+        ),
+        Wrong(
+            "indices in eight bits",
+            _narrow,
+            "Columns or pointers above 255 came back as something else: one byte holds no larger number. How wide is a "
+            "layer, and how many weights does it store?",
         ),
         Wrong(
             "column by column",
@@ -128,6 +140,10 @@ to_csr = Exercise(
         Case("everything kept", (normal(3, 4, seed=1830), torch.ones(3, 4, dtype=torch.bool))),
         Case("nothing kept", (normal(2, 3, seed=1840), torch.zeros(2, 3, dtype=torch.bool))),
         Case("a single row", _masked(normal(1, 9, seed=1850), [4], 1851)),
+        Case("a wide row", _masked(normal(1, 300, seed=1860), [9], 1861)),
+        Case("more than 255 weights", _masked(normal(20, 40, seed=1870), [19, 0] * 10, 1871)),
+        Case("a very wide row", _masked(normal(1, 70_000, seed=1880), [9], 1881)),
+        Case("more than 65535 weights", _masked(normal(8, 9_000, seed=1890), [8_400] * 8, 1891)),
     ],
 )
 
@@ -190,6 +206,12 @@ def _reduceat(values: Tensor, columns: Tensor, pointers: Tensor, X: Tensor) -> T
     return torch.stack([products[:, begin:end].sum(1) for begin, end in parts], dim=1)
 
 
+def _dense(values: Tensor, columns: Tensor, pointers: Tensor, X: Tensor) -> Tensor:
+    W = X.new_zeros(len(pointers) - 1, X.shape[1])
+    W[torch.arange(len(W)).repeat_interleave(pointers.diff()), columns] = values
+    return X @ W.T
+
+
 _SHORT = (
     "A weight of each row is left out: the values of row i are those from its pointer up to, but without, the next. "
 )
@@ -232,6 +254,13 @@ csr_matmul = Exercise(
             "The right inputs were added, but without their weights.",
         ),
         Wrong(
+            "the dense matrix multiplied",
+            _dense,
+            "Inputs that no row reads were multiplied, too, and zero times infinity is not zero. The matrix was "
+            "unpacked "
+            "with all of its zeros.",
+        ),
+        Wrong(
             "transposed result",
             lambda values, columns, pointers, X: _Product()(values, columns, pointers, X).T,
             "The result is (d_out, tokens). A layer's outputs are (tokens, d_out).",
@@ -243,12 +272,20 @@ csr_matmul = Exercise(
         Case("as many tokens as rows", (*_stored(3, 7, [4, 4, 4], 1920), normal(3, 7, seed=1921))),
         Case("a single token", (*_stored(5, 8, [1, 6, 2, 0, 3], 1930), normal(1, 8, seed=1931))),
         Case("nothing stored", (*_stored(3, 4, [0, 0, 0], 1940), normal(2, 4, seed=1941))),
+        Case("inputs that no row reads, infinity and NaN among them", _unread()),
     ],
 )
 
 
 def _stored(d_out: int, d_in: int, counts: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return _Rows()(*_masked(normal(d_out, d_in, seed=seed), counts, seed + 1))
+
+
+def _unread() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 1, 0, 1]]).bool()
+    X = normal(2, 5, seed=1951)
+    X[0, 1], X[1, 3] = torch.inf, torch.nan
+    return *_Rows()(normal(3, 5, seed=1950), keep), X
 
 
 EXERCISES = [to_csr, csr_matmul]

@@ -148,6 +148,7 @@ nm_mask = Exercise(
         Case("2:4 of equal scores", (torch.full((4, 8), 0.5), 2, 4)),
         Case("2:3, groups of odd size", (normal(3, 9, seed=606).abs(), 2, 3)),
         Case("six inputs, which 4 does not divide", (normal(4, 6, seed=608).abs(), 2, 4)),
+        Case("ten inputs, which 4 does not divide", (normal(4, 10, seed=609).abs(), 2, 4)),
         Case("4:4, nothing to prune", (normal(4, 8, seed=607).abs(), 4, 4)),
     ],
 )
@@ -228,6 +229,7 @@ snake_deal = Exercise(
         Case("three groups of eight", (normal(4, 24, seed=613).abs(), 8)),
         Case("columns that are sorted already", (torch.arange(24.0, 0, -1).repeat(2, 1), 4)),
         Case("a single group", (normal(3, 4, seed=614).abs(), 4)),
+        Case("three hundred inputs", (normal(2, 300, seed=615).abs(), 4)),
     ],
 )
 

@@ -1,5 +1,6 @@
 """The exercises of chapter 02 on what magnitude cannot see: the inputs."""
 
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
@@ -88,6 +89,16 @@ def _search(w: Tensor, X: Tensor, zeros: int, error=_row_error) -> Tensor:
     return min(masks, key=lambda keep: float(error(w, X, keep)))
 
 
+def _joint(own: float, cross: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The error with the squares of the contributions, and with the products of two of them, so many times."""
+
+    def error(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
+        parts = X * (w * ~keep)  # (tokens, d_in)
+        return own * parts.square().sum() + cross * (parts.sum(1).square().sum() - parts.square().sum())
+
+    return error
+
+
 def _single_costs(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
     return (w.square() * X.square().sum(0) * ~keep).sum()
 
@@ -128,6 +139,17 @@ best_mask = Exercise(
             "together can cancel or reinforce each other: compute the output of the whole mask.",
         ),
         Wrong(
+            "cross terms counted once",
+            lambda w, X, zeros: _search(w, X, zeros, _joint(1, 0.5)),
+            "The joint effect of two weights counts half. In the square of a sum each product of two terms stands "
+            "twice.",
+        ),
+        Wrong(
+            "inputs centred",
+            lambda w, X, zeros: _search(w, X - X.mean(0), zeros),
+            "The mean of each input was taken away first. A layer's output has it, so the error does, too.",
+        ),
+        Wrong(
             "greedy",
             _greedy,
             "One weight was removed after the other, the best at each step. The best pair need not contain the best "
@@ -165,6 +187,16 @@ best_mask = Exercise(
             for s, d, zeros in [(80, 4, 1), (90, 5, 2), (100, 6, 3), (202, 6, 2), (235, 7, 3), (130, 7, 5), (140, 8, 4)]
         ]
         + [
+            Case(
+                f"{d} inputs with a mean, {zeros} to go",
+                (normal(d, seed=s), _correlated(9, d, seed=s + 1) + mean, zeros),
+            )
+            for s, d, zeros, mean in [(155, 5, 2, 1.0), (160, 6, 3, 0.5), (165, 6, 4, 2.0), (170, 7, 2, 1.0)]
+        ]
+        + [
+            Case("two tokens, two to go", (normal(4, seed=175), normal(2, 4, seed=176), 2)),
+            Case("two tokens, three to go", (normal(4, seed=177), normal(2, 4, seed=178), 3)),
+            Case("all to go", (normal(3, seed=179), normal(4, 3, seed=180), 3)),
             Case("one loud input", (normal(5, seed=150), normal(9, 5, seed=151) * torch.tensor([1, 1, 40, 1, 1.0]), 2)),
             Case("nothing to prune", (normal(4, seed=152), normal(6, 4, seed=153), 0)),
         ]

@@ -93,6 +93,13 @@ contaminated = Exercise(
         Case("a run of exactly n", (_rows("abcdef", "ghijkl"), _rows("zzabcd", "zzabcz", "lkjihg"), 4)),
         Case("the end of one window and the start of the next", (_rows("abcd", "efgh"), _rows("cdef", "bcde"), 4)),
         Case("more test windows than calibration windows", (_rows("abcab"), _rows("xabca", "bcxxx", "abxab"), 2)),
+        Case("an end that is too short", (_rows("abcde", "fghij"), _rows("klmde", "nopqj", "bcdkl"), 3)),
+        Case("common tokens that do not follow each other", (_rows("abcdef"), _rows("azbzcz", "zabzde", "fedcba"), 3)),
+        Case("common tokens, each twice", (_rows("aabbcc"), _rows("abcabc", "aazbbz", "zaabbz"), 4)),
+        Case(
+            "numbers that hold others", (torch.tensor([[11, 2, 31, 5]]), torch.tensor([[1, 2, 3, 9], [7, 2, 31, 5]]), 3)
+        ),
+        Case("single tokens", (_rows("abc"), _rows("xyz", "xyc", "axx"), 1)),
         Case("the last run of a window", (_rows("uvwxyz", "abcdef"), _rows("ghixyz", "defghi", "hgfedc"), 3)),
     ],
 )

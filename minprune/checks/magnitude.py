@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minprune.checks.core import Case, Exercise, Wrong
-from minprune.checks.values import normal
+from minprune.checks.values import HALVES, half_up, normal
 from minprune.patterns import Unstructured, keep_largest
 
 # block_mask(W, sparsity, block_size): the keep mask of magnitude pruning within blocks of neighbouring columns
@@ -111,6 +111,7 @@ block_mask = Exercise(
             lambda W, s, b: _per_block(W, b, lambda v: _count(v, math.ceil(s * len(v)))),
             "The number of zeros was rounded up instead of to the nearest integer.",
         ),
+        Wrong("halves rounded up", lambda W, s, b: _per_block(W, b, lambda v: _count(v, half_up(s * len(v)))), HALVES),
         Wrong(
             "inverted mask",
             lambda W, s, b: ~_block_mask(W, s, b),
@@ -172,6 +173,9 @@ block_mask = Exercise(
         Case("sparsity 0", (normal(3, 4, seed=5), 0.0, 2)),
         Case("sparsity 1", (normal(3, 4, seed=6), 1.0, 2)),
         Case("0.29 of 100 weights", (normal(10, 20, seed=7), 0.29, 10)),
+        Case("half of five weights and half of seven", (normal(1, 12, seed=11), 0.5, 5)),
+        Case("half of three, five and seven weights", (normal(1, 7, seed=12), 0.5, 7)),
+        Case("a block of each column", (normal(3, 4, seed=13), 0.5, 1)),
     ],
 )
 
@@ -194,8 +198,8 @@ def _pruned_shares(keeps: list[Tensor]) -> Tensor:
     return torch.stack([1 - keep.float().mean() for keep in keeps])
 
 
-def _global_sparsities(weights: list[Tensor], sparsity: float) -> Tensor:
-    return _pruned_shares(_global_keep([W.abs() for W in weights], round(sparsity * _total(weights))))
+def _global_sparsities(weights: list[Tensor], sparsity: float, to_integer: Callable[[float], int] = round) -> Tensor:
+    return _pruned_shares(_global_keep([W.abs() for W in weights], to_integer(sparsity * _total(weights))))
 
 
 def _mean_threshold(weights: list[Tensor], sparsity: float) -> Tensor:
@@ -263,6 +267,23 @@ global_sparsities = Exercise(
             _signed_global,
             "Strongly negative weights were treated as small. Magnitude has no sign.",
         ),
+        Wrong(
+            "rounded down",
+            lambda weights, s: _global_sparsities(weights, s, int),
+            "The number of zeros was rounded down instead of to the nearest integer.",
+        ),
+        Wrong(
+            "rounded up",
+            lambda weights, s: _global_sparsities(weights, s, math.ceil),
+            "The number of zeros was rounded up instead of to the nearest integer.",
+        ),
+        Wrong("halves rounded up", lambda weights, s: _global_sparsities(weights, s, half_up), HALVES),
+        Wrong(
+            "everything at sparsity 0",
+            lambda weights, s: _global_sparsities(weights, s or 1.0),
+            "At sparsity 0 all weights went. If the threshold is the k-th smallest magnitude, which one is it if k is "
+            "0?",
+        ),
     ),
     cases=lambda: [
         Case("two layers of the same scale", (_layers(1.0, 1.0, seed=10), 0.5)),
@@ -271,6 +292,12 @@ global_sparsities = Exercise(
         Case("a low sparsity", (_layers(0.7, 1.3, 1.0, seed=40), 0.1)),
         Case("a single layer", (_layers(1.0, seed=50), 0.25)),
         Case("sparsity 1", (_layers(1.0, 3.0, seed=60), 1.0)),
+        Case("sparsity 0", (_layers(1.0, 0.5, seed=63), 0.0)),
+        Case("a count that is rounded up", (_layers(1.0, 2.0, 0.5, seed=65), 0.35)),
+        Case("a count that is rounded down", (_layers(1.0, 2.0, 0.5, seed=71), 0.13)),
+        Case("half of 85 weights", (_layers(1.0, 2.0, 0.5, seed=68), 0.5)),
+        Case("half of three weights", ([torch.tensor([[2.0, -1.0]]), torch.tensor([[3.0]])], 0.5)),
+        Case("half of five weights", ([torch.tensor([[2.0, -1.0]]), torch.tensor([[3.0, 0.5, -4.0]])], 0.5)),
     ],
 )
 

@@ -66,6 +66,8 @@ perplexity = Exercise(
         Case("a model that guesses among eight tokens", ([torch.full((4,), 8.0).log(), torch.full((9,), 8.0).log()],)),
         Case("a model that is always right", ([torch.zeros(5), torch.zeros(2)],)),
         Case("one window of one prediction", ([torch.tensor([1.25])],)),
+        Case("texts so long that their probability is no number", ([normal(n, seed=n).abs() + 3 for n in (400, 900)],)),
+        Case("a prediction that was next to impossible", ([torch.tensor([0.5, 200, 0.25]), torch.full((9,), 1.5)],)),
     ],
 )
 
@@ -137,7 +139,7 @@ zero_shares = Exercise(
     cases=lambda: [
         Case("matrices of different size", ([_sparse(4, 5, zeros=7, seed=50), _sparse(2, 3, zeros=4, seed=51)],)),
         Case("a dense matrix and an empty one", ([normal(3, 4, seed=52), torch.zeros(2, 4)],)),
-        Case("tiny weights", ([normal(3, 3, seed=53) * 5e-4 / 3, torch.tensor([[1e-9, 0.0], [-1e-9, 2.0]])],)),
+        Case("tiny weights", ([normal(3, 3, seed=53) * 5e-4 / 3, torch.tensor([[1e-9, 0.0], [-1e-30, 2.0]])],)),
         Case("one matrix with a row of zeros", ([_sparse(3, 4, zeros=4, seed=54)],)),
     ],
 )

@@ -64,6 +64,14 @@ input_norms = Exercise(
             "padding counted", lambda batches, real: torch.cat([X.flatten(0, 1) for X in batches]).norm(dim=0), _PADDED
         ),
         Wrong(
+            "padding taken to be at the end",
+            lambda batches, real: _tokens(batches, [mask.sort(dim=1, descending=True).values for mask in real]).norm(
+                dim=0
+            ),
+            "Only how many tokens are real was used, and not which: a batch may be padded at the beginning of its "
+            "texts.",
+        ),
+        Wrong(
             "padding instead of tokens",
             lambda batches, real: _tokens(batches, [~mask for mask in real]).norm(dim=0),
             "These are the norms of the padding. In `real`, True marks the tokens that count.",
@@ -189,6 +197,11 @@ def _batch(lengths: list[int], d_in: int, seed: int, scale: Tensor | float = 1.0
     return torch.where(real[..., None], X, 3.0), real
 
 
+def _left(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The same batch with its padding before the texts."""
+    return batch[0].flip(1), batch[1].flip(1)
+
+
 def _norm_case(label: str, batches: list[tuple[Tensor, Tensor]]) -> Case:
     return Case(label, ([X for X, _ in batches], [real for _, real in batches]))
 
@@ -199,6 +212,8 @@ def _norm_cases() -> list[Case]:
         _norm_case("two padded batches", [_batch([6, 2, 4], 3, 501), _batch([3, 5], 3, 502)]),
         _norm_case("batches of unequal size", [_batch([9, 1], 4, 503), _batch([2], 4, 504), _batch([4, 4, 3], 4, 505)]),
         _norm_case("loud, quiet and dead inputs", [_batch([5, 7], 5, 506, loud), _batch([3, 8, 2], 5, 507, loud)]),
+        _norm_case("a batch that is padded on the left", [_left(_batch([6, 2, 4], 3, 510)), _batch([2, 5], 3, 511)]),
+        _norm_case("a text of padding only", [_batch([3, 0, 2], 4, 512), _batch([1, 0], 4, 513)]),
         _norm_case("as many tokens as inputs", [_batch([2, 1], 5, 508), _batch([2], 5, 509)]),
     ]
 

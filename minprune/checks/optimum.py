@@ -152,18 +152,22 @@ exact_row = Exercise(
 
 @dataclass(frozen=True)
 class _Rounds:
-    """ADMM on a fixed mask; the defaults are right. Every field is one line of a round."""
+    """ADMM on a fixed mask; the defaults are right. Every field is one line of a round; late: A is solved for
+    after the others, from A = W, and Z comes back as it was before that."""
 
     solve: Callable[..., Tensor] = lambda W, H, eye, rho, Z, U: (W @ H + rho * (Z - U)) @ torch.inverse(H + rho * eye)
     sparse: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda A, U, keep: (A + U) * keep
     dual: Callable[..., Tensor] = lambda U, A, Z, before, keep: U + A - Z
     rounds: Callable[[int], int] = lambda rounds: rounds
     dual_first: bool = False
+    late: bool = False
 
     def __call__(self, W: Tensor, H: Tensor, keep: Tensor, rho: float, rounds: int) -> Tensor:
         W, H, keep = W.double(), H.double(), keep.bool()
         eye = torch.eye(len(H), dtype=H.dtype)
         Z, U = W * keep, torch.zeros_like(W)
+        if self.late:
+            return self._solved_late(W, H, eye, keep, rho, rounds).float()
         for _ in range(self.rounds(rounds)):
             A, before = self.solve(W, H, eye, rho, Z, U), Z
             if self.dual_first:
@@ -173,7 +177,20 @@ class _Rounds:
                 U = self.dual(U, A, Z, before, keep)
         return Z.float()
 
+    def _solved_late(self, W: Tensor, H: Tensor, eye: Tensor, keep: Tensor, rho: float, rounds: int) -> Tensor:
+        A, U, Z = W, torch.zeros_like(W), W * keep
+        for _ in range(rounds):
+            Z = (A + U) * keep
+            U = U + A - Z
+            A = self.solve(W, H, eye, rho, Z, U)
+        return Z
 
+
+_ORDER = (
+    "The three lines of a round stand in another order. U has moved before it was used: in A, U, Z by the Z of the "
+    "round "
+    "before; in Z, U, A, as in gradual ADMM, before A was solved for at all. The one comes to the same as the other."
+)
 _DUAL = "U is what A and Z still disagree on, summed over all rounds. Look at the line that updates it: "
 _WEIGHT = "`rho` belongs both into the matrix and beside Z - U. It stands in one of the two places only."
 
@@ -203,12 +220,7 @@ admm_row = Exercise(
             _Rounds(dual=lambda U, A, Z, before, keep: U + A - before),
             _DUAL + "which Z is meant?",
         ),
-        Wrong(
-            "U updated before Z",
-            _Rounds(dual_first=True),
-            _DUAL
-            + "at that point of the round Z is still that of the round before. In which order do the lines stand?",
-        ),
+        Wrong("U updated before Z", _Rounds(dual_first=True), _ORDER),
         Wrong(
             "U not summed up",
             _Rounds(dual=lambda U, A, Z, before, keep: A - Z),
@@ -229,6 +241,7 @@ admm_row = Exercise(
             _Rounds(solve=lambda W, H, eye, rho, Z, U: (W + rho * (Z - U)) @ torch.inverse(H + rho * eye)),
             "The target entered as W. Set the gradient of the augmented Lagrangian to zero: what is W multiplied by?",
         ),
+        Wrong("U updated before Z", _Rounds(late=True), _ORDER),
         Wrong(
             "one round too many",
             _Rounds(rounds=lambda rounds: rounds + 1),

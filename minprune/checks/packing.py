@@ -119,6 +119,7 @@ pack_2_4 = Exercise(
         Case("wide rows", (normal(3, 24, seed=2010), _two_of_four(3, 24, 2011))),
         Case("groups that are not full", (normal(2, 16, seed=2020), _two_of_four(2, 16, 2021) & _thin(2, 16))),
         Case("a zero that is kept", _with_zero(2, 16, 2030)),
+        Case("one weight of each four", (normal(2, 8, seed=2060), NM(1, 4).keep(normal(2, 8, seed=2061)))),
         Case("nothing kept", (normal(1, 8, seed=2040), torch.zeros(1, 8, dtype=torch.bool))),
         Case("many rows", (normal(6, 16, seed=2050), _two_of_four(6, 16, 2051))),
     ],

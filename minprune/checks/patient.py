@@ -76,6 +76,7 @@ cut_windows = Exercise(
         Case("a text of one window", (torch.tensor([7, 7, 3, 9, 2]), 5)),
         Case("windows of one token", (torch.tensor([4, 8, 15]), 1)),
         Case("windows of two tokens", (torch.tensor([4, 8, 15, 16, 23, 42, 4]), 2)),
+        Case("tokens of a large vocabulary", (torch.tensor([151935, 300, 128, 40000, 65536, 255, 70000]), 3)),
     ],
 )
 

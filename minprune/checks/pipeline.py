@@ -176,6 +176,7 @@ towards_dense = Exercise(
         Case("a large drift", (normal(5, 4, seed=832), _drifted(833, 2.0), normal(20, 4, seed=833), 0.1)),
         Case("loud inputs", (normal(3, 4, seed=834), 10 * _drifted(835, 0.5), 10 * normal(20, 4, seed=835), 0.1)),
         Case("no drift, much damping", (normal(3, 4, seed=836), normal(20, 4, seed=837), normal(20, 4, seed=837), 1.0)),
+        Case("fewer tokens than inputs", (normal(3, 6, seed=842), normal(4, 6, seed=843), normal(4, 6, seed=844), 0.1)),
         Case("a square layer", (normal(4, 4, seed=838), _drifted(839, 0.5), normal(20, 4, seed=839), 0.05)),
     ],
 )

@@ -45,6 +45,13 @@ def _windows(lengths: list[int], seed: int, vocabulary: int = 7, sharp: float = 
     return sharp * normal(*real.shape, vocabulary, seed=seed + 1), tokens, real
 
 
+def _confident(lengths: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of about 150 that are right on most tokens and rule out some that come."""
+    logits, tokens, real = _windows(lengths, seed)
+    tokens = torch.where(torch.arange(tokens.shape[1]) == 2, tokens, logits.roll(1, 1).argmax(-1)) * real
+    return 60 * logits, tokens, real
+
+
 padded_perplexity = Exercise(
     name="padded_perplexity",
     chapter=9,
@@ -107,6 +114,9 @@ padded_perplexity = Exercise(
         Case("an easy window and a hard one", _windows([4, 7], 902, sharp=0.5)),
         Case("a window of two tokens beside a long one", _windows([2, 9], 904)),
         Case("one window without padding", _windows([5], 906)),
+        Case("a window of one token", _windows([4, 1, 6], 908)),
+        Case("windows so long that their probability is no number", _windows([300, 260], 910)),
+        Case("large logits", _confident([6, 4], 912)),
     ],
 )
 
@@ -175,6 +185,9 @@ bits_per_byte = Exercise(
         Case("accents and signs", (normal(4, seed=911).abs() * 3, ["Caf", "é", " 5", " €", " ü"])),
         Case("another script", (normal(3, seed=912).abs() + 1, ["北", "京", "市", " 🌍"])),
         Case("one prediction", (torch.tensor([1.5]), ["A", " long-winded"])),
+        Case(
+            "a text so long that its probability is no number", (normal(400, seed=913).abs() + 3, ["A"] + ["é "] * 400)
+        ),
     ],
 )
 
@@ -243,6 +256,7 @@ kl_divergence = Exercise(
         Case("a confident dense model", (normal(3, 5, seed=922) * 5, normal(3, 5, seed=923))),
         Case("logits with another constant at each position", (normal(5, 4, seed=924), normal(5, 4, seed=925) + 3)),
         Case("two equal models", (normal(2, 3, seed=926), normal(2, 3, seed=926))),
+        Case("large logits", (normal(3, 5, seed=927) * 150, normal(3, 5, seed=928) * 150)),
     ],
 )
 

@@ -95,6 +95,8 @@ def _step_cases() -> list[Case]:
         Case("groups of different size", (_curves(3, 5, 1150), torch.tensor([2.0, 9.0, 4.0]), 40.0)),
         Case("many groups", (_curves(8, 6, 1160), torch.tensor([3.0, 1, 4, 1, 5, 9, 2, 6]), 97.0)),
         Case("a small budget", (_curves(4, 3, 1170), torch.tensor([10.0, 20.0, 5.0, 40.0]), 3.0)),
+        Case("no budget", (_curves(3, 2, 1190), torch.tensor([1.0, 2.0, 3.0]), 0.0)),
+        Case("a budget that ends with a step", (torch.tensor([[0.0, 1, 4], [0, 2, 5]]), torch.tensor([2.0, 2.0]), 4.0)),
         Case("everything", (_curves(3, 2, 1180), torch.tensor([1.0, 2.0, 3.0]), 12.0)),
     ]
 

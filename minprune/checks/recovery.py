@@ -55,13 +55,16 @@ def _step_cases() -> list[Case]:
     zeros, m = torch.zeros(4, 6), 0.3 * normal(4, 6, seed=1705)
     old = W.clone()
     old[tuple((~keep).nonzero()[0])] = math.inf
+    old[tuple((~keep).nonzero()[1])] = math.nan
     return [
         Case("a first step", (W * keep, grad, zeros, zeros, 1, keep, 0.1, 0.0)),
         Case("a step with decay", (W * keep, grad, m * keep, m.square() * keep, 3, keep, 0.1, 0.5)),
         Case(
             "an optimizer that has seen the pruned weights move", (W * keep, other, m, m.square(), 40, keep, 0.1, 0.1)
         ),
-        Case("pruned weights with old values, one of them infinity", (old, grad, zeros, zeros, 1, keep, 0.05, 0.2)),
+        Case(
+            "pruned weights with old values, infinity and NaN among them", (old, grad, zeros, zeros, 1, keep, 0.05, 0.2)
+        ),
         Case("small gradients", (W * keep, 1e-4 * other, zeros, zeros, 2, keep, 0.1, 0.1)),
         Case("a dense layer", (W, other, m, m.square(), 5, torch.ones(4, 6, dtype=torch.bool), 0.1, 0.1)),
     ]

@@ -1,5 +1,6 @@
 """The exercises of chapter 16: the stairs of a schedule, masks from which weights return, inputs that are skipped."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minprune.checks.core import Case, Exercise, Wrong
-from minprune.checks.values import normal
+from minprune.checks.values import HALVES, half_up, normal
 
 # staircase(steps, begin, end, every, initial, final): the sparsity that the masks have during each training step
 
@@ -119,6 +120,8 @@ staircase = Exercise(
         Case("a last interval that is shorter", (torch.arange(14), 2, 11, 4, 0.0, 0.8)),
         Case("an initial sparsity", (torch.arange(20), 4, 16, 5, 0.3, 0.9)),
         Case("an update at every step", (torch.arange(9), 1, 6, 1, 0.25, 0.75)),
+        Case("a schedule that begins at once", (torch.arange(8), 0, 5, 2, 0.2, 0.7)),
+        Case("an interval that is longer than the schedule", (torch.arange(9), 2, 6, 10, 0.1, 0.6)),
         Case("steps in no order", (torch.tensor([40, 7, 300, 12, 99, 13]), 7, 100, 6, 0.5, 0.95)),
     ],
 )
@@ -134,8 +137,9 @@ class _Update:
     of: str = "all"
     signed: bool = False
     largest: bool = False
-    floor: bool = False
+    to_integer: Callable[[float], int] = round
     ties: bool = False
+    pruned_first: bool = False
     count: Callable[[Tensor, Tensor], Tensor] = lambda old, new: new & ~old
 
     def __call__(self, dense: Tensor, keep: Tensor, sparsity: float) -> tuple[Tensor, int]:
@@ -146,10 +150,11 @@ class _Update:
         total = score.numel()
         if self.of == "survivors":
             total = int(keep.sum())
-        gone = int(sparsity * total) if self.floor else round(sparsity * total)
+        gone = self.to_integer(sparsity * total)
         if self.of == "survivors":
             gone += keep.numel() - total
-        order = score.sort(stable=True, descending=self.largest).indices
+        start = keep.flatten().int().argsort(stable=True) if self.pruned_first else torch.arange(len(score))
+        order = start[score[start].sort(stable=True, descending=self.largest).indices]
         new = torch.ones_like(score, dtype=torch.bool)
         if self.ties:
             new = score > score[order[gone - 1]] if gone else new
@@ -180,7 +185,18 @@ gradual_mask = Exercise(
         ),
         Wrong("signed weights", _Update(signed=True), "Weights are ranked with their signs: large negative ones go."),
         Wrong("largest pruned", _Update(largest=True), "The largest weights go. Small ones are to go."),
-        Wrong("one too few", _Update(floor=True), "The number of zeros is rounded down. Round to the nearest."),
+        Wrong("one too few", _Update(to_integer=int), "The number of zeros is rounded down. Round to the nearest."),
+        Wrong(
+            "one too many", _Update(to_integer=math.ceil), "The number of zeros is rounded up. Round to the nearest."
+        ),
+        Wrong("halves rounded up", _Update(to_integer=half_up), HALVES),
+        Wrong(
+            "pruned ones first",
+            _Update(pruned_first=True),
+            "Of equal weights those went first that were pruned already. Of equal ones the lower index goes first, "
+            "whatever "
+            "it was before.",
+        ),
         Wrong(
             "ties",
             _Update(ties=True),
@@ -213,6 +229,17 @@ gradual_mask = Exercise(
             "equal weights",
             (torch.tensor([[1.0, -1, 2, 1], [-1, 3, 1, -4]]), torch.tensor([[True, False] * 2, [True] * 4]), 0.5),
         ),
+        Case(
+            "equal weights of which a later one was pruned",
+            (
+                torch.tensor([[1.0, -1, 2, 1], [-1, 3, 1, -4]]),
+                torch.tensor([[True] * 4, [False, True, False, True]]),
+                0.5,
+            ),
+        ),
+        Case("half of five weights", (normal(1, 5, seed=1620), normal(1, 5, seed=1621) > 0, 0.5)),
+        Case("a number that is rounded down", (normal(3, 5, seed=1622), normal(3, 5, seed=1623) > -1, 0.22)),
+        Case("all of them", (normal(2, 4, seed=1624), normal(2, 4, seed=1625) > 0, 1.0)),
         Case("a sparsity of zero", (normal(2, 4, seed=1608), normal(2, 4, seed=1609) > 0, 0.0)),
     ],
 )
@@ -292,6 +319,7 @@ sparse_outputs = Exercise(
         Case(
             "inputs of size exactly 1", (normal(2, 4, seed=1615), torch.tensor([[1.0, -1, 2, 0], [0.5, 3, -2, 1]]), 1.0)
         ),
+        Case("everything skipped", (normal(3, 4, seed=1618), normal(2, 4, seed=1619), 9.0)),
         Case("a threshold of zero", (normal(3, 3, seed=1616), normal(4, 3, seed=1617).relu(), 0.0)),
     ],
 )

@@ -1,5 +1,6 @@
 """The exercise of chapter 05 that ends in Wanda: the keep mask from an empty cell, told from each of its known bugs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minprune.checks.core import Case, Exercise, Wrong
-from minprune.checks.values import normal
+from minprune.checks.values import HALVES, half_up, normal
 from minprune.patterns import Unstructured, keep_largest
 
 # wanda(W, X, sparsity): the keep mask
@@ -65,8 +66,8 @@ def _quantile(whole: bool) -> Callable[[Tensor, float], Tensor]:
     return select
 
 
-def _rounded_down(scores: Tensor, s: float) -> Tensor:
-    return keep_largest(scores, int(s * scores.shape[1]))
+def _counted(to_integer: Callable[[float], int]) -> Callable[[Tensor, float], Tensor]:
+    return lambda scores, s: keep_largest(scores, to_integer(s * scores.shape[1]))
 
 
 _MEAN_ABSOLUTE = (
@@ -167,9 +168,15 @@ wanda = Exercise(
         ),
         Wrong(
             "rounded down",
-            _Recipe(select=_rounded_down),
+            _Recipe(select=_counted(int)),
             "The number of zeros was rounded down instead of to the nearest integer.",
         ),
+        Wrong(
+            "rounded up",
+            _Recipe(select=_counted(math.ceil)),
+            "The number of zeros was rounded up instead of to the nearest integer.",
+        ),
+        Wrong("halves rounded up", _Recipe(select=_counted(half_up)), HALVES),
         Wrong(
             "inverted mask",
             _Recipe(select=lambda S, s: ~_rows(S, s)),
@@ -207,6 +214,8 @@ def _wanda_cases() -> list[Case]:
         Case("as many tokens and outputs as inputs", (normal(8, 8, seed=548), normal(8, 8, seed=549) * loud, 0.5)),
         Case("equal weights and equal inputs", (whole, torch.ones(5, 6), 0.5)),
         Case("a count to be rounded", (normal(4, 10, seed=550), normal(12, 10, seed=551), 0.29)),
+        Case("a count to be rounded down", (normal(4, 10, seed=556), normal(12, 10, seed=557), 0.22)),
+        Case("half of five weights", (normal(4, 5, seed=558), normal(2, 5, seed=559), 0.5)),
         Case("nothing to prune", (normal(3, 4, seed=552), normal(6, 4, seed=553), 0.0)),
         Case("everything to prune", (normal(3, 4, seed=554), normal(6, 4, seed=555), 1.0)),
     ]

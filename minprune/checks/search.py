@@ -93,9 +93,17 @@ swap_change = Exercise(
             "g was made from the whole row. The loss is that of the weights that are lost.",
         ),
         Wrong(
-            "p and u exchanged",
-            lambda w, G, keep, p, u: _change()(w, G, keep, u, p),
-            "p is kept and to be pruned, u is pruned and to come back; here it is the other way round.",
+            "linear terms with the wrong sign",
+            _change(linear=-2),
+            "The terms with g have the wrong sign: either r is taken as new minus old weights in one place and as old "
+            "minus new in the other, or p and u have changed places: p is pruned now, u comes back.",
+        ),
+        Wrong(
+            "no change",
+            lambda w, G, keep, p, u: 0.0,
+            "Your change is always 0. Were the same weights pruned before and after, because u was pruned once more "
+            "and p "
+            "came back?",
         ),
         Wrong(
             "gain instead of change",
@@ -111,18 +119,27 @@ swap_change = Exercise(
                 normal(d, seed=s),
                 inputs(d, s + 1),
                 mask((d,), kept, s + 4),
-                _first(d, kept, s, 1),
-                _first(d, kept, s, 0),
+                _place(d, kept, s, 1, first),
+                _place(d, kept, s, 0, first),
             ),
         )
-        for s, d, kept in [(800, 4, 2), (860, 6, 3), (850, 6, 5), (870, 8, 2), (830, 9, 5)]
+        for s, d, kept, first in [
+            (800, 4, 2, True),
+            (860, 6, 3, True),
+            (850, 6, 5, True),
+            (870, 8, 2, True),
+            (830, 9, 5, True),
+            (830, 9, 4, False),
+            (880, 7, 3, False),
+        ]
     ],
 )
 
 
-def _first(d: int, kept: int, seed: int, wanted: int) -> int:
-    """The first index that is kept (1) or pruned (0) in the case's mask."""
-    return mask((d,), kept, seed + 4).int().tolist().index(wanted)
+def _place(d: int, kept: int, seed: int, wanted: int, first: bool) -> int:
+    """The first or last index that is kept (1) or pruned (0) in the case's mask."""
+    places = [i for i, kept in enumerate(mask((d,), kept, seed + 4).int().tolist()) if kept == wanted]
+    return places[0 if first else -1]
 
 
 # ramp(k, sparsity, gradual): the cubic schedule of ADMM's mask
@@ -181,6 +198,7 @@ ramp = Exercise(
         Case("twenty rounds, fifteen gradual", (torch.arange(1.0, 21.0), 0.7, 15)),
         Case("one gradual round of three", (torch.arange(1.0, 4.0), 0.5, 1)),
         Case("nothing to prune", (torch.arange(1.0, 4.0), 0.0, 2)),
+        Case("five rounds of ten gradual ones", (torch.arange(1.0, 6.0), 0.5, 10)),
     ],
 )
 

@@ -116,6 +116,7 @@ remove_several = Exercise(
         Case("two of two twins", (torch.tensor([1.0, 2.0, -1.0]), _twins(), [0, 2])),
         Case("three of eight", (normal(8, seed=333), spd(8, 334, (0.5, 1.0, 3.0, 1.0)), [6, 0, 3])),
         Case("all but one", (normal(5, seed=336), spd(5, 337), [0, 1, 3, 4])),
+        Case("all of them", (normal(4, seed=341), spd(4, 342), [2, 0, 3, 1])),
         Case("uncorrelated inputs", (normal(3, seed=339), torch.diag(torch.tensor([4.0, 1.0, 9.0])), [0, 2])),
     ],
 )

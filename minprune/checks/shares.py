@@ -90,6 +90,7 @@ error_split = Exercise(
         Case("inputs that share a cause", (normal(7, seed=523), _shared(9, 7, 524), normal(7, seed=525) > 0)),
         Case("a single pruned weight", (normal(4, seed=526), normal(6, 4, seed=527), torch.arange(4) != 2)),
         Case("two equal inputs that cancel", (torch.tensor([1.0, -1, 3]), _twins(6), torch.arange(3) == 2)),
+        Case("everything pruned", (normal(4, seed=531), normal(3, 4, seed=532), torch.zeros(4, dtype=torch.bool))),
         Case("nothing pruned", (normal(4, seed=529), normal(3, 4, seed=530), torch.ones(4, dtype=torch.bool))),
     ],
 )

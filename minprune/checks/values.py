@@ -179,6 +179,18 @@ def with_article(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+HALVES = (
+    "A half was rounded up. Python's `round` takes a half to the even neighbour, and so does this book: round(2.5) is "
+    "2 "
+    "and round(3.5) is 4. Where does your rounding come from?"
+)
+
+
+def half_up(number: float) -> int:
+    """The nearest integer, halves rounded up: not what Python's `round` does."""
+    return math.floor(number + 0.5)
+
+
 def normal(*shape: int, seed: int) -> Tensor:
     """Normal random numbers that are the same on every machine."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
