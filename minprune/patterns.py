@@ -158,11 +158,64 @@ class Block:
         return keep.repeat_interleave(self.size, 0).repeat_interleave(self.size, 1)
 
 
-Pattern = Unstructured | NM | Block
+@dataclass(frozen=True)
+class Lines:
+    """Whole rows or columns go, `width` neighbours as one unit; a unit's score is the sum of its weights' scores.
+
+    axis: "rows" (outputs) or "columns" (inputs). parts: the units are split into so many equal stretches, each of
+    which loses the same number: with one stretch for each key and value head, every group keeps as many query heads.
+    """
+
+    axis: str
+    sparsity: float
+    width: int = 1
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+        if self.axis not in ("rows", "columns"):
+            raise PruneError(f"lines are rows or columns, not {self.axis!r}: write columns:25%")
+        if self.width < 1 or self.parts < 1:
+            raise PruneError(f"{self.width} neighbours in {self.parts} parts: both must be at least 1")
+
+    def __str__(self) -> str:
+        width, parts = str(self.width) * (self.width > 1), f":{self.parts}" * (self.parts > 1)
+        return f"{self.axis}{width}:{_percent(self.sparsity)}{parts}"
+
+    def check(self, d_out: int, d_in: int) -> None:
+        """Raise `PruneError` if the lines cannot be divided into units and parts."""
+        lines = d_out if self.axis == "rows" else d_in
+        if lines % (self.width * self.parts):
+            raise PruneError(
+                f"{self} needs a number of {self.axis} that {self.width * self.parts} divides, not {lines}: exclude "
+                "the layer or use narrower units"
+            )
+
+    def with_default(self, group: str) -> "Lines":
+        return self
+
+    def zeros(self, lines: int) -> int:
+        """How many units each part loses."""
+        return round(self.sparsity * lines / (self.width * self.parts))
+
+    def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
+        """scores (d_out, d_in) -> keep mask (d_out, d_in), bool."""
+        self.check(*scores.shape)
+        rows = scores if self.axis == "rows" else scores.T  # (lines, across)
+        worth = rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(1)  # (lines,)
+        worth = worth.view(self.parts, -1, self.width).sum(2)  # (parts, units of a part)
+        keep = keep_largest(worth, self.zeros(len(rows))).view(-1).repeat_interleave(self.width)  # (lines,)
+        keep = keep[:, None].expand(rows.shape)
+        return (keep if self.axis == "rows" else keep.T).clone(memory_format=torch.contiguous_format)
+
+
+Pattern = Unstructured | NM | Block | Lines
 
 
 def pattern(text: "str | Pattern") -> Pattern:
-    """Read a pattern: "50%", "50%:row", "50%:layer", "50%:block", "2:4" (two kept of four), "block16:50%".
+    """Read a pattern: "50%", "50%:row", "50%:layer", "50%:block", "2:4" (two kept of four), "block16:50%",
+    "rows:25%", "columns:25%" (whole ones), "columns64:25%" (64 neighbours together), "columns64:33.3%:3" (as many of
+    each third).
 
     Raises `PruneError` (a `ValueError`) if the text is none of these, the sparsity is outside 0..100 %, or N > M.
     """
@@ -175,7 +228,8 @@ def pattern(text: "str | Pattern") -> Pattern:
     except PruneError as error:
         raise PruneError(f"pattern {text!r}: {error}") from None
     if found is None:
-        raise PruneError(f"unknown pattern {text!r}: write 50%, 50%:row, 50%:layer, 50%:block, 2:4 or block16:50%")
+        known = "50%, 50%:row, 50%:layer, 50%:block, 2:4, block16:50%, rows:25% or columns:25%"
+        raise PruneError(f"unknown pattern {text!r}: write {known}")
     return found
 
 
@@ -184,6 +238,8 @@ def _read(text: str) -> Pattern | None:
         return NM(int(match[1]), int(match[2]))
     if match := re.fullmatch(r"block(\d+):(-?[\d.]+)%", text, re.ASCII):
         return Block(int(match[1]), _fraction(match[2]))
+    if match := re.fullmatch(r"(rows|columns)(\d*):(-?[\d.]+)%(?::(\d+))?", text, re.ASCII):
+        return Lines(match[1], _fraction(match[3]), int(match[2] or 1), int(match[4] or 1))
     if match := re.fullmatch(r"(-?[\d.]+)%(?::(\w+))?", text, re.ASCII):
         return Unstructured(_fraction(match[1]), match[2])
     return None

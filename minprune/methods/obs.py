@@ -21,10 +21,11 @@ from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
+from minprune.methods.columns import cheapest_columns
 from minprune.methods.damping import checked_gram
 from minprune.methods.result import Result
 from minprune.methods.sparsegpt import inverse_factor
-from minprune.patterns import NM, Pattern, Unstructured, keep_largest
+from minprune.patterns import NM, Lines, Pattern, Unstructured, keep_largest
 from minprune.statistics import Statistics
 
 
@@ -67,6 +68,9 @@ def obs(
     if not memory > 0:
         raise PruneError(f"memory {memory:g} is not positive: it is the number of bytes to work in, such as 1e8")
     gram, d_in = checked_gram(W, stats, damp, keep), W.shape[1]  # (d_in, d_in)
+    if keep is None and isinstance(pattern, Lines) and pattern.axis == "columns":
+        weight, kept, note = cheapest_columns(W, gram, pattern, damp)
+        return Result(weight.to(W.dtype), kept.expand(W.shape).clone(), note)
     U, note = inverse_factor(gram, damp)
     inverse = U.T @ U  # (d_in, d_in)
     pivots = inverse.diagonal().clone()  # (d_in,)
