@@ -21,7 +21,7 @@ from torch import Tensor
 from minprune.budget import group_layers, scaled, shifted, sizes_of, table_of
 from minprune.errors import PruneError
 from minprune.model import Layer
-from minprune.patterns import NM, Block, Pattern, Unstructured
+from minprune.patterns import NM, Block, Lines, Pattern, Unstructured
 from minprune.patterns import pattern as read_pattern
 from minprune.sensitivity import Trial, dense_norms, trial
 
@@ -213,7 +213,7 @@ def _around(average: float, spread: float) -> tuple[float, float]:
     return max(0.0, average - spread), min(1.0, average + spread)
 
 
-def adjustable(pattern: str | Pattern) -> Unstructured | Block:
+def adjustable(pattern: str | Pattern) -> Unstructured | Block | Lines:
     """The pattern, if its sparsity can be changed; `PruneError` for N:M."""
     chosen = read_pattern(pattern)
     if isinstance(chosen, NM):

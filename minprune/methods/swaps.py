@@ -21,7 +21,7 @@ from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram
 from minprune.methods.result import Result
 from minprune.methods.wanda import wanda
-from minprune.patterns import NM, Block, Pattern, Unstructured
+from minprune.patterns import NM, Block, Lines, Pattern, Unstructured
 from minprune.statistics import Statistics
 
 _FEW = 16  # candidates on each side of a swap
@@ -39,7 +39,7 @@ def swaps(
     `ValueError` for a pattern of blocks or one that counts its zeros in blocks of columns, which swaps would break,
     if the pattern does not fit the shape, or if the statistics cannot be used.
     """
-    if isinstance(pattern, Block) or (isinstance(pattern, Unstructured) and pattern.group == "block"):
+    if isinstance(pattern, Block | Lines) or (isinstance(pattern, Unstructured) and pattern.group == "block"):
         raise PruneError(f"swaps within a row would break the blocks of {pattern}: use 50%, 50%:row or 2:4")
     if max_swaps < 0:
         raise PruneError(f"max_swaps {max_swaps} is negative: 0 changes nothing")

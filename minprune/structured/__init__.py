@@ -1,0 +1,1 @@
+"""Part III: models that get physically smaller. Fewer neurons, fewer heads, fewer blocks."""

@@ -1,0 +1,99 @@
+"""Cutting out what is zero anyway: a smaller model of the same family that computes the same. Chapters 13 and 14.
+
+Pruning whole inputs of a matrix leaves zeros; nothing is smaller until they are cut out, together with the rows that
+computed those inputs. What is left must be a model that the library builds from a configuration, or nobody else could
+load it. So nothing is patched: a new model is made from the changed configuration, without weights, each of its tensors
+is taken from the old one, whole or in part, and a shape that does not fit is a reason to refuse.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.model import decoder_blocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Cut:
+    """What is left of a model. config: what changes of its text configuration, by name. tensors: of which tensors only
+    a part is left: name -> (axis, indices that stay). blocks: the indices of the blocks that stay, None for all.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    blocks: list[int] | None = None
+
+
+def apply_cut(model: "PreTrainedModel", cut: Cut) -> None:
+    """Make the model smaller in place; its configuration, modules and tensors are those of the smaller one afterwards.
+
+    Raises `PruneError`, before anything changes, if no configuration of this family describes what is left.
+    """
+    smaller, sources = check_cut(model, cut)
+    state, found = model.state_dict(), {}
+    for name, source in sources.items():
+        axis, kept = cut.tensors.get(source, (0, None))
+        value = state[source]
+        found[name] = value if kept is None else value.index_select(axis, kept.to(value.device))
+    smaller.load_state_dict(found, assign=True)
+    smaller.tie_weights()
+    smaller.to(model.device).train(model.training)
+    vars(model).clear()
+    vars(model).update(vars(smaller))
+
+
+def check_cut(model: "PreTrainedModel", cut: Cut) -> tuple["PreTrainedModel", dict[str, str]]:
+    """The smaller model, without weights, and the name that each of its tensors has in the larger one.
+
+    Raises `PruneError` if no configuration of this family describes what the cut leaves.
+    """
+    smaller = _empty_model(model, cut)
+    state, sources = model.state_dict(), {}
+    for name, value in smaller.state_dict().items():
+        sources[name] = source = _source(name, decoder_blocks(model)[0], cut.blocks)
+        shape = list(state[source].shape) if source in state else []
+        if source in cut.tensors:
+            axis, kept = cut.tensors[source]
+            shape[axis] = len(kept)
+        if shape != list(value.shape):
+            raise PruneError(
+                f"{type(model).__name__} cannot be cut like this: {name} would be {tuple(shape)}, and no configuration "
+                f"of its family says so, the nearest wants {tuple(value.shape)}"
+            )
+    return smaller, sources
+
+
+def _empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
+    """A model of the same class and number type, of the changed configuration, with its parameters on no device."""
+    from accelerate import init_empty_weights
+
+    config = copy.deepcopy(model.config)
+    text, changes = config.get_text_config(), dict(cut.config)
+    if cut.blocks is not None:
+        depth = text.num_hidden_layers
+        lists = {k: v for k, v in text.to_dict().items() if isinstance(v, list) and len(v) == depth}
+        changes |= {key: [value[block] for block in cut.blocks] for key, value in lists.items()}
+        changes["num_hidden_layers"] = len(cut.blocks)
+    for name, value in changes.items():
+        setattr(text, name, value)
+    try:
+        with init_empty_weights(include_buffers=False):
+            smaller = type(model)._from_config(config, dtype=model.dtype)
+    except Exception as error:  # of many kinds, for each check of a family's configuration
+        raise PruneError(f"{type(model).__name__} cannot be cut like this: {error}") from error
+    smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller
+
+
+def _source(name: str, prefix: str, blocks: list[int] | None) -> str:
+    """The name in the larger model, where blocks have other numbers."""
+    if blocks is None or not name.startswith(f"{prefix}."):
+        return name
+    number, rest = name.removeprefix(f"{prefix}.").split(".", 1)
+    return f"{prefix}.{blocks[int(number)]}.{rest}"

@@ -1,0 +1,154 @@
+"""Whole decoder blocks: which can go, and what the block before a cut can do about it. Chapter 14.
+
+A block adds something to the stream h. Three ways to ask how little:
+
+    influence   1 - mean cos(h_in, h_out) over tokens, of each block by itself      (Men et al. 2024, ShortGPT)
+    angle       arccos cos(h_l, h_l+n) / pi at each window's last token, of n blocks in a row (Gromov et al. 2024)
+    greedy      the loss without the block, one removal after the other, each time of all that are left
+                                                                                    (Song et al. 2024, SLEB)
+
+Behind a cut the stream lacks R, what the removed blocks would have added. The last matrix before the cut reads Z and
+can learn to add it, by ridge regression towards what it is:
+
+    W  <-  W + R^T Z (Z^T Z + damping)^-1        (with Z an MLP's output instead of its neurons: ReplaceMe, 2025)
+
+Left out: parts of blocks, which no configuration can describe.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from minprune.errors import PruneError
+from minprune.evaluate import perplexity
+from minprune.methods.damping import damped_cholesky
+from minprune.model import Layer, backbone, decoder_blocks
+from minprune.statistics import Statistics
+from minprune.structured.units import layers_by_block
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DEPTH_SCORES = ("influence", "angle", "greedy")
+
+
+@torch.no_grad()
+def choose_blocks(model: "PreTrainedModel", calib: Tensor, gone: int, how: str) -> list[int]:
+    """The indices of the blocks that stay when `gone` of them go, chosen on calib (windows, length) int64."""
+    if how not in DEPTH_SCORES:
+        raise PruneError(f"unknown way to choose blocks, {how!r}: choose one of {', '.join(DEPTH_SCORES)}")
+    depth = len(decoder_blocks(model)[1])
+    if how == "greedy":
+        return _greedy(model, calib, gone)
+    streams = stream_of(model, calib)
+    if how == "influence":
+        scores = torch.tensor([block_influence(*streams[i : i + 2]) for i in range(depth)])
+        lost = set(scores.argsort(stable=True)[:gone].tolist())
+    else:
+        angles = torch.tensor([angular_distance(streams[i], streams[i + gone]) for i in range(depth - gone + 1)])
+        first = int(angles.argmin())
+        lost = set(range(first, first + gone))
+    return [block for block in range(depth) if block not in lost]
+
+
+def block_influence(before: Tensor, after: Tensor) -> float:
+    """1 - mean cosine of the stream before and after a block, (windows, length, d_model) both."""
+    return 1 - float(torch.cosine_similarity(before.double(), after.double(), dim=-1).mean())
+
+
+def angular_distance(before: Tensor, after: Tensor) -> float:
+    """The mean angle between two streams at the last token of each window, as a share of pi."""
+    cosine = torch.cosine_similarity(before[:, -1].double(), after[:, -1].double(), dim=-1)
+    return float(cosine.clamp(-1, 1).arccos().mean() / torch.pi)
+
+
+@torch.no_grad()
+def stream_of(model: "PreTrainedModel", calib: Tensor) -> list[Tensor]:
+    """The stream before the first block and after each: depth + 1 tensors (windows, length, d_model)."""
+    blocks, found = decoder_blocks(model)[1], []
+
+    def enter(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        found.append(args[0] if args else kwargs["hidden_states"])
+
+    handles = [blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    handles += [block.register_forward_hook(lambda _, args, out: found.append(_tensor(out))) for block in blocks]
+    try:
+        backbone(model)(input_ids=calib.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+@contextmanager
+def without(model: "PreTrainedModel", gone: set[int]) -> Iterator[None]:
+    """While open, the model runs without these blocks."""
+    name, blocks = decoder_blocks(model)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    config, depth = model.config.get_text_config(), len(blocks)
+    kept = [index for index in range(depth) if index not in gone]
+    lists = {k: v for k, v in vars(config).items() if isinstance(v, list) and len(v) == depth}
+    setattr(parent, name.rpartition(".")[2], nn.ModuleList(blocks[index] for index in kept))
+    config.num_hidden_layers = len(kept)
+    for key, value in lists.items():
+        setattr(config, key, [value[index] for index in kept])
+    try:
+        yield
+    finally:
+        setattr(parent, name.rpartition(".")[2], blocks)
+        config.num_hidden_layers = depth
+        for key, value in lists.items():
+            setattr(config, key, value)
+
+
+def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:
+    left = list(range(len(decoder_blocks(model)[1])))
+    for _ in range(gone):
+        losses = {}
+        for block in left:
+            with without(model, set(range(max(left) + 1)) - set(left) | {block}):
+                losses[block] = perplexity(model, calib)
+        left.remove(min(left, key=losses.__getitem__))
+    return left
+
+
+@torch.no_grad()
+def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: float) -> None:
+    """Refit the last matrix of each block that others used to follow, from the first cut to the last, in place."""
+    targets = stream_of(model, calib)
+    depth = len(targets) - 1
+    for place, block in enumerate(kept):
+        behind = kept[place + 1] if place + 1 < len(kept) else depth
+        if behind == block + 1:
+            continue
+        layer = _last_matrix(model, block)
+        if layer is None:
+            continue
+        seen: list[Tensor] = []
+        hook = layer.owner.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        try:
+            with without(model, set(range(depth)) - set(kept)):
+                streams = stream_of(model, calib)
+        finally:
+            hook.remove()
+        Z = seen[0].reshape(-1, seen[0].shape[-1])  # (tokens, d_in)
+        R = (targets[behind] - streams[place + 1]).reshape(len(Z), -1)  # (tokens, d_model)
+        gram = Statistics(Z.shape[1]).update(Z).gram
+        L, _, _ = damped_cholesky(gram, damp)
+        W = layer.weight
+        W.add_(torch.cholesky_solve(Z.float().T @ R.float(), L).T.to(W.dtype))
+
+
+def _last_matrix(model: "PreTrainedModel", block: int) -> Layer | None:
+    """The matrix whose output ends in the stream, nothing else of the block being behind it; None in a mixture."""
+    layer = layers_by_block(model)[block][-1]
+    return (
+        layer if layer.expert is None and layer.weight.shape[0] == model.config.get_text_config().hidden_size else None
+    )
+
+
+def _tensor(out) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]

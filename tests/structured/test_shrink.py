@@ -1,0 +1,136 @@
+"""A smaller model computes what the larger one with zeros does, and is what its own configuration describes."""
+
+import copy
+
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model, tiny_tokens
+from transformers import AutoModelForCausalLM
+
+import minprune as mp
+from minprune.structured.depth import angular_distance, block_influence, choose_blocks, stream_of, without
+from minprune.structured.shrink import removal, shrink
+from minprune.structured.units import heads, neurons
+
+REMOVALS = ("neurons:25%", "heads:1/2", "blocks:1")
+REFUSED = {("mixtral", "neurons:25%"), ("bloom", "neurons:25%")} | {
+    (family, "heads:1/2") for family in ("opt", "gpt2", "gpt_neox", "falcon", "bloom", "gptj", "olmo2")
+}
+
+
+@pytest.mark.parametrize("what", REMOVALS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_smaller_model_is_saved_and_loaded_by_transformers_alone(family, what, tmp_path):
+    model, tokens = tiny_model(family), tiny_tokens()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if (family, what) in REFUSED:
+        with pytest.raises(mp.PruneError, match=type(model).__name__):
+            shrink(model, tokens, what)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        return
+    shrink(model, tokens, what)
+    assert model.num_parameters() < sum(value.numel() for value in before.values())
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(tokens).logits
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.equal(again(tokens).logits, expected)
+    assert again.config.to_dict() == AutoModelForCausalLM.from_pretrained(tmp_path).config.to_dict()
+    assert model.generate(tokens[:1], max_new_tokens=3, do_sample=False).shape == (1, tokens.shape[1] + 3)
+
+
+@pytest.mark.parametrize("what", ["neurons:25%", "heads:1/2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi", "gpt2", "starcoder2"])
+def test_cutting_changes_nothing_that_pruning_whole_inputs_has_not_changed(family, what):
+    if (family, what) in REFUSED:
+        pytest.skip("refused, see above")
+    model, tokens = tiny_model(family, torch.float64), tiny_tokens()
+    twin = copy.deepcopy(model)
+    units = (neurons(twin)[2] if what.startswith("neurons") else heads(twin)[1]) if twin else []
+    shape = heads(twin)[0] if what.startswith("heads") else None
+    parts = "" if not shape or shape.groups == shape.queries else f":{shape.groups}"
+    pattern = "columns:25%" if not shape else f"columns{shape.width}:50%{parts}"
+    mp.prune(twin, tokens, "obs", pattern, include=[unit.reader.name for unit in units])
+    shrink(model, tokens, what)
+    with torch.no_grad():
+        assert torch.allclose(model(tokens).logits, twin(tokens).logits, atol=1e-9)
+
+
+def test_without_a_block_is_what_is_left_when_it_is_cut_out():
+    model, tokens = (
+        tiny_model("gemma3", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2),
+        tiny_tokens(),
+    )
+    kept = choose_blocks(model, tokens, 1, "greedy")
+    with torch.no_grad(), without(model, set(range(4)) - set(kept)):
+        expected = model(tokens).logits
+    shrink(model, tokens, "blocks:1", "greedy", repair="none")
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, expected)
+    assert len(model.config.layer_types) == 3
+
+
+def test_greedy_takes_the_block_whose_absence_costs_least():
+    model, tokens = tiny_model("llama", num_hidden_layers=4), tiny_tokens()
+    losses = []
+    for block in range(4):
+        with without(model, {block}):
+            losses.append(mp.perplexity(model, tokens))
+    assert choose_blocks(model, tokens, 1, "greedy") == [b for b in range(4) if b != losses.index(min(losses))]
+
+
+def test_a_block_that_adds_nothing_has_no_influence_and_goes_first():
+    model, tokens = tiny_model("llama", num_hidden_layers=4), tiny_tokens()
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            model.get_submodule(f"model.layers.2.{name}").weight.zero_()
+        expected = model(tokens).logits
+    streams = stream_of(model, tokens)
+    assert block_influence(streams[2], streams[3]) == pytest.approx(0, abs=1e-6)
+    assert angular_distance(streams[2], streams[3]) == pytest.approx(0, abs=1e-3)
+    for how in ("influence", "angle", "greedy"):
+        smaller = copy.deepcopy(model)
+        shrink(smaller, tokens, "blocks:1", how)
+        with torch.no_grad():
+            assert torch.allclose(smaller(tokens).logits, expected, atol=1e-5), how
+
+
+def test_a_refit_before_the_cut_brings_the_stream_nearer_to_the_dense_one():
+    tokens = tiny_tokens(40, 24)
+    dense = tiny_model("llama", num_hidden_layers=4)
+    target = stream_of(dense, tokens)[-1]
+    errors = {}
+    for repair in ("none", "refit"):
+        model = copy.deepcopy(dense)
+        shrink(model, tokens, "blocks:2", "influence", repair)
+        errors[repair] = float((stream_of(model, tokens)[-1] - target).square().sum())
+    assert errors["refit"] < 0.9 * errors["none"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "neurons",
+        "neurons:100%",
+        "neurons:0%",
+        "heads:1/0",
+        "blocks:-1",
+        "blocks:2",
+        "blocks:0",
+        "layers:1",
+        "heads:1/3",
+    ],
+)
+def test_what_cannot_be_removed_is_refused_in_a_line_and_changes_nothing(text):
+    model, tokens = tiny_model("llama"), tiny_tokens()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(mp.PruneError) as caught:
+        shrink(model, tokens, text)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_shares_and_numbers_are_read():
+    assert removal("neurons:25%").of(48) == 12
+    assert removal("heads:1/3").of(9) == 3
+    assert removal("blocks:4").of(30) == 4
