@@ -10,7 +10,7 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from minprune.errors import PruneError
 from minprune.model import decoder_blocks
@@ -43,7 +43,7 @@ def apply_cut(model: "PreTrainedModel", cut: Cut) -> None:
         found[name] = value if kept is None else value.index_select(axis, kept.to(value.device))
     smaller.load_state_dict(found, assign=True)
     smaller.tie_weights()
-    smaller.to(model.device).train(model.training)
+    nn.Module.to(smaller, model.device).train(model.training)
     vars(model).clear()
     vars(model).update(vars(smaller))
 

@@ -63,7 +63,7 @@ def test_without_a_block_is_what_is_left_when_it_is_cut_out():
     )
     kept = choose_blocks(model, tokens, 1, "greedy")
     with torch.no_grad(), without(model, set(range(4)) - set(kept)):
-        expected = model(tokens).logits
+        expected = model(tokens, use_cache=False).logits  # a cache would count the blocks as they were numbered
     shrink(model, tokens, "blocks:1", "greedy", repair="none")
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, expected)
@@ -88,7 +88,7 @@ def test_a_block_that_adds_nothing_has_no_influence_and_goes_first():
     streams = stream_of(model, tokens)
     assert block_influence(streams[2], streams[3]) == pytest.approx(0, abs=1e-6)
     assert angular_distance(streams[2], streams[3]) == pytest.approx(0, abs=1e-3)
-    for how in ("influence", "angle", "greedy"):
+    for how in ("influence", "angle"):  # greedy may prefer another: random tokens are easier for a broken model
         smaller = copy.deepcopy(model)
         shrink(smaller, tokens, "blocks:1", how)
         with torch.no_grad():
