@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from minprune.protocol import Measurement, measure
     from minprune.report import LayerRow, Report
     from minprune.statistics import Statistics, layer_error
+    from minprune.structured.shrink import shrink
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS", "NM", "Block", "Divergence", "LayerRow", "Measurement", "Method", "PruneError", "Report", "Result",
     "Statistics", "Unstructured", "divergence", "find_layers", "generate", "grammar", "last_word", "layer_error",
-    "load_model", "load_text", "load_tokens", "measure", "pattern", "perplexity", "prune", "prune_checkpoint",
+    "load_model", "load_text", "load_tokens", "measure", "pattern", "perplexity", "prune", "prune_checkpoint", "shrink",
 ]  # fmt: skip
 
 _HOME = {
@@ -45,6 +46,7 @@ _HOME = {
     "protocol": ["Measurement", "measure"],
     "report": ["LayerRow", "Report"],
     "statistics": ["Statistics", "layer_error"],
+    "structured.shrink": ["shrink"],
 }
 
 
