@@ -1,0 +1,1 @@
+"""How zeros are skipped: one C file, what compiles and loads it, and the modules that multiply with it. Chapter 20."""

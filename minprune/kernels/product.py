@@ -1,0 +1,119 @@
+"""X W^T with a matrix that is stored with its zeros left out, by the C kernel. Chapter 20.
+
+A `Packed` matrix holds the same arrays as a file: values, and a bit for each weight (or the codes of 2:4). It adds
+where each row's values begin, which a file does not need.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.formats.bitmask import Bitmask
+from minprune.formats.nm import NMGroups
+from minprune.formats.stored import Dense, Stored
+from minprune.kernels.build import kernel
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+
+class _Matrix(ctypes.Structure):
+    """`matrix` of expand.c."""
+
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("bits", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("row_bytes", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("kind", ctypes.c_int32),
+        ("codes", ctypes.c_int32),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A matrix (d_out, d_in) as the kernel reads it. Made by `pack_for_kernel`; the tensors must not be changed.
+
+    values (stored,): float32, bfloat16, int8, or uint8 with two int4 each. bits (d_out, ceil(d_in / 8)) uint8 or None
+    for all. starts (d_out + 1,) int64. scales (d_out, groups) float32 or None. group: columns that share a scale.
+    """
+
+    shape: tuple[int, int]
+    values: Tensor
+    bits: Tensor | None
+    starts: Tensor
+    scales: Tensor | None = None
+    group: int = 0
+    kind: int = 0
+    codes: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that a product reads."""
+        parts = (self.values, self.bits, self.starts, self.scales)
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def matmul(self, X: Tensor) -> Tensor:
+        """X (..., d_in), floating -> X W^T (..., d_out) in the dtype of X, summed in float32.
+
+        Raises `PruneError` if X does not fit, or if there is no kernel on this machine.
+        """
+        d_out, d_in = self.shape
+        if X.shape[-1] != d_in or not X.is_floating_point() or X.device.type != "cpu":
+            raise PruneError(
+                f"inputs {tuple(X.shape)} of {X.dtype} on {X.device}: the product takes (..., {d_in}) on a CPU"
+            )
+        found, why = kernel()
+        if found is None:
+            raise PruneError(f"there is no compiled product ({why}): multiply with torch")
+        wide = X.reshape(-1, d_in).float()
+        if d_in % 8:
+            wide = torch.nn.functional.pad(wide, (0, -d_in % 8))
+        wide = wide.contiguous()
+        out = torch.empty(len(wide), d_out)
+        address = lambda part: None if part is None else part.data_ptr()  # noqa: E731
+        fields = [address(part) for part in (self.values, self.bits, self.starts, self.scales)]
+        row_bytes = 0 if self.bits is None else self.bits.shape[1]
+        W = _Matrix(*fields, d_out, d_in, row_bytes, self.group or max(8, d_in + -d_in % 8), self.kind, self.codes)
+        found.library.minprune_product(
+            ctypes.byref(W),
+            found.level,
+            ctypes.c_void_p(wide.data_ptr()),
+            ctypes.c_int64(wide.shape[1]),
+            ctypes.c_int64(len(wide)),
+            ctypes.c_void_p(out.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return out.to(X.dtype).reshape(*X.shape[:-1], d_out)
+
+
+def pack_for_kernel(stored: Stored) -> Packed:
+    """A stored matrix, in the format bitmask, nm 2:4 or dense, as the kernel reads it; its arrays are used as they are.
+
+    Raises `PruneError` for other formats and for values that the kernel does not know.
+    """
+    d_out, d_in = stored.shape
+    kind = _KINDS.get(stored.values.dtype)
+    if kind is None:
+        raise PruneError(f"no product with values of {stored.values.dtype}: store float32, bfloat16 or int8")
+    values = stored.values.contiguous()
+    if isinstance(stored, Bitmask):
+        bits = stored.bits.contiguous()
+        counts = _ONES[bits.long()].sum(1) if bits.numel() else torch.zeros(d_out, dtype=torch.long)
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        return Packed(stored.shape, values, bits, starts, kind=kind)
+    if isinstance(stored, NMGroups) and (stored.n, stored.m) == (2, 4) and d_in % 8 == 0:
+        starts = torch.arange(d_out + 1) * (d_in // 2)
+        return Packed(stored.shape, values, stored.codes.contiguous(), starts, kind=kind, codes=True)
+    if isinstance(stored, Dense):
+        return Packed(stored.shape, values, None, torch.arange(d_out + 1) * d_in, kind=kind)
+    raise PruneError(f"no product with {stored.label} {stored.shape}: store it as bitmask, nm 2:4 or dense")
+
+
+_ONES = torch.tensor([byte.bit_count() for byte in range(256)])  # (256,): how many bits of a byte are set

@@ -1,0 +1,135 @@
+"""The kernel's products are those of the dense matrix, whatever the format, type, size, tokens and instructions."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minprune.errors import PruneError
+from minprune.formats.bitmask import Bitmask
+from minprune.formats.csr import CSR
+from minprune.formats.nm import NMGroups
+from minprune.formats.stored import Dense
+from minprune.kernels import build, product
+from minprune.kernels.product import Packed, pack_for_kernel
+
+LEVELS = build.LEVELS[: (build.kernel()[0].library.minprune_best_level() + 1) if build.kernel()[0] else 0]
+
+
+@pytest.fixture(params=LEVELS)
+def level(request, monkeypatch):
+    found, _ = build.kernel()
+    monkeypatch.setattr(product, "kernel", lambda: (build.Kernel(found.library, LEVELS.index(request.param)), ""))
+    return request.param
+
+
+def test_there_is_a_kernel_here_since_there_is_a_compiler():
+    assert build.compiler_path() and build.kernel()[0] is not None
+
+
+def weights(rows, columns, share, dtype, seed):
+    draw = torch.Generator().manual_seed(seed)
+    keep = torch.rand(rows, columns, generator=draw) >= share
+    if dtype == torch.int8:
+        W = torch.randint(-128, 128, (rows, columns), generator=draw).to(dtype)
+    else:
+        W = torch.randn(rows, columns, generator=draw).to(dtype)
+    return W * keep, keep
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 70),
+    st.integers(1, 200),
+    st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]),
+    st.integers(1, 19),
+    st.integers(0, 99),
+)
+def test_bitmask_and_dense_products_are_exact_up_to_rounding(dtype, rows, columns, share, tokens, seed):
+    W, keep = weights(rows, columns, share, dtype, seed)
+    X = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed + 1))
+    expected = X.double() @ W.double().T
+    bound = 1e-6 * (X.double().abs() @ W.double().abs().T) + 1e-12
+    found, _ = build.kernel()
+    for level in range(len(LEVELS)):
+        product.kernel = lambda level=level: (build.Kernel(found.library, level), "")
+        try:
+            for stored in (Bitmask.from_dense(W, keep), Dense.from_dense(W)):
+                got = pack_for_kernel(stored).matmul(X)
+                assert ((got.double() - expected).abs() <= bound).all(), (LEVELS[level], stored.name)
+        finally:
+            product.kernel = build.kernel
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 16])
+def test_two_of_four(level, dtype, tokens):
+    draw = torch.Generator().manual_seed(0)
+    W = torch.randn(33, 136, generator=draw)
+    W *= (torch.rand(33, 34, 4, generator=draw).argsort(2).argsort(2) < 2).flatten(1)  # two of each four
+    W = W.to(dtype)
+    X = torch.randn(tokens, 136, generator=draw)
+    got = pack_for_kernel(NMGroups.from_dense(W)).matmul(X)
+    assert torch.allclose(got, (X.double() @ W.double().T).float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("columns", [64, 96, 128, 200])
+def test_four_bits_with_scales_for_groups(level, tokens, columns):
+    draw = torch.Generator().manual_seed(columns)
+    rows, group = 9, 32
+    codes = torch.randint(-8, 8, (rows, columns), generator=draw)
+    keep = torch.rand(rows, columns, generator=draw) < 0.5
+    scales = torch.rand(rows, -(-columns // group), generator=draw)
+    parts, starts = [], [0]
+    for row in range(rows):
+        kept = codes[row][keep[row]].tolist()
+        kept += [0] * (len(kept) % 2)
+        parts += [(low & 15) | (high & 15) << 4 for low, high in zip(kept[::2], kept[1::2], strict=True)]
+        starts.append(starts[-1] + len(kept))
+    bits = Bitmask.from_dense(keep.float(), keep).bits
+    packed = Packed(
+        (rows, columns), torch.tensor(parts, dtype=torch.uint8), bits, torch.tensor(starts), scales, group, kind=3
+    )
+    W = codes * keep * scales.repeat_interleave(group, 1)[:, :columns]
+    X = torch.randn(tokens, columns, generator=draw)
+    assert torch.allclose(packed.matmul(X), X @ W.T, atol=1e-3)
+
+
+def test_the_dtype_and_leading_shape_of_the_inputs_come_back(level):
+    W, keep = weights(8, 24, 0.5, torch.bfloat16, 0)
+    packed = pack_for_kernel(Bitmask.from_dense(W, keep))
+    X = torch.randn(2, 3, 24).bfloat16()
+    assert packed.matmul(X).dtype == torch.bfloat16 and packed.matmul(X).shape == (2, 3, 8)
+    assert packed.matmul(X[:0]).shape == (0, 3, 8)
+
+
+def test_what_the_kernel_cannot_read_is_refused():
+    W = torch.eye(8)
+    with pytest.raises(PruneError, match="bitmask, nm 2:4 or dense"):
+        pack_for_kernel(CSR.from_dense(W))
+    with pytest.raises(PruneError, match="float64"):
+        pack_for_kernel(Dense.from_dense(W.double()))
+    with pytest.raises(PruneError, match=r"\(\.\.\., 8\)"):
+        pack_for_kernel(Dense.from_dense(W)).matmul(torch.ones(2, 9))
+
+
+def test_without_a_compiler_the_reason_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("CC", str(tmp_path / "nothing"))
+    build.kernel.cache_clear()
+    try:
+        found, why = build.kernel()
+        assert found is None and "no C compiler" in why
+    finally:
+        build.kernel.cache_clear()
+
+
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'x.c:1: error: no' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.raises(PruneError, match="error: no"):
+        build.build(tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
