@@ -5,6 +5,7 @@ the bfloat16 products of a recipe. Those are for the forward pass. A Gram matrix
 to 8 bits gives other weights, and nothing would say so.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -27,6 +28,18 @@ def exact_arithmetic() -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_full_products())
         yield
+
+
+def random_devices(device: torch.device) -> list[torch.device]:
+    """For `torch.random.fork_rng`: the generator of this device alone, next to the CPU's, not that of every GPU."""
+    return [device] if device.type == "cuda" else []
+
+
+def clock(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done all that it was given: a GPU works on while Python goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @contextmanager

@@ -179,7 +179,8 @@ class _Job:
                 batches |= {"dense": parts, "pruned": parts}
             if reconstruction:
                 self.guide = Guide(source.model, run, *reconstruction)
-                self.walks["guide"] = self.guide.walk
+                if self.guide.walk.batches:  # none where nothing is trained
+                    self.walks["guide"] = self.guide.walk
             for name, parts in batches.items():
                 products = self.guide.products if self.guide and name == "calib" else nullcontext
                 if parts:

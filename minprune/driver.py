@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from minprune.allocate import Allocation, allocate, told
-from minprune.arithmetic import exact_arithmetic
+from minprune.arithmetic import clock, exact_arithmetic
 from minprune.data import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import get_method
@@ -107,12 +107,13 @@ class Run:
         self.needs, self.options = self.method.needs, options
         if calib is None and self.needs != "nothing":
             raise PruneError(f"method {method!r} needs calibration tokens: pass calib")
-        if batch_size is not None and batch_size < 1:
-            raise PruneError(f"batch size {batch_size} is not positive")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
         self.calib, self.batches = None, ()
         if calib is not None:
-            if not isinstance(calib, Tensor):
-                raise PruneError(f"calib is a {type(calib).__name__}: it must be a tensor, such as load_tokens gives")
+            if not isinstance(calib, Tensor) or calib.is_meta or calib.layout != torch.strided:
+                what = f"{calib.layout} on {calib.device}" if isinstance(calib, Tensor) else type(calib).__name__
+                raise PruneError(f"calib is a {what}: it must be a tensor of ids, such as load_tokens gives")
             check_windows(model, calib)
             self.calib = calib.to(model.get_input_embeddings().weight.device)
             self.batches = self.calib.split(batch_size or len(calib))
@@ -140,10 +141,10 @@ class Run:
 
         The Gram matrix is always among them: a method may do without, but the layer error is that of all tokens.
         """
-        start = time.perf_counter()
+        start = clock(X.device)
         dtype = torch.promote_types(X.dtype, torch.float32)  # float64 for a float64 model
         stats = (into or Statistics(X.shape[-1], dtype=dtype, device=X.device)).update(X)
-        self.statistics_seconds += time.perf_counter() - start
+        self.statistics_seconds += clock(X.device) - start
         return stats
 
     @exact_arithmetic()
@@ -152,7 +153,8 @@ class Run:
 
         This is called from within the forward pass, whose number types are not those of a solve.
         """
-        start, W, notes, stats = time.perf_counter(), layer.weight, [], observed
+        W, notes, stats = layer.weight, [], observed
+        start = clock(W.device)
         energy = None if stats is None else float(stats.sq_norm.sum())
         if energy is not None and not energy < float("inf"):
             raise PruneError(f"{layer.name}: its inputs hold NaN or infinity: check the model and its dtype")
@@ -164,7 +166,7 @@ class Run:
             result = self.method(W, stats, self.patterns[layer], **self.options)
         except PruneError as reason:
             raise PruneError(f"{layer.name}: {reason}") from reason
-        seconds = time.perf_counter() - start
+        seconds = clock(W.device) - start
         self.solve_seconds += seconds
         error = layer_error(W, result.weight, observed.gram) if observed else None
         if error is not None and not error < float("inf"):

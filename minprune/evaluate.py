@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from tqdm.auto import tqdm
 
+from minprune.arithmetic import random_devices
 from minprune.errors import PruneError
 from minprune.model import check_windows
 
@@ -145,7 +146,7 @@ def generate(
             f"a prompt of {length} tokens and {tokens} more exceed the model's {longest} positions: shorten either"
         )
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=random_devices(inputs["input_ids"].device)):
         torch.manual_seed(seed)
         out = model.generate(  # type: ignore[operator]
             **inputs, max_new_tokens=tokens, **sampling

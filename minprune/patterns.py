@@ -17,6 +17,7 @@ from torch import Tensor
 from minprune.errors import PruneError
 
 GROUPS = ("row", "layer", "block")
+_FEW = 32  # places of a group up to which all pairs are compared: it takes m**2 / 2 comparisons a group
 _COMPARISONS = 2**17  # of N:M at a time, so that they stay in the cache
 
 
@@ -91,8 +92,10 @@ class NM:
         """scores (d_out, d_in), d_in a multiple of m -> keep mask (d_out, d_in), bool."""
         self.check(*scores.shape)
         _refuse_nan(scores)
-        groups = scores.reshape(-1, self.m).T.contiguous()  # (m, groups): one long row per place in the group
-        parts = groups.split(max(1, _COMPARISONS // self.m**2), dim=1)
+        groups = scores.reshape(-1, self.m).T  # (m, groups)
+        if self.m > _FEW:
+            return self.keep_places(groups).T.reshape(scores.shape)
+        parts = groups.contiguous().split(max(1, _COMPARISONS // self.m**2), dim=1)  # one long row for each place
         return torch.cat([self.keep_places(part) for part in parts], dim=1).T.reshape(scores.shape)
 
     def keep_places(self, scores: Any) -> Any:
@@ -100,9 +103,12 @@ class NM:
 
         Scores are a tensor, or a NumPy array, and so is the mask. A weight is pruned when fewer than m - n others of
         its group go before it. Every two places are compared in long rows, and a small matrix product counts, which
-        beats sorting a million tiny groups.
+        beats sorting a million tiny groups. In large groups the threshold is found as for a row.
         """
         quick = isinstance(scores, np.ndarray)
+        if self.m > _FEW:
+            keep = keep_largest(torch.from_numpy(scores).T if quick else scores.T, self.m - self.n).T
+            return keep.numpy() if quick else keep
         first, second, count, enough = _counting(self.n, self.m, None if quick else scores.device)
         ordered = scores[first] <= scores[second]  # (pairs, groups)
         return count @ (ordered.astype(np.float32) if quick else ordered.float()) >= enough
@@ -116,8 +122,8 @@ def _counting(n: int, m: int, device: torch.device | None) -> tuple[Any, Any, An
     with all later ones before it, and one of them less for each that it goes before: count @ (s_i <= s_j) says how
     many more there are than at the start, and from `enough` on there are m - n.
     """
-    first, second = torch.triu_indices(m, m, 1)
-    places = torch.arange(m)[:, None]
+    first, second = torch.triu_indices(m, m, 1, device="cpu")
+    places = torch.arange(m, device="cpu")[:, None]
     count = (places == second).float() - (places == first).float()
     made = first, second, count, places - n + 1.0  # (m - n) - (m - 1 - place)
     return tuple(part.numpy() if device is None else part.to(device) for part in made)  # type: ignore[return-value]
@@ -272,7 +278,7 @@ def _kth_smallest(scores: Tensor, k: int) -> Tensor:
         values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
         kth = np.partition(values.detach().numpy(), k - 1, axis=1)[:, k - 1 : k]
         return torch.from_numpy(np.ascontiguousarray(kth)).to(scores.dtype)
-    return scores.kthvalue(k, dim=1, keepdim=True).values
+    return scores.sort(dim=1).values[:, k - 1 : k]  # CUDA's kthvalue gives a row to one of its many processors
 
 
 def _refuse_nan(scores: Tensor) -> None:

@@ -124,7 +124,7 @@ class Trial:
 
 def _cross_entropy(logits: Tensor, p: Tensor) -> float:
     """Sum over tokens of -sum_v p_v log softmax(logits)_v, in nats: KL(p || q) is this minus the entropy of p."""
-    return float(cross_entropy(logits, p, reduction="none").sum(dtype=torch.float64))
+    return float(cross_entropy(logits, p, reduction="none").cpu().sum(dtype=torch.float64))
 
 
 @contextmanager

@@ -35,6 +35,9 @@ class Statistics:
     @exact_arithmetic()
     def update(self, X: Tensor) -> "Statistics":
         """Add the inputs X (..., d_in), any leading shape and floating dtype. Returns self."""
+        if not (isinstance(X, Tensor) and X.layout == torch.strided and X.ndim and not X.is_complex()) or X.is_meta:
+            what = f"{X.dtype}, {X.layout}, on {X.device}" if isinstance(X, Tensor) else type(X).__name__
+            raise PruneError(f"the inputs are {what}: they must be a dense tensor (..., {self.d_in}) of real numbers")
         if X.shape[-1] != self.d_in:
             raise PruneError(f"inputs have {X.shape[-1]} features, these statistics expect {self.d_in}")
         for part in X.reshape(-1, self.d_in).split(_TOKENS):
@@ -70,13 +73,21 @@ class Statistics:
     def permuted(self, order: Tensor) -> "Statistics":
         """New statistics, those of the same inputs in another order, X[:, order]. order (d_in,) int64."""
         gram = None if self._gram is None else self.gram[order][:, order]
-        other = Statistics(self.d_in, gram=False, dtype=self._sum.dtype, device=self._sum.device)
-        other.tokens, other._sum, other._sq_norm, other._gram = (
-            self.tokens,
-            self._sum[order],
-            self._sq_norm[order],
-            gram,
-        )
+        return self._with(self._sum[order], self._sq_norm[order], gram)
+
+    @exact_arithmetic()
+    def to(self, device: torch.device) -> "Statistics":
+        """These statistics on that device: themselves if they lie there, else new ones."""
+        if self._sum.device == device:
+            return self
+        dtype = torch.float32 if device.type == "mps" else self._sum.dtype  # which has no float64
+        gram = None if self._gram is None else self.gram.to(device, dtype)
+        return self._with(self._sum.to(device, dtype), self._sq_norm.to(device, dtype), gram)
+
+    def _with(self, total: Tensor, sq_norm: Tensor, gram: Tensor | None) -> "Statistics":
+        """New statistics of as many tokens with these sums."""
+        other = Statistics(self.d_in, gram=False, dtype=total.dtype, device=total.device)
+        other.tokens, other._sum, other._sq_norm, other._gram = self.tokens, total, sq_norm, gram
         return other
 
     def of_equal_inputs(self) -> "Statistics":
@@ -131,8 +142,8 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
 
 def _energy(M: Tensor, gram: Tensor) -> float:
     """tr(M G M^T) for M (d_out, d_in), from the half of the symmetric G (d_in, d_in) on and below the diagonal."""
-    total = 0.0
+    parts = []
     for here, below in ((slice(i, i + _PANEL), slice(i + _PANEL, None)) for i in range(0, len(gram), _PANEL)):
         sent = torch.addmm(M[:, here] @ gram[here, here], M[:, below], gram[below, here], alpha=2)  # (d_out, panel)
-        total += float((sent * M[:, here]).sum())
-    return total
+        parts.append((sent * M[:, here]).sum())
+    return sum(torch.stack(parts).tolist())  # asking for each by itself would stop a GPU as often

@@ -9,7 +9,7 @@ from samples import lifelike
 from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
-from minprune.arithmetic import exact_arithmetic
+from minprune.arithmetic import clock, exact_arithmetic, random_devices
 from minprune.methods import Method, magnitude
 from minprune.recipe import Recipe
 from minprune.reconstruct import Reconstruction
@@ -90,7 +90,7 @@ def test_nothing_that_is_set_around_a_method_changes_statistics_weights_mask_or_
         for part in X.split(1500):
             stats.update(part)
         stats.merge(mp.Statistics(WIDTH).update(X[:100]))
-        result = call(W, stats, mp.pattern("50%:row"))
+        result = call(W, stats, mp.pattern("50%:row" if call is mp.METHODS[method] else "2:4"))
         error = mp.layer_error(W, result.weight, stats.gram)
         return stats.gram, stats.sq_norm, stats.mean, result.weight, result.keep, error
 
@@ -232,3 +232,11 @@ def test_a_probe_of_a_method_without_statistics_is_called_outside_of_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         Method(probe, needs="nothing")(torch.ones(2, 4), None, "50%")
     assert seen[0][0] is False
+
+
+def test_a_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    assert clock(torch.device("cpu")) <= clock(torch.device("cuda", 1)) <= clock(torch.device("cpu"))
+    assert waited == [torch.device("cuda", 1)]
+    assert random_devices(torch.device("cuda", 1)) == waited and random_devices(torch.device("cpu")) == []

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import minprune as mp
+from minprune.methods import get_method
 
 W = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 METHODS = pytest.mark.parametrize("method", mp.METHODS)
@@ -47,6 +48,10 @@ def test_a_pattern_that_is_none_or_does_not_fit_is_refused(method, pattern, reas
         (W[0], r"\(8,\) of torch.float32: .* matrix"),
         (W[:0], r"\(0, 8\)"),
         (W.long(), "int64"),
+        (W.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (W.to_sparse(), "sparse_coo on cpu: .* dense"),
+        (W.to("meta"), "strided on meta: .* in memory"),
+        (W[:, :0], r"\(4, 0\)"),
         (W.tolist(), "list"),
         (with_one(math.nan), "NaN or infinity"),
         (with_one(math.inf), "NaN or infinity"),
@@ -76,7 +81,43 @@ def test_statistics_that_say_nothing_about_these_inputs_are_refused(method, stat
 
 
 def test_a_method_behind_a_plus_checks_too():
-    from minprune.methods import get_method
-
     with pytest.raises(ValueError, match="saw no input"):
         get_method("magnitude+exact")(W, mp.Statistics(8), "50%")
+
+
+@METHODS
+def test_an_option_of_another_type_is_refused_by_name(method):
+    for option, kind in mp.METHODS[method].options.items():
+        for value in ("x", [1], True, *((1.5,) if kind is int else ())):
+            with pytest.raises(mp.PruneError, match=f"{option} is .*: it must be"):
+                mp.METHODS[method](W, seen(), "50%", **{option: value})
+    with pytest.raises(mp.PruneError, match="damp is 'x'"):
+        get_method("wanda+exact")(W, seen(), "50%", damp="x")
+
+
+@CALIBRATED
+@pytest.mark.parametrize("damp", [0.0, 1e-12])
+@pytest.mark.parametrize("pattern", ["50%:row", "25%:row", "2:4"])
+def test_singular_statistics_get_more_damping_and_never_an_error_of_linear_algebra(method, damp, pattern):
+    """Rank 3, of 60 inputs in pairs that are equal."""
+    generator = torch.Generator().manual_seed(0)
+    X = (torch.randn(50, 3, generator=generator) @ torch.randn(3, 30, generator=generator)).repeat(1, 2)
+    weights, stats = torch.randn(6, 60, generator=generator), mp.Statistics(60).update(X)
+    small = {"damp": damp, "rho": 1e-12}
+    options = {name: value for name, value in small.items() if name in mp.METHODS[method].options}
+    before = stats.gram.clone()
+    result = mp.METHODS[method](weights, stats, pattern, **options)
+    assert bool(result.weight.isfinite().all()) and torch.equal(stats.gram, before)
+    assert int(result.keep.sum()) == round((1 - mp.pattern(pattern).sparsity) * 360)
+    if method in ("sparsegpt", "obs", "exact", "admm"):
+        assert "raised from" in result.note
+
+
+def test_the_gram_matrix_is_as_it_was_also_after_an_error():
+    stats = seen()
+    stats.gram.fill_(-1000.0).diagonal().fill_(1.0)  # no damping makes this one definite
+    before = stats.gram.clone()
+    for method in ("sparsegpt", "obs", "exact", "admm", "alps"):
+        with pytest.raises(mp.PruneError, match="no Cholesky factor"):
+            mp.METHODS[method](W, stats, "50%")
+        assert torch.equal(stats.gram, before)

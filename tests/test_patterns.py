@@ -189,3 +189,16 @@ def test_a_group_that_was_left_open_is_asked_for_and_never_overrides_a_given_one
     assert mp.pattern("50%").with_default("row") == mp.pattern("50%:row")
     assert mp.pattern("50%:layer").with_default("row") == mp.pattern("50%:layer")
     assert mp.pattern("2:4").with_default("row") == mp.pattern("2:4")
+
+
+@pytest.mark.parametrize("n, m", [(1, 33), (20, 33), (300, 512), (8, 4096), (0, 64), (64, 64)])
+def test_large_groups_keep_exactly_n_whatever_is_set_around_them(n, m, generator):
+    scores = torch.randint(0, 50, (3, 2 * m), generator=generator).float()  # many ties
+    expected = torch.zeros_like(scores, dtype=torch.bool).view(-1, m)
+    order = scores.view(-1, m).sort(dim=1, stable=True).indices  # of equal scores the lower index is pruned first
+    expected.scatter_(1, order[:, m - n :], True)
+    with torch.autocast("cpu", torch.bfloat16):
+        keep = mp.NM(n, m).keep(scores)
+    assert torch.equal(keep.view(-1, m), expected)
+    columns = scores.view(-1, m).T.contiguous()
+    assert torch.equal(torch.from_numpy(mp.NM(n, m).keep_places(columns.numpy())), expected.T)

@@ -78,3 +78,12 @@ def test_a_reconstruction_without_text_is_refused_before_anything_is_changed():
     with pytest.raises(mp.PruneError, match="needs calibration tokens"):
         mp.prune(model, None, recipe=Recipe("magnitude", reconstruction=QUICK))
     assert same(model, before)
+
+
+@pytest.mark.parametrize("pattern", ["0%", "4:4", "40%", "100%"])
+def test_the_best_recipe_from_the_command_line_takes_every_sparsity(run, tiny_folder, text_file, pattern):
+    code, _, err = run(
+        "prune", tiny_folder, "--recipe", "best", "--pattern", pattern, "--calibration", text_file,
+        "--samples", 4, "--length", 16, "--no-test", "--output", "out",
+    )  # fmt: skip
+    assert code == 0, err

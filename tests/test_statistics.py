@@ -134,6 +134,10 @@ def test_what_does_not_fit_is_refused():
         mp.Statistics(4).merge(mp.Statistics(5))
     with pytest.raises(mp.PruneError, match="merged"):
         mp.Statistics(4).merge(mp.Statistics(4, gram=False))
+    sparse, nowhere, imaginary = torch.eye(4).to_sparse(), torch.eye(4, device="meta"), torch.eye(4) * 1j
+    for X in (sparse, nowhere, imaginary, torch.tensor(1.0), [1.0, 2.0, 3.0, 4.0], None):
+        with pytest.raises(mp.PruneError, match=r"the inputs are .*dense tensor"):
+            mp.Statistics(4).update(X)
 
 
 def test_layer_error_is_the_share_of_the_outputs_energy_that_is_lost(generator):

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.testing import assert_close
 
 import minprune as mp
+from minprune.training import callback
 from minprune.training.adapters import add_adapters
 from minprune.training.callback import KeepZeros
 from minprune.training.distill import language_loss
@@ -26,6 +27,7 @@ from minprune.training.masks import (
     set_zeros,
     smallest_go,
     sparsity_of,
+    stored_masks,
 )
 
 STEPS, LR, DECAY, CLIP = 4, 0.01, 0.1, 0.1  # the norm of the gradients is above 1: every step is clipped
@@ -217,6 +219,21 @@ def test_masks_of_another_model_are_refused_before_anything_is_done():
         layer.owner.requires_grad_(False)
     with keeping(masks, OPTIMIZERS["adamw"](p for p in model.parameters() if p.requires_grad)):
         pass  # weights that do not learn need no optimizer
+
+
+def test_the_callback_looks_for_its_zeros_once_and_not_at_every_step(monkeypatch):
+    model, masks = pruned()
+    calls = []
+    monkeypatch.setattr(callback, "stored_masks", lambda masks: calls.append(0) or stored_masks(masks))
+    keeper = KeepZeros(masks)
+    keeper.on_train_begin(None, None, None, model=model)
+    for _ in range(3):
+        for layer in masks:
+            layer.weight.add_(1)
+        keeper.on_optimizer_step(None, None, None)
+        assert all(torch.equal(layer.weight != 0, keep & (layer.weight != 0)) for layer, keep in masks.items())
+    keeper.on_train_end(None, None, None)
+    assert len(calls) == 1
 
 
 def test_a_callback_whose_run_was_interrupted_leaves_no_hook_after_the_next():

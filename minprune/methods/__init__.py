@@ -13,7 +13,9 @@ update of the weights. `get_method` reads such names.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
+import torch
 from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
@@ -26,6 +28,12 @@ from minprune.statistics import Statistics
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
 
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_KINDS = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    Tensor | None: (Tensor | None, "a mask or None"),
+}
 _NEEDS = ("nothing", "norms", "gram")  # from little to much: what is enough for the last is enough for all
 
 
@@ -46,6 +54,9 @@ class Method:
         pattern = read_pattern(pattern)
         self._check(W, stats)
         pattern.check(*W.shape)
+        self.check_values(options)
+        if isinstance(stats, Statistics):
+            stats = stats.to(W.device)
         if self.start is None:
             return self.function(W, stats, pattern, **options)
         first = self.start(W, stats, pattern, **{o: options[o] for o in options if o in self.start.options})
@@ -55,9 +66,14 @@ class Method:
 
     def _check(self, W, stats) -> None:
         """Raise `PruneError` unless W is a finite matrix and stats are what this method needs to know of its inputs."""
-        if not (isinstance(W, Tensor) and W.ndim == 2 and W.is_floating_point() and W.numel()):
+        if not (isinstance(W, Tensor) and W.ndim == 2 and W.dtype in _FLOATS and W.numel()):
             what = f"{tuple(W.shape)} of {W.dtype}" if isinstance(W, Tensor) else type(W).__name__
-            raise PruneError(f"the weights are {what}: a method takes a matrix (d_out, d_in) of a floating dtype")
+            floats = "float32, float64, float16 or bfloat16"
+            raise PruneError(f"the weights are {what}: a method takes a matrix (d_out, d_in) of {floats}")
+        if W.layout != torch.strided or W.is_meta:
+            raise PruneError(
+                f"the weights are {W.layout} on {W.device}: a method takes a dense matrix that is in memory"
+            )
         if self.needs != "gram":  # the others have `checked_gram` look, as whoever calls them directly does
             check_finite(W)
         if self.needs == "nothing":
@@ -90,12 +106,21 @@ class Method:
         """This method on the mask that `start` chooses."""
         return replace(self, needs=max(self.needs, start.needs, key=_NEEDS.index), start=start)
 
+    def check_values(self, options: dict) -> None:
+        """Raise `PruneError` for an option whose value is not of its type."""
+        for option, value in options.items():
+            kind = self.options.get(option)
+            good = _KINDS.get(kind)  # type: ignore[arg-type]
+            if good and (not isinstance(value, good[0]) or isinstance(value, bool)):
+                raise PruneError(f"{option} is {value!r}: it must be {good[1]}")
+
     def check_options(self, name: str, options: dict) -> None:
-        """Raise `PruneError` for an option that the function does not have."""
+        """Raise `PruneError` for an option that the function does not have, or whose value is not of its type."""
         for option in options:
             if option not in self.options:
                 has = f"its options are {', '.join(self.options)}" if self.options else "it has no options"
                 raise PruneError(f"method {name!r} does not know the option {option!r}: {has}")
+        self.check_values(options)
 
 
 METHODS = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
-from minprune.methods.damping import checked_gram
+from minprune.methods.damping import checked_gram, damped_cholesky
 from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern, keep_largest
 from minprune.statistics import Statistics
@@ -51,8 +51,10 @@ def admm(
     if not (steps >= 1 and gradual >= 1 and 0 < rho < float("inf")):
         raise PruneError(f"steps {steps}, gradual {gradual} and rho {rho:g} must be positive: 20, 15 and 1 are usual")
     V, G, scale = unit_diagonal(W, gram, damp)
-    G.diagonal().add_(rho)
-    R = torch.cholesky_inverse(torch.linalg.cholesky(G)).mul_(rho)  # (d_in, d_in): rho (G + rho I)^-1
+    L, taken, note = damped_cholesky(G, rho, unit=1)
+    del G
+    R = torch.cholesky_inverse(L).mul_(taken)  # (d_in, d_in): rho (G + rho I)^-1
+    del L
     gradual = min(gradual, steps)
     pattern = pattern.with_default("layer")
     mask = torch.ones_like(W, dtype=torch.bool) if keep is None else keep.clone()
@@ -64,7 +66,7 @@ def admm(
         B.sub_(Z).add_(V)
         B.addmm_(Z.sub_(B), R)
     weight = (B / scale).to(W.dtype).masked_fill_(~mask, 0)
-    return Result(weight, mask)
+    return Result(weight, mask, note.replace("damping", "rho"))
 
 
 def unit_diagonal(W: Tensor, gram: Tensor, damp: float) -> tuple[Tensor, Tensor, Tensor]:

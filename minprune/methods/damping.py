@@ -1,5 +1,8 @@
 """What the methods with a Gram matrix share: checked inputs, a Cholesky factor that exists, and its inverse."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -33,25 +36,39 @@ def check_finite(W: Tensor) -> None:
         raise PruneError("the weights contain NaN or infinity")
 
 
-def damped_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, float, str]:
-    """The lower Cholesky factor of H = gram + damp * mean(diag(gram)) * I = L L^T, with the damping that it took.
+def damped_cholesky(gram: Tensor, damp: float, unit: float | Tensor | None = None) -> tuple[Tensor, float, str]:
+    """The lower Cholesky factor of H = gram + damp * unit * I = L L^T, with the damping that it took.
 
-    gram (d_in, d_in) -> L (d_in, d_in), the damping, and a note if it had to be raised above `damp`, tenfold at a
-    time, because there was no factor. Raises `PruneError` if there is none at any damping.
+    gram (d_in, d_in), symmetric -> L (d_in, d_in), the damping, and a note if it had to be raised above `damp`, tenfold
+    at a time, because there was no factor. unit: mean(diag(gram)) unless given. Raises `PruneError` if there is no
+    factor at any damping. A copy of a large matrix is dear, so the damping is added to `gram` itself and taken off.
     """
-    mean, note, raised = gram.diagonal().mean(), "", damp
+    unit, note, raised = gram.diagonal().mean() if unit is None else unit, "", damp
     while True:
-        H = gram.clone()
-        H.diagonal().add_(raised * mean)
-        L, failed = torch.linalg.cholesky_ex(H)
+        with damped(gram, raised * unit):
+            L, failed = torch.linalg.cholesky_ex(gram)
         if not failed:
             return L, raised, note
-        if raised > 1:
-            raise PruneError(
-                f"the Gram matrix has no Cholesky factor even with damping {raised:g}: look for infinities"
-            )
-        raised = max(10 * raised, 1e-6)
-        note = f"damping raised from {damp:g} to {raised:g}"
+        raised, note = more_damping(damp, raised)
+
+
+@contextmanager
+def damped(gram: Tensor, amount: float | Tensor) -> Iterator[None]:
+    """While open, `amount` is added to the diagonal of `gram`; afterwards it is as it was, to the last bit."""
+    before = gram.diagonal().clone()
+    gram.diagonal().add_(amount)
+    try:
+        yield
+    finally:
+        gram.diagonal().copy_(before)
+
+
+def more_damping(first: float, damp: float) -> tuple[float, str]:
+    """The damping to try after `damp`, and the note that it is not the first. `PruneError` after more than the mean."""
+    if damp > 1:
+        raise PruneError(f"the Gram matrix has no Cholesky factor even with damping {damp:g}: look for infinities")
+    raised = max(10 * damp, 1e-6)
+    return raised, f"damping raised from {first:g} to {raised:g}"
 
 
 def triangular_inverse(L: Tensor) -> Tensor:
@@ -59,12 +76,19 @@ def triangular_inverse(L: Tensor) -> Tensor:
 
     [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]
     """
+    inverse = L.clone(memory_format=torch.contiguous_format)
+    invert_triangular_(inverse)
+    return inverse
+
+
+def invert_triangular_(L: Tensor) -> None:
+    """`triangular_inverse` in the place of L itself."""
     n = len(L)
     if n <= 256:
-        return torch.linalg.solve_triangular(L, torch.eye(n, dtype=L.dtype, device=L.device), upper=False)
+        L.copy_(torch.linalg.solve_triangular(L, torch.eye(n, dtype=L.dtype, device=L.device), upper=False))
+        return
     half = n // 2
-    A, C = triangular_inverse(L[:half, :half]), triangular_inverse(L[half:, half:])
-    inverse = torch.zeros_like(L)
-    inverse[:half, :half], inverse[half:, half:] = A, C
-    inverse[half:, :half] = -C @ (L[half:, :half] @ A)
-    return inverse
+    A, B, C = L[:half, :half], L[half:, :half], L[half:, half:]
+    invert_triangular_(A)
+    invert_triangular_(C)
+    torch.matmul(-C, B @ A, out=B)

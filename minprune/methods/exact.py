@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
-from minprune.methods.damping import checked_gram, damped_cholesky
+from minprune.methods.damping import checked_gram, damped, damped_cholesky, more_damping
 from minprune.methods.result import Result
 from minprune.methods.wanda import wanda
 from minprune.patterns import Pattern
@@ -52,22 +52,36 @@ def least_squares(W: Tensor, stats: Statistics, keep: Tensor, damp: float = 0.01
 
 
 def _best_weights(W: Tensor, gram: Tensor, keep: Tensor, damp: float) -> tuple[Tensor, str]:
-    L, damp, note = damped_cholesky(gram, damp)
-    w = W.to(gram.dtype)
+    """The weights, and a note if more damping was needed, for the whole matrix or for the part of one row."""
+    first, note = damp, ""
+    while True:
+        try:
+            best, damp = _solve(W.to(gram.dtype), gram, keep, damp)
+        except torch.linalg.LinAlgError:  # of a part: rounding made it singular
+            damp, note = more_damping(first, damp)
+            continue
+        if damp > first:
+            note = f"damping raised from {first:g} to {damp:g}"
+        return best.to(W.dtype), note
+
+
+def _solve(w: Tensor, gram: Tensor, keep: Tensor, damp: float) -> tuple[Tensor, float]:
+    """The best weights with that damping, or more if the whole Gram matrix needs it, and the damping that it took."""
     best = w.masked_fill(~keep, 0)
     few_kept = keep.sum(1) <= keep.shape[1] // 2  # (d_out,)
-
-    if bool(few_kept.any()):
-        H = gram.clone()
-        H.diagonal().add_(damp * gram.diagonal().mean())
-        lost = w[few_kept] - best[few_kept]  # (rows, d_in): w on P
-        best[few_kept] += solve_on_support(H, keep[few_kept], lost @ H)
+    L, damp, _ = damped_cholesky(gram, damp)
     if not bool(few_kept.all()):
         H_inv = torch.cholesky_inverse(L)
+        del L
         pruned = ~keep[~few_kept]
         multipliers = solve_on_support(H_inv, pruned, w[~few_kept])  # (rows, d_in), zero outside P
         best[~few_kept] = (w[~few_kept] - multipliers @ H_inv).masked_fill_(pruned, 0)
-    return best.to(W.dtype), note
+        del H_inv
+    if bool(few_kept.any()):
+        with damped(gram, damp * gram.diagonal().mean()):  # H
+            lost = w[few_kept] - best[few_kept]  # (rows, d_in): w on P
+            best[few_kept] += solve_on_support(gram, keep[few_kept], lost @ gram)
+    return best, damp
 
 
 def solve_on_support(A: Tensor, support: Tensor, right: Tensor) -> Tensor:

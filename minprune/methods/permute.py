@@ -29,7 +29,8 @@ from minprune.statistics import Statistics
 
 def retained(scores: Tensor, pattern: Pattern) -> float:
     """The sum of the scores that the pattern keeps, in float64. scores (d_out, d_in)."""
-    return float(scores.double()[pattern.keep(scores)].sum())
+    scores = _double(scores)
+    return float(scores[pattern.keep(scores)].sum())
 
 
 @exact_arithmetic()
@@ -48,7 +49,7 @@ def channel_permutation(scores: Tensor, pattern: Pattern, *, passes: int = 1) ->
         raise PruneError("the scores hold negative numbers, NaN or infinity: use sizes such as |W| * ||X_j||")
     if passes < 0:
         raise PruneError(f"passes {passes} is negative: 1 is the published one")
-    S = scores.double()
+    S = _double(scores)
     identity = torch.arange(S.shape[1], device=S.device)
     order, best = snake_deal(S, pattern.m), -1.0
     for _ in range(passes):
@@ -57,7 +58,12 @@ def channel_permutation(scores: Tensor, pattern: Pattern, *, passes: int = 1) ->
         before, best = best, retained(S[:, order], pattern)
         if best <= before:
             break
-    return order if retained(S[:, order], pattern) > retained(S, pattern) else identity
+    return (order if retained(S[:, order], pattern) > retained(S, pattern) else identity).to(scores.device)
+
+
+def _double(scores: Tensor) -> Tensor:
+    """The scores in float64; on the CPU if their device has no such numbers."""
+    return scores.cpu().double() if scores.device.type == "mps" else scores.double()
 
 
 def snake_deal(scores: Tensor, m: int) -> Tensor:

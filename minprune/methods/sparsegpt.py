@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
-from minprune.methods.damping import checked_gram, damped_cholesky, triangular_inverse
+from minprune.methods.damping import checked_gram, damped_cholesky, invert_triangular_
 from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern, Unstructured
 from minprune.statistics import Statistics
@@ -151,4 +151,5 @@ def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
     triangular inverse, half the operations of factorising, inverting, and factorising the inverse.
     """
     L, _, note = damped_cholesky(gram.flip(0, 1), damp)
-    return triangular_inverse(L).flip(0, 1), note
+    invert_triangular_(L)
+    return L.flip(0, 1), note

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
-from minprune.model import Layer
+from minprune.model import Layer, backbone
 from minprune.training.masks import Handles
 
 
@@ -51,9 +51,10 @@ def small_to_zero(X: Tensor, threshold: float) -> Tensor:
 def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsity: float) -> dict[Layer, float]:
     """For each layer the size that the fraction `sparsity` of its inputs does not exceed, on these windows.
 
-    tokens: (windows, length), all sent through the unchanged model in one call. Raises `PruneError` for a sparsity
-    that is none and for experts.
+    tokens: (windows, length), all sent through the unchanged model in one call, in eval mode and without its head
+    unless that is among the layers. Raises `PruneError` for a sparsity that is none and for experts.
     """
+    layers, was_training = list(layers), model.training
     if not 0 <= sparsity <= 1:
         raise PruneError(f"sparsity {sparsity:g} is not within 0..1: it is the share of inputs that count as zero")
     found: dict[Layer, float] = {}
@@ -63,11 +64,15 @@ def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsi
         found[layer] = float(X.abs().flatten().kthvalue(smallest).values) if smallest else 0.0
         return X
 
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    run = model if any(layer.owner is head for layer in layers) else backbone(model)  # type: ignore[arg-type]
     handles = _before(layers, measure)
+    model.eval()
     try:
-        model(input_ids=tokens.to(next(model.parameters()).device))
+        run(input_ids=tokens.to(next(model.parameters()).device), use_cache=False)
     finally:
         handles.remove()
+        model.train(was_training)
     return found
 
 

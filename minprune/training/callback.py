@@ -3,9 +3,11 @@
 Trainer(model=model, args=arguments, train_dataset=data, callbacks=[KeepZeros(masks)]).train()
 """
 
+import torch
+from torch import Tensor
 from transformers import TrainerCallback
 
-from minprune.training.masks import Handles, Masks, check_owned, mask_gradients, set_zeros
+from minprune.training.masks import Handles, Masks, check_owned, mask_gradients, stored_masks
 
 
 class KeepZeros(TrainerCallback):
@@ -17,17 +19,21 @@ class KeepZeros(TrainerCallback):
     def __init__(self, masks: Masks):
         self.masks = masks
         self._gradients: Handles | None = None
+        self._places: list[tuple[Tensor, Tensor]] = []  # each weight, and what is zero of it, on its device
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Set the zeros, and mask all gradients from here on. `PruneError`: the masks are not of this model."""
         check_owned(self.masks, kwargs["model"].parameters(), "the model has not got")
         self.on_train_end(args, state, control)  # a run that was interrupted has not removed its hooks
-        set_zeros(self.masks)
+        self._places = [(getattr(owner, name), gone) for (owner, name), gone in stored_masks(self.masks).items()]
+        self.on_optimizer_step(args, state, control)
         self._gradients = mask_gradients(self.masks)
 
+    @torch.no_grad()
     def on_optimizer_step(self, args, state, control, **kwargs):
         """The optimizer has moved the weights, what it remembers included: set the zeros again."""
-        set_zeros(self.masks)
+        for weight, gone in self._places:
+            weight.masked_fill_(gone, 0)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Leave the model without hooks."""

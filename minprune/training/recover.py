@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
+from minprune.arithmetic import random_devices
 from minprune.data import fingerprint
 from minprune.errors import PruneError
 from minprune.evaluate import perplexity
@@ -202,10 +203,11 @@ class _Run:
             group["lr"] = self.recipe.rate(self.step)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.random.fork_rng():  # dropout depends on the number of the step, not on what ran before
+        device = self.trained[0].device
+        with torch.random.fork_rng(random_devices(device)):  # dropout depends on the number of the step alone
             torch.manual_seed(self.recipe.seed + self.step)
             with self.products():
-                loss = self.loss(self.model, windows.to(self.trained[0].device))
+                loss = self.loss(self.model, windows.to(device))
         if not bool(loss.isfinite()):
             raise PruneError(f"the loss became {loss.item()} at step {self.step}: use a lower lr than {self.recipe.lr}")
         loss.backward()
