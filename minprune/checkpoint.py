@@ -10,7 +10,7 @@ Left out: models with blocks that hand each other more than hidden states.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from minprune.errors import PruneError
 from minprune.evaluate import perplexity
 from minprune.journal import Journal, unfinished
 from minprune.model import check_windows
-from minprune.output import PAGE, check_space, write_errors, write_model
+from minprune.output import PAGE, check_space, rehearse, write_errors, write_model
 from minprune.page import write_page
 from minprune.patterns import Pattern
 from minprune.recipe import Recipe, adjusted
@@ -74,10 +74,11 @@ def prune_checkpoint(
     Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
-    with unfinished(dst, resume, overwrite) as journal:
+    with unfinished(dst, resume, overwrite) as journal, ExitStack() as shown:
         chosen = adjusted(recipe, calib, method, allocation, options)
         source = open_checkpoint(src, dtype, device)
         run = Run(source.model, calib, chosen, pattern, include, exclude, batch_size, progress)
+        shown.enter_context(run.bar)  # else it would stay on the terminal when a check fails
         if test is not None:
             check_windows(source.model, test)
             if test.shape[1] < 2:
@@ -101,37 +102,61 @@ def prune_checkpoint(
         journal.begin(facts, len(source.blocks))
         if not journal.lines:
             source.check_finite(str(src))
-        check_space(journal.folder, source.model, journal.bytes())
-        with run.bar, one_by_one(source.model, run.layers):
+        said = texts or {}
+
+        def described(report: Report, perplexities: dict[str, float]) -> dict[str, Any]:
+            report.calibration |= said.get("calibration", {})
+            if test is not None:
+                protocol = {
+                    "windows": len(test),
+                    "window": test.shape[1],
+                    "sha256": facts["test"],
+                    **said.get("test", {}),
+                    "dtype": facts["dtype"],
+                }
+                report.perplexity = {**perplexities, "protocol": protocol}
+            return {
+                "model": str(src),
+                "dtype": facts["dtype"],
+                "device": device,
+                "include": include,
+                "exclude": exclude,
+                "batch_size": batch_size,
+                "sequential": sequential,
+                "command": list(command),
+                **report.as_dict(),
+            }
+
+        trial = described(_preview(run), {"before": 1.0, "after": 1.0})
+        ahead = rehearse(journal.folder, source.model, source.tokenizer, trial, write_page)
+        ahead += _hidden_bytes(source.model, calib, test, how is not None)
+        if not source.streamed:  # its blocks are written once more, renamed as in the files that it came from
+            ahead += sum(parameter.nbytes for parameter in source.model.parameters())
+        check_space(journal.folder, source.model, journal.bytes() - ahead)
+        with one_by_one(source.model, run.layers):
             guide = (how, skipped) if how else None
             job = _Job(source, run, journal, test, sequential, guide, start)
             perplexities = job.all_blocks()
             job.compare()
-        report, texts = run.report(job.seconds()), texts or {}
+        report = run.report(job.seconds())
         report.notes += job.notes
-        report.calibration |= texts.get("calibration", {})
-        if test is not None:
-            protocol = {
-                "windows": len(test),
-                "window": test.shape[1],
-                "sha256": facts["test"],
-                **texts.get("test", {}),
-                "dtype": facts["dtype"],
-            }
-            report.perplexity = {**perplexities, "protocol": protocol}
-        record = {
-            "model": str(src),
-            "dtype": facts["dtype"],
-            "device": device,
-            "include": include,
-            "exclude": exclude,
-            "batch_size": batch_size,
-            "sequential": sequential,
-            "command": list(command),
-            **report.as_dict(),
-        }
+        record = described(report, perplexities)
         _finish(source, journal, record)
     return report
+
+
+def _preview(run: Run) -> Report:
+    """The report as it will be, before there are any numbers."""
+    calibration = {} if run.calib is None else {"windows": run.calib.shape[0], "length": run.calib.shape[1]}
+    rows = [LayerRow(layer.name, (layer.weight.shape[0], layer.weight.shape[1]), 0.0, 0.5, 0.0) for layer in run.layers]
+    return Report(run.name, run.pattern, run.options, calibration, rows, recipe=run.recipe, allocation=run.allocation)
+
+
+def _hidden_bytes(model, calib: Tensor | None, test: Tensor | None, guided: bool) -> int:
+    """How much disk the hidden states at a block boundary take: two files while one replaces the other."""
+    tokens = 0 if calib is None else calib.numel() * (2 if guided else 1)
+    tokens += 0 if test is None else 2 * test.numel()
+    return 2 * tokens * model.get_input_embeddings().weight.shape[-1] * model.dtype.itemsize
 
 
 def _resumed(begun: list[int], intact: list[int]) -> str:

@@ -1,5 +1,6 @@
 """Writing a pruned model to a folder that is either complete or not there."""
 
+import copy
 import ctypes
 import os
 import re
@@ -148,6 +149,58 @@ def check_space(folder: Path, model: "PreTrainedModel", there: int = 0) -> None:
         )
 
 
+def rehearse(
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer,
+    record: dict[str, Any],
+    page: Callable[[Path, dict[str, Any]], None] | None = None,
+) -> int:
+    """Write all but the weights, and remove it again: what cannot be written is found out before the work, not after.
+
+    folder: of `output_folder`. record: as minprune.json will be, with any numbers. page: writes the page of such a
+    record. Returns how many bytes there were. Raises `PruneError` with the reason.
+    """
+    scratch = folder / WORK / "rehearsal"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed in here
+    try:
+        with write_errors(folder):
+            scratch.mkdir()
+            _write_config(scratch, model)
+            _write_tokenizer(scratch, tokenizer)
+            if page:
+                page(scratch / PAGE, record)
+                write_text(scratch / "README.md", model_card(record))
+            write_text(scratch / RECORD, to_json(record, 2))
+        return sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
+    except (PruneError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds, for each of the libraries that write
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PruneError(f"the output could not be written in the end ({said}): correct the model's files") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_config(folder: Path, model: "PreTrainedModel") -> None:
+    config = copy.deepcopy(model.config)
+    config.dtype, config.architectures = model.dtype, [type(model).__name__]
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _write_tokenizer(folder: Path, tokenizer) -> None:
+    """Save a tokenizer; `PruneError` if its files would lie outside of the folder."""
+    templates = getattr(tokenizer, "chat_template", None)
+    for name in templates if isinstance(templates, dict) else ():
+        if not re.fullmatch(r"\w[\w.-]{0,99}", str(name)):
+            raise PruneError(
+                f"the tokenizer's chat template {str(name)[:99]!r} has no name for a file: rename it there"
+            )
+    tokenizer.save_pretrained(folder)
+
+
 def write_model(
     folder: Path, model: "PreTrainedModel", tokenizer, record: dict[str, Any], weight_map: dict[str, str] | None = None
 ) -> None:
@@ -158,16 +211,14 @@ def write_model(
     """
     with write_errors(folder):
         if weight_map:
-            model.config.dtype, model.config.architectures = model.dtype, [type(model).__name__]
-            model.config.save_pretrained(folder)
-            model.generation_config.save_pretrained(folder)
+            _write_config(folder, model)
             state = model.state_dict()
             size = {"total_size": sum(_size(state[name]) for name in weight_map)}
             index = {"metadata": size, "weight_map": weight_map}
             write_text(folder / "model.safetensors.index.json", to_json(index, 2))
         else:
             model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _write_tokenizer(folder, tokenizer)
         write_text(folder / "README.md", model_card(record))
         write_text(folder / RECORD, to_json(record, 2))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minprune.files import write_text
+from minprune.files import whole_characters, write_text
 from minprune.report import made_by
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
@@ -36,7 +36,7 @@ def write_page(path: str | Path, record: dict[str, Any], samples: dict[str, str]
     "before" and "after". samples: a text's beginning and its continuation by the dense and by the pruned model, as
     {"prompt": ..., "before": ..., "after": ...}. Raises `OSError` if the file cannot be written.
     """
-    write_text(Path(path), render(record, samples))
+    write_text(Path(path), whole_characters(render(record, samples)))
 
 
 def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str:

@@ -262,7 +262,7 @@ def test_a_full_disk_gives_one_line_and_what_is_finished_can_go_on(tmp_path, tin
     try:
         assert main(["prune", str(tiny_folder), "--method", "magnitude", "--output", str(disk / "out")]) == 2
         assert capsys.readouterr().err == (
-            f"minprune: the model needs 0.4 MB and {disk} has 0.2 MB left: free some space or choose another output\n"
+            f"minprune: the model needs 0.5 MB and {disk} has 0.2 MB left: free some space or choose another output\n"
         )
         monkeypatch.setattr(checkpoint, "check_space", lambda folder, model, there: None)  # it fills up during the run
         prune = ["prune", str(tiny_folder), "--method", "magnitude", "--output", str(disk / "out")]

@@ -4,7 +4,6 @@ torch and transformers are imported inside the functions, so that help is immedi
 """
 
 import argparse
-import json
 import re
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.errors import PruneError
+from minprune.files import read_json, to_json
 from minprune.lock import absolute, lock
 
 if TYPE_CHECKING:
@@ -130,10 +130,11 @@ def record_of(model: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
+        record = read_json(path)
+        to_json(record)  # it becomes a part of another one
+    except (PruneError, RecursionError):
+        record = {"method": None}
+    if not all(isinstance(record.get(key, ""), str) for key in ("method", "pattern", "recipe")):
         raise PruneError(f"{path} is damaged: delete it, and what it says of the model's origin is left out")
     return record
 

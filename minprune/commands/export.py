@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.commands.common import MODEL, LayerName, command, console, kind_of, load, record_of, table_of
-from minprune.output import check_space, check_target, default_name, output_folder
+from minprune.output import check_space, check_target, default_name, output_folder, rehearse
 
 if TYPE_CHECKING:
     from minprune.formats.disk import StoredRow
@@ -54,8 +54,10 @@ def run(arguments: Namespace) -> None:
     origin = record_of(arguments.model)
     with output_folder(target, arguments.overwrite, "export") as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
+        record = _record(arguments, str(model.dtype), origin)
+        rehearse(folder, model, tokenizer, record)
         check_space(folder, model)
-        rows = write_exported(folder, model, tokenizer, arguments.format, _record(arguments, str(model.dtype), origin))
+        rows = write_exported(folder, model, tokenizer, arguments.format, record)
     _show(rows)
     console().print(f"written to {target}", soft_wrap=True)
 

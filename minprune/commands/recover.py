@@ -27,7 +27,7 @@ from minprune.errors import PruneError
 
 if TYPE_CHECKING:
     from minprune.training.distill import Distillation
-    from minprune.training.recover import Recovery
+    from minprune.training.recover import Recipe, Recovery
 
 TAUGHT = ("share", "temperature", "hidden")
 
@@ -96,12 +96,12 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """Train a model and write it to a folder that appears only when it is complete."""
     from minprune.data import fingerprint
-    from minprune.output import PAGE, check_space, check_target, default_name, write_model
+    from minprune.output import PAGE, check_space, check_target, default_name, rehearse, write_model
     from minprune.protocol import windows_of
     from minprune.training.distill import Distillation
     from minprune.training.output import STATE, training_folder
     from minprune.training.page import write_curves
-    from minprune.training.recover import ADAPTERS_LR, Recipe, recover
+    from minprune.training.recover import ADAPTERS_LR, Recipe, Recovery, recover
 
     recipe = Recipe(
         arguments.steps,
@@ -123,7 +123,6 @@ def run(arguments: Namespace) -> None:
     pruned = record_of(arguments.model)
     with training_folder(target, arguments.resume, arguments.overwrite) as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
-        check_space(folder, model)
         dtype = model.dtype
         model.float()  # a step is smaller than what 16 bits can tell apart
         data = tokens_of(tokenizer, arguments.data, "train", arguments.samples, arguments.length, arguments.seed)
@@ -137,6 +136,17 @@ def run(arguments: Namespace) -> None:
         if arguments.teacher:
             dense, _ = load(arguments.teacher, "float32", arguments.device)
             teacher = Distillation(dense, **taught)
+        protocols = {text: {"sha256": fingerprint(windows), **told} for text, (windows, told) in cut.items()}
+        numbers = dict.fromkeys(test, 1.0)
+        rows = [{"step": step, "tokens": 0, "loss": 1.0, "perplexity": numbers} for step in (0, recipe.steps)]
+        trial = Recovery(recipe, rows=rows)
+        ahead = rehearse(
+            folder, model, tokenizer, _record(arguments, model, trial, data, protocols, teacher, pruned), write_curves
+        )
+        ahead += _state_bytes(model, recipe, arguments.save_every)
+        ahead -= sum(parameter.numel() for parameter in model.parameters()) * (4 - dtype.itemsize)
+        there = (folder / STATE).stat().st_size if (folder / STATE).exists() else 0
+        check_space(folder, model, there - ahead)
         done = recover(
             model,
             data,
@@ -148,7 +158,6 @@ def run(arguments: Namespace) -> None:
             progress=True,
         )
         model.to(dtype)
-        protocols = {text: {"sha256": fingerprint(windows), **told} for text, (windows, told) in cut.items()}
         record = _record(arguments, model, done, data, protocols, teacher, pruned)
         write_curves(folder / PAGE, record)
         write_model(folder, model, tokenizer, record)
@@ -156,6 +165,20 @@ def run(arguments: Namespace) -> None:
     out.print(_table(done, list(test)))
     out.print(f"{done.zeros:.2%} zeros, all kept; {done.seconds:.0f} processor seconds of training")
     out.print(f"written to {target}; {target / PAGE} shows how it went", soft_wrap=True)
+
+
+def _state_bytes(model, recipe: "Recipe", save_every: int) -> int:
+    """How much disk the states of a run take: what is trained, in float32, and two numbers of AdamW's for each.
+
+    The next state is complete before the last one is removed.
+    """
+    from minprune.model import find_layers
+
+    if recipe.way == "adapters":
+        trained = sum(recipe.rank * sum(layer.weight.shape) for layer in find_layers(model))
+    else:
+        trained = sum(parameter.numel() for parameter in model.parameters())
+    return min(2, recipe.steps // save_every) * 12 * trained
 
 
 def _record(

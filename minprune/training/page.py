@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minprune.files import write_text
+from minprune.files import whole_characters, write_text
 from minprune.page import template
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 320, 150, 40, 8, 128  # of one chart, in its own units
@@ -39,7 +39,7 @@ def write_curves(path: str | Path, record: dict[str, Any]) -> None:
         height=_HEIGHT,
         left=_LEFT,
     )
-    write_text(Path(path), page)
+    write_text(Path(path), whole_characters(page))
 
 
 def _chart(name: str, steps: list[int], values: list[float | None]) -> dict[str, Any]:
