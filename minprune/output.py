@@ -165,7 +165,7 @@ def rehearse(
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed in here
     try:
         with write_errors(folder):
-            scratch.mkdir()
+            scratch.mkdir(exist_ok=True)
             _write_config(scratch, model)
             _write_tokenizer(scratch, tokenizer)
             if page:
