@@ -16,14 +16,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from minprune.errors import PruneError
-from minprune.files import flush, sha256, write_text
+from minprune.files import flush, read_json, sha256, write_text
 
-_SEAL = "sha256.json"
+_SEAL, _STAMPS = "sha256.json", "stamps.json"
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,14 @@ def fetch(name: str, say: Callable[[str], None] = lambda message: None) -> Path:
     )
 
 
-def derived(name: str, build: Callable[[Path], object]) -> Path:
+def derived(name: str, build: Callable[[Path], object], holds: tuple[str, ...] = ()) -> Path:
     """The folder `name` of the cache, which `build` fills once; again if one of its files is not what it wrote.
 
-    The checksums of the files are kept beside them. The folder appears when it is complete and on the disk.
+    holds: files that it must have. The checksums of all are kept beside them; once they were right, sizes and times
+    that have not changed since are trusted. The folder appears when it is complete and on the disk.
     """
     target = cache_folder() / name
-    if _is_intact(target):
+    if _is_intact(target, holds):
         return target
     with _workshop() as folder:
         part = folder / name
@@ -120,18 +121,32 @@ def derived(name: str, build: Callable[[Path], object]) -> Path:
             with path.open("rb+") as file:
                 flush(file)
         write_text(part / _SEAL, json.dumps(digests, indent=1) + "\n")
-        if not _is_intact(target):  # else another process was faster, and may be reading it
+        if not _is_intact(target, holds):  # else another process was faster, and may be reading it
             shutil.rmtree(target, ignore_errors=True)
             os.replace(part, target)
     return target
 
 
-def _is_intact(folder: Path) -> bool:
+def _is_intact(folder: Path, holds: tuple[str, ...]) -> bool:
     try:
-        digests = json.loads((folder / _SEAL).read_text(encoding="utf-8"))
-        return all(sha256(folder / name) == digest for name, digest in digests.items())
-    except (OSError, ValueError, AttributeError):  # missing, or not what was written
+        digests, stamps = read_json(folder / _SEAL), _stamps(folder)
+        if not digests or not set(holds) <= digests.keys():
+            return False
+        if (folder / _STAMPS).exists() and read_json(folder / _STAMPS) == stamps and digests.keys() <= stamps.keys():
+            return True
+        if not all(sha256(folder / name) == digest for name, digest in digests.items()):
+            return False
+    except (OSError, PruneError):  # missing, or not what was written
         return False
+    with suppress(OSError):  # a cache that may only be read is hashed every time
+        write_text(folder / _STAMPS, json.dumps(stamps, indent=1) + "\n")
+    return True
+
+
+def _stamps(folder: Path) -> dict[str, list[int]]:
+    """Size and time of each file of a folder, as they change with its content."""
+    files = {path.name: path.stat() for path in folder.iterdir() if path.name != _STAMPS}
+    return {name: [found.st_size, found.st_mtime_ns] for name, found in sorted(files.items())}
 
 
 @contextmanager
@@ -180,9 +195,9 @@ def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
     The GGUF loader leaves a `quantization_config` behind that breaks `.float()` and `save_pretrained`, so the
     weights are moved to a model made from a clean config.
     """
-    gguf = fetch("smollm2", say)
 
     def convert(folder: Path) -> None:
+        gguf = fetch("smollm2", say)
         say("converting SmolLM2 from 4-bit GGUF to float32 safetensors (once)")
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -196,7 +211,7 @@ def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
         clean.save_pretrained(folder)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
-    return derived("smollm2-float32", convert)
+    return derived("smollm2-float32", convert, ("config.json", "model.safetensors", "tokenizer.json"))
 
 
 def main() -> int:

@@ -62,6 +62,7 @@ def prune_checkpoint(
     test: Tensor | None = None,
     texts: Mapping[str, Mapping[str, Any]] | None = None,
     command: Sequence[str] = (),
+    verify: bool = False,
     **options,
 ) -> Report:
     """Prune the model in the folder (or of the id) `src` and write it to the new folder `dst`; see `minprune.prune`.
@@ -71,6 +72,8 @@ def prune_checkpoint(
     `load_model`. test: (windows, length) int64 token ids on which the perplexity is measured before and after, without
     holding the model. texts: where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}, see
     `minprune.protocol.windows_of`. command: the words of a command line that makes the same, for minprune.json.
+    verify: know the model by all bytes of its files, which are read once more for that, and not by their headers,
+    sizes and times, when a run goes on.
     Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
@@ -96,12 +99,10 @@ def prune_checkpoint(
             "device": str(source.device),
             "calibration": None if calib is None else fingerprint(calib),
             "test": None if test is None else fingerprint(test),
-            "model": source.sha256(),
+            "model": source.identity(verify),
             "versions": versions(),
         }
         journal.begin(facts, len(source.blocks))
-        if not journal.lines:
-            source.check_finite(str(src))
         said = texts or {}
 
         def described(report: Report, perplexities: dict[str, float]) -> dict[str, Any]:
@@ -130,6 +131,7 @@ def prune_checkpoint(
         trial = described(_preview(run), {"before": 1.0, "after": 1.0})
         ahead = rehearse(journal.folder, source.model, source.tokenizer, trial, write_page)
         ahead += _hidden_bytes(source.model, calib, test, how is not None)
+        ahead += sum(tensor.nbytes for tensor in source.left.values())
         if not source.streamed:  # its blocks are written once more, renamed as in the files that it came from
             ahead += sum(parameter.nbytes for parameter in source.model.parameters())
         check_space(journal.folder, source.model, journal.bytes() - ahead)
@@ -139,7 +141,7 @@ def prune_checkpoint(
             perplexities = job.all_blocks()
             job.compare()
         report = run.report(job.seconds())
-        report.notes += job.notes
+        report.notes += source.notes + job.notes
         record = described(report, perplexities)
         _finish(source, journal, record)
     return report
@@ -314,7 +316,7 @@ def _finish(source: Whole, journal: Journal, record: dict[str, Any]) -> None:
             weight_map |= dict.fromkeys(source.names(part), shard_name(source, part))
     with write_errors(journal.folder):
         write_page(journal.folder / PAGE, record)
-    write_model(journal.folder, source.model, source.tokenizer, record, weight_map)
+    write_model(journal.folder, source.model, source.tokenizer, record, weight_map, source.folder)
 
 
 def _listed(globs: Iterable[str] | None) -> list[str] | None:

@@ -10,7 +10,7 @@ from minprune.driver import prune
 from minprune.errors import PruneError
 from minprune.evaluate import generate, perplexity
 from minprune.methods import METHODS
-from minprune.model import find_layers, load_model
+from minprune.model import find_layers, load_model, model_folder
 from minprune.output import check_space, default_name, output_folder, write_model
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def demo(
             report = prune(model, calib if METHODS[run[0]].needs != "nothing" else None, *run, progress=True)
             rows.append(measure(*run, report.sparsity, report.seconds["total"]))
             if run == WRITTEN:
-                write_model(partial, model, tokenizer, {"model": model_name, **report.as_dict()})
+                record = {"model": model_name, **report.as_dict()}
+                write_model(partial, model, tokenizer, record, source=model_folder(model_name))
         draw(rows, figure)
     _show(rows, console, f"{text} (test), {test.numel()} tokens")
     console.print(f"figure: {figure}\nmodel:  {target}", soft_wrap=True)

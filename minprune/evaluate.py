@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from minprune.arithmetic import random_devices
 from minprune.errors import PruneError
 from minprune.model import check_windows
+from minprune.skeleton import plain_outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +99,7 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), plain_outputs(model):
             yield
     finally:
         model.train(was_training)

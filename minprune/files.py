@@ -46,7 +46,9 @@ def read_json(path: Path, kind: type = dict) -> Any:
             f"{path} is damaged, not valid JSON ({_first_line(error)}): copy or download it again"
         ) from None
     if not isinstance(found, kind):
-        raise PruneError(f"{path} holds a JSON {type(found).__name__} where a {kind.__name__} belongs")
+        raise PruneError(
+            f"{path} holds a JSON {type(found).__name__} where a {kind.__name__} belongs: copy or download it again"
+        )
     return found
 
 

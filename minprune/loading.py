@@ -4,59 +4,127 @@ The libraries speak to programmers, and some of what they accept would be wrong 
 leaves out, integers read as if they were weights, a model that sees the words it should predict.
 """
 
-import json
+import math
 import re
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minprune.errors import PruneError
+from minprune.files import check_regular, read_json
+from minprune.folder import AGAIN, check_entries, check_kind, inside, read_all_json, short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_JSON = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_AGAIN = "copy or download it again"
+_FOREIGN = {  # a name of a tensor -> where it comes from, and what makes a checkpoint of it that can be loaded
+    r"_orig_mod\.": "torch.compile left in them: save the model that was compiled (model._orig_mod)",
+    r"^module\.": "DataParallel or DDP left in them: save model.module",
+    r"(^|\.)(base_model\.model\.|lora_[AB]|lora_embedding|lora_magnitude)": "an adapter (LoRA) that is not merged has: "
+    "merge it with merge_and_unload() and save the model",
+    r"weight_(orig|mask)$": "torch.nn.utils.prune left in them: call prune.remove on each layer and save the model",
+    r"parametrizations\.|weight_[gv]$": "a parametrised weight has: remove the parametrizations and save the model",
+    r"_fsdp_wrapped_module|_flat_param": "FSDP left in them: save the full state dict",
+    r"(^|\.)(qweight|qzeros|g_idx|weight_packed|weight_scale_inv|absmax|quant_map)$|\.quant_state\.": "quantised "
+    "weights have: use the model that it was made from",
+}
+_SLACK = 256  # so many blocks are built without a second look
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor is, and what its file's header says of it. dtype: as in safetensors, "BF16"."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in the file."""
+        bits = re.search(r"\d+", self.dtype)
+        return -(-math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8)
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `PruneError` unless the folder holds a model whose safetensors files are all there and whole.
+    """Raise `PruneError` unless the folder holds a model whose files are all there, whole, its own, and fit each other.
 
-    Only the files' headers are read, so this is quick for a model of any size.
+    Only the headers of weights are read, so this is quick for a model of any size.
     """
-    if not (folder / "config.json").exists():
-        raise PruneError(f"{folder} holds no config.json: it is not a Hugging Face model folder")
-    for name in _JSON:
-        if (folder / name).exists():
-            _read_json(folder / name)
-    if _read_json(folder / "config.json").get("quantization_config"):
+    check_kind(folder)
+    check_entries(folder)
+    config = read_all_json(folder)
+    if config.get("quantization_config"):
         raise PruneError(_quantised(str(folder)))
-    for path in sorted({path for path, _ in stored_tensors(folder).values()}):
-        if not path.exists():
-            raise PruneError(f"{path} is missing, but {INDEX} names it: {_AGAIN}")
-        for name, kind in _header(path).items():
-            if name.endswith("weight") and kind not in _FLOATS:
-                raise PruneError(f"{path}: {name} holds {kind}, not floats. {_quantised(str(folder))}")
+    stored = stored_tensors(folder)
+    check_names(folder, stored)
+    for name, tensor in stored.items():
+        if name.endswith("weight") and tensor.dtype not in _FLOATS:
+            raise PruneError(f"{tensor.path}: {name} holds {tensor.dtype}, not floats. {_quantised(str(folder))}")
+    check_counts(folder / "config.json", config, stored)
 
 
-def stored_tensors(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Where each tensor of a folder is stored, as (file, name in it); `PruneError` if there are no safetensors."""
-    single = folder / SINGLE
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a folder's safetensors files by name; `PruneError` if there are none, or a file is not whole."""
+    single = inside(folder, SINGLE, str(folder))
     if single.exists():  # it goes before an index, as in transformers
-        return {name: (single, name) for name in _header(single)}
+        return header(single)
     if (folder / INDEX).exists():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
+        index = inside(folder, INDEX, str(folder))
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise PruneError(f"{folder / INDEX} does not say which file holds which weights: {_AGAIN}")
-        return {name: (folder / file, name) for name, file in weight_map.items()}
+            raise PruneError(f"{index} does not say which file holds which weights: {AGAIN}")
+        found: dict[str, StoredTensor] = {}
+        for file in sorted(set(weight_map.values())):
+            path = inside(folder, file, str(index))
+            if not path.exists():
+                raise PruneError(f"{path} is missing, but {INDEX} names it: {AGAIN}")
+            found |= header(path)
+        if lacking := next((name for name in weight_map if name not in found), None):
+            raise PruneError(f"{folder / weight_map[lacking]} lacks {lacking}, which {INDEX} names: {AGAIN}")
+        return found
     if any(path for kind in _PICKLED for path in folder.glob(kind)):
         raise PruneError(f"{folder} offers only pickled weights, which can run code: convert them to safetensors")
     if any(folder.glob("model-*.safetensors")):
-        raise PruneError(f"{folder} holds parts of a model but no {INDEX}, which says what is in them: {_AGAIN}")
+        raise PruneError(f"{folder} holds parts of a model but no {INDEX}, which says what is in them: {AGAIN}")
     raise PruneError(f"{folder} holds no .safetensors weights of a model: {SINGLE} belongs there")
+
+
+def check_names(folder: Path, stored: dict[str, StoredTensor]) -> None:
+    """Raise `PruneError` if the names of the tensors are those of a wrapper around the model, not the model's own."""
+    for pattern, told in _FOREIGN.items():
+        if name := next((name for name in stored if re.search(pattern, name)), None):
+            raise PruneError(f"the tensors of {folder} have names such as {short(name)}, which {told}")
+
+
+def check_counts(path: Path, config: dict[str, Any], stored: dict[str, StoredTensor]) -> None:
+    """Raise `PruneError` for more blocks or experts than tensors are stored: building them could take for ever."""
+    most = max(_SLACK, len(stored), *(side for tensor in stored.values() for side in tensor.shape))
+    for key, value in config.items():
+        if isinstance(value, dict):
+            check_counts(path, value, stored)
+        limit = max(_SLACK, len(stored)) if re.search(r"(^|_)(n_layers?|num_layers|\w*_layers|depth)$", key) else most
+        if type(value) is int and value > limit and re.search("layer|depth|block|expert|head|stage|group", key):
+            raise PruneError(
+                f"{path} says {key} = {value}, but only {len(stored)} tensors are stored: get both from one source"
+            )
+
+
+def check_sizes(folder: Path, model: "PreTrainedModel", stored: dict[str, StoredTensor]) -> None:
+    """Raise `PruneError` if a model without weights, made from the configuration, needs far more than is stored.
+
+    Loading it would fill what is missing, and the tables that no file holds, in memory of any size.
+    """
+    kept = sum(math.prod(tensor.shape) for tensor in stored.values())
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    tables = sum(buffer.numel() for buffer in model.buffers())
+    if needed > 2 * kept + 2**20 or tables > 2 * kept + 2**28:
+        raise PruneError(
+            f"{folder / 'config.json'} describes a model of {needed:,} weights and tables of {tables:,} numbers, but "
+            f"{kept:,} numbers are stored: its config.json has other sizes than its weights, get both from one source"
+        )
 
 
 def check_loaded(model: "PreTrainedModel", info: dict[str, Any], name: str | Path) -> None:
@@ -92,18 +160,19 @@ def is_causal(model: "PreTrainedModel") -> bool:
     return not named or any(name == type(model).__name__ or re.search("CausalLM|LMHead|Model$", name) for name in named)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What to tell the user instead of what transformers says to programmers."""
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     text = one_line(error)
     if isinstance(error, SafetensorError):
-        return f"its weights are damaged or incomplete ({text}): {_AGAIN}"
+        return f"its weights are damaged or incomplete ({text}): {AGAIN}"
     if isinstance(error, StrictDataclassError):
-        return f"its config.json is wrong ({one_line(error.__cause__ or error)}): {_AGAIN}"
+        return f"its config.json is wrong ({one_line(error.__cause__ or error)}): {AGAIN}"
     for said, meant in {
-        "couldn't connect": "it is no folder and not embedded, and the hub cannot be reached: check name and network",
+        "couldn't connect|cannot find an appropriate cached snapshot|offline mode": "it is no folder and not embedded, "
+        "and the hub cannot be reached: check name and network",
         "custom code": "it needs its own code, and minprune never runs such code: use another model",
         "ignore_mismatched_sizes": "its config.json has other sizes than its weights: get both from one source",
         "backend tokenizer": "it has no tokenizer that can be read: tokenizer.json belongs in the same folder",
@@ -112,7 +181,7 @@ def reason(error: Exception) -> str:
         "config.json: upgrade transformers or use another model",
         "quantiz": "it is quantised, which minprune cannot prune: use the model that it was made from",
     }.items():
-        if said in text:
+        if re.search(said, text, re.IGNORECASE):
             return meant
     return text
 
@@ -122,26 +191,23 @@ def one_line(error: BaseException) -> str:
     return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether a library failed: not Ctrl-C and the like. A panic of a library in Rust is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _quantised(name: str) -> str:
     return f"{name} is quantised, which minprune cannot prune: use the model that it was made from"
 
 
-def _header(path: Path) -> dict[str, str]:
-    """The dtype of each tensor of a safetensors file; its header also tells whether the file is whole."""
+def header(path: Path) -> dict[str, StoredTensor]:
+    """What the header of a safetensors file says; it also tells whether the file is whole."""
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_slice(name).get_dtype() for name in list(file.keys())}
-    except SafetensorError as error:
-        raise PruneError(f"{path} is damaged or incomplete ({one_line(error)}): {_AGAIN}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSON or UTF-8
-        raise PruneError(f"{path} is damaged, not a valid JSON file ({one_line(error)}): {_AGAIN}") from None
-    if not isinstance(found, dict):
-        raise PruneError(f"{path} holds no JSON object: {_AGAIN}")
-    return found
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            return {name: StoredTensor(path, one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise PruneError(f"{path} is damaged or incomplete ({one_line(error)}): {AGAIN}") from None

@@ -4,6 +4,7 @@ Nothing here knows an architecture by name. A matrix is an `nn.Linear`, a GPT-2 
 expert of a mixture, stored as a slice of a 3-D parameter; each becomes a `Layer` with a (d_out, d_in) view.
 """
 
+import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,13 +17,26 @@ from torch import Tensor, nn
 
 from minprune.blocks import decoder_blocks, is_conv1d, text_config
 from minprune.errors import PruneError
-from minprune.loading import check_folder, check_loaded, reason
+from minprune.folder import AGAIN, check_entries, check_kind, read_all_json
+from minprune.loading import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
 from minprune.mixtures import expert_stacks, routers
+from minprune.skeleton import describe_or_refuse, read_config, read_generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 EMBEDDED = ("smollm2",)
+_FILES = [  # what to fetch from the hub
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.jinja",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+]
+_TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the first text
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,26 +78,33 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     from minprune.formats.disk import is_exported, read_exported
 
     wanted, place = read_dtype(dtype), check_device(device)
-    if name and is_exported(name):  # its checksums cover the files of the tokenizer, which is therefore read last
-        stored: Any = read_exported(Path(name), wanted if isinstance(wanted, torch.dtype) else None)
-        return stored.to(place).eval(), load_tokenizer(name, name)
-    source = model_source(name, say)
-    tokenizer = load_tokenizer(source, name)
+    folder = model_folder(name, say)
+    if is_exported(folder):  # its checksums cover the files of the tokenizer, which is therefore read last
+        stored: Any = read_exported(folder, wanted if isinstance(wanted, torch.dtype) else None)
+        return stored.to(place).eval(), load_tokenizer(folder, name)
+    tokenizer = load_tokenizer(folder, name)
+    config = read_config(folder)
+    read_generation(folder)
+    if name not in EMBEDDED:
+        check_sizes(folder, describe_or_refuse(folder, copy.deepcopy(config), None), stored_tensors(folder))
     try:
-        # without trust_remote_code=False transformers asks on the terminal, and a yes would run the repository's code
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+            folder,
+            config=config,
             dtype=wanted,
+            device_map=None if place.type == "cpu" else {"": place},  # straight to the device, not by way of the CPU
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            device_map=None if place.type == "cpu" else {"": place},  # straight there, not once in main memory first
         )
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
     model, info = loaded
     check_loaded(model, info, name)
-    return model.to(place).eval(), tokenizer
+    model.config.name_or_path = str(name)
+    return model.eval(), tokenizer
 
 
 def model_source(name: str | Path, say=lambda message: None) -> str | Path:
@@ -91,16 +112,16 @@ def model_source(name: str | Path, say=lambda message: None) -> str | Path:
 
     Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
     """
-    from minprune.formats.disk import is_exported
-
     if name in EMBEDDED:
         from minprune.assets import smollm2_folder
 
         return smollm2_folder(say)
     if name and Path(name).is_dir():
-        if not is_exported(name):  # whose files have checksums
-            check_folder(Path(name))
-    elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
+        _check(Path(name))
+        return name
+    if name:
+        check_kind(name)
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
         raise PruneError(
             f"no model {str(name)!r}: name a folder that exists, an embedded model ({', '.join(EMBEDDED)}) or an id on "
             "the Hugging Face hub"
@@ -108,14 +129,47 @@ def model_source(name: str | Path, say=lambda message: None) -> str | Path:
     return name
 
 
+def model_folder(name: str | Path, say=lambda message: None) -> Path:
+    """The folder with the files of a model, which are fetched from the hub if it is an id; as `model_source`."""
+    source = model_source(name, say)
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(str(source), allow_patterns=_FILES, ignore_patterns=["*/*", "consolidated*"]))
+    except Exception as error:
+        raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
+    _check(folder)
+    return folder
+
+
+def _check(folder: Path) -> None:
+    from minprune.formats.disk import is_exported
+
+    if is_exported(folder):  # whose weights have checksums
+        check_entries(folder)
+        read_all_json(folder)
+    else:
+        check_folder(folder)
+
+
 def load_tokenizer(source: str | Path, name: str | Path):
     """The tokenizer of a model, from its `model_source`. name: what to call the model in a `PruneError`."""
     from transformers import AutoTokenizer
 
+    folder = model_folder(source)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        ids = tokenizer(_TRIAL)["input_ids"]
+        tokenizer.decode(ids)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        raise PruneError(f"the tokenizer of {str(name)!r} makes {type(ids).__name__} of a text, not token ids: {AGAIN}")
+    return tokenizer
 
 
 def read_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

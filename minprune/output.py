@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minprune.card import model_card
 from minprune.errors import PruneError
+from minprune.extras import add_tensors, copy_files, not_loaded
 from minprune.files import to_json, write_text
 from minprune.lock import absolute, lock
 
@@ -202,12 +203,19 @@ def _write_tokenizer(folder: Path, tokenizer) -> None:
 
 
 def write_model(
-    folder: Path, model: "PreTrainedModel", tokenizer, record: dict[str, Any], weight_map: dict[str, str] | None = None
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer,
+    record: dict[str, Any],
+    weight_map: dict[str, str] | None = None,
+    source: Path | None = None,
 ) -> None:
     """Write what `AutoModelForCausalLM.from_pretrained(folder)` needs, the tokenizer, a model card, and minprune.json.
 
     record: what minprune.json says; it is written last. weight_map: the file of each tensor by name, if the weights are
-    in the folder already. Raises `PruneError` if the disk is full or anything else keeps the files from being written.
+    in the folder already. source: the folder of the model that this one was made from; what it holds beside a model
+    (tensors that the library does not load, processors, a licence) is copied. Raises `PruneError` if the disk is full
+    or anything else keeps the files from being written.
     """
     with write_errors(folder):
         if weight_map:
@@ -219,6 +227,9 @@ def write_model(
         else:
             model.save_pretrained(folder)
         _write_tokenizer(folder, tokenizer)
+        if source:
+            add_tensors(folder, not_loaded(model, source))
+            copy_files(source, folder)
         write_text(folder / "README.md", model_card(record))
         write_text(folder / RECORD, to_json(record, 2))
 

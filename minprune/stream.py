@@ -2,12 +2,13 @@
 
 The model is made without weights; what stands outside of its blocks is read from the safetensors files at once, a
 block's tensors when it is their turn. That needs files whose tensors are the model's own, name by name. Where the
-library renames or merges tensors while loading (Mixtral's experts), the model is loaded whole instead and used
-through the same functions.
+library renames or merges tensors while loading (Mixtral's experts), the model is loaded whole instead, which is said
+with its reason, and used through the same functions.
 """
 
 import ctypes
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,13 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.loading import is_causal, stored_tensors
-from minprune.model import check_device, decoder_blocks, load_model, load_tokenizer, model_source, read_dtype
+from minprune.extras import not_loaded, note_of
+from minprune.files import sha256
+from minprune.loading import StoredTensor, check_sizes, is_causal, stored_tensors
+from minprune.model import check_device, decoder_blocks, load_model, load_tokenizer, model_folder, read_dtype
+from minprune.skeleton import describe_or_refuse, fill_tables, read_config, read_generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]  # what to fetch from the hub
 
 Place = tuple[Path, str]  # a file and the name of a tensor in it
 
@@ -35,14 +37,21 @@ Place = tuple[Path, str]  # a file and the name of a tensor in it
 class Whole:
     """A model that is in memory as a whole. part: the index of a block, or None for all that is outside of the blocks.
 
-    model, tokenizer: as `load_model` gives them. folder: where its files are, None if they are not at hand.
+    model, tokenizer: as `load_model` gives them. folder: where its files are. name: what the user calls it.
+    left: stored tensors that are no part of the model; notes: what a report says of how the model was read.
+    Raises `PruneError` for NaN or infinity in any tensor that is loaded: with them no number would mean anything.
     """
 
     streamed = False
 
-    def __init__(self, model: "PreTrainedModel", tokenizer, folder: Path | None, device: torch.device):
-        self.model, self.tokenizer, self.folder, self.device = model, tokenizer, folder, device
+    def __init__(self, model: "PreTrainedModel", tokenizer, folder: Path, device: torch.device, name: str):
+        self.model, self.tokenizer, self.folder, self.device, self.name = model, tokenizer, folder, device, name
         self.prefix, self.blocks = decoder_blocks(model)
+        self.left = not_loaded(model, folder)
+        self.notes = note_of(self.left)
+        for key, value in model.named_parameters():
+            if not value.is_meta:
+                _check_finite(key, value, name)
 
     def names(self, part: int | None) -> list[str]:
         """The names of the tensors of a part that have to be stored."""
@@ -70,21 +79,19 @@ class Whole:
         values = {name: value.to(self.device) for name, value in load_file(path).items()}
         self.model.load_state_dict(values, strict=False, assign=self.streamed)
 
-    def check_finite(self, name: str) -> None:
-        """Raise `PruneError` for NaN or infinity in any tensor: with them no number would mean anything."""
-        for key, value in self.model.named_parameters():
-            _check_finite(key, value, name)
+    def identity(self, verify: bool = False) -> str:
+        """A hash by which a later run knows the same checkpoint: of the configuration, and of each file of weights.
 
-    def sha256(self) -> str:
-        """A hash over the configuration and all weights."""
+        Of a file its header, size and time are hashed, which takes no time; verify: all of its bytes instead, which
+        shows a change that kept all three.
+        """
         digest = hashlib.sha256(self.model.config.to_json_string(use_diff=False).encode())
         for path in self._weight_files():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(f"{path.name} {sha256(path) if verify else _stamp(path)}".encode())
         return digest.hexdigest()
 
     def _weight_files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors")) if self.folder else []
+        return sorted(self.folder.glob("*.safetensors"))
 
 
 class Streamed(Whole):
@@ -93,9 +100,15 @@ class Streamed(Whole):
     streamed = True
 
     def __init__(
-        self, model: "PreTrainedModel", tokenizer, folder: Path, device: torch.device, places: dict[str, Place]
+        self,
+        model: "PreTrainedModel",
+        tokenizer,
+        folder: Path,
+        device: torch.device,
+        name: str,
+        places: dict[str, Place],
     ):
-        super().__init__(model, tokenizer, folder, device)
+        super().__init__(model, tokenizer, folder, device, name)
         self.places = places
         self.load(None)
         model.tie_weights()
@@ -113,6 +126,7 @@ class Streamed(Whole):
         wanted = {name: state[name] for name in self.names(part) if state[name].is_meta}
         places = dict(zip(wanted, _in_one_piece(list(wanted.values()), self.device), strict=True))
         for name, value in self._read(wanted):
+            _check_finite(name, value, self.name)
             places[name].copy_(value)
         self.model.load_state_dict(places, strict=False, assign=True)
 
@@ -123,10 +137,6 @@ class Streamed(Whole):
 
     def skip(self, part: int, path: Path) -> None:
         pass  # its file is a part of the output already
-
-    def check_finite(self, name: str) -> None:
-        for key, value in self._read(self.places):
-            _check_finite(key, value, name)
 
     def _read(self, names: Iterable[str]):
         """(name, tensor) of each, file by file; the tensors last as long as the step."""
@@ -143,76 +153,107 @@ class Streamed(Whole):
 
 
 def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> Whole:
-    """The model of that name, folder or id, `Streamed` if its files allow it.
+    """The model of that name, folder or id, `Streamed` if its files allow it; else its notes say why not.
 
     Raises `PruneError` as `load_model` does.
     """
     place, wanted = check_device(device), read_dtype(dtype)
-    source = model_source(name)
-    folder = Path(source) if Path(source).is_dir() else _from_hub(str(source))
-    if folder and (found := _without_weights(folder, wanted)):
-        return Streamed(found[0], load_tokenizer(folder, name), folder, place, found[1])
+    folder = model_folder(name)
+    try:
+        model, places = _without_weights(folder, wanted)
+        return Streamed(model, load_tokenizer(folder, name), folder, place, str(name), places)
+    except _NotStreamedError as error:
+        note = _told_whole(folder, place, str(error))
+        logging.getLogger("minprune").warning(note)
     model, tokenizer = load_model(name, dtype, device)
-    return Whole(model, tokenizer, folder, place)
+    whole = Whole(model, tokenizer, folder, place, str(name))
+    whole.notes.insert(0, note)
+    return whole
 
 
-def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[str, Place]] | None:
+class _NotStreamedError(Exception):
+    """Why a model cannot be read block by block."""
+
+
+def _told_whole(folder: Path, device: torch.device, why: str) -> str:
+    """The line that says what loading a model whole will take, and what there is."""
+    import psutil
+
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    much = f", more than the {free / 1e9:.1f} GB that are free" if size > free else ""
+    return f"the model is loaded whole, not block by block, {size / 1e9:.2f} GB{much}: {why}"
+
+
+def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[str, Place]]:
     """The model with its parameters on the meta device, and where they are stored, if they can be read one by one."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from minprune.formats.disk import is_exported
+
+    if is_exported(folder):
+        raise _NotStreamedError("it is an export, in sparse formats")
+    stored, config, generation = stored_tensors(folder), read_config(folder), read_generation(folder)
+    if dtype == "auto":
+        dtype = config.dtype or _first_dtype(stored)
+    model: Any = describe_or_refuse(folder, config, dtype)  # type: ignore[arg-type]
+    check_sizes(folder, model, stored)
+    if not is_causal(model):
+        raise _NotStreamedError("it is no causal language model")
+    try:
+        _check_plain(model)
+        fill_tables(model)
+        places = _match(model, stored)
+    except (ImportError, AttributeError, TypeError) as error:  # what the library keeps for itself may change
+        raise _NotStreamedError(f"this version of transformers hides what is needed ({error})") from error
+    if generation:
+        model.generation_config = generation
+    return model, places
+
+
+def _check_plain(model: Any) -> None:
+    """Raise `_NotStreamedError` if the library changes tensors while it loads them."""
     from transformers.conversion_mapping import get_model_conversion_mapping
 
-    try:
-        stored = stored_tensors(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if dtype == "auto":
-            dtype = config.dtype or _first_dtype(stored)
-        with init_empty_weights(include_buffers=False):
-            model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        model.tie_weights()  # once more: each parameter was replaced when it was moved to the meta device
-        for module in model.modules():
-            if module._non_persistent_buffers_set:  # computed anew, as when weights are loaded: not in a narrow dtype
-                model._init_weights(module)
-        if (folder / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        places = _match(model, stored)
-    except Exception:  # of many kinds; loading it whole says what is wrong
-        return None
-    if (
-        places is None
-        or not is_causal(model)
-        or hasattr(config, "quantization_config")
-        or model._keep_in_fp32_modules
-        or model._keep_in_fp32_modules_strict
-        or get_model_conversion_mapping(model, add_legacy=False)
-    ):
-        return None
-    return model.eval(), places
+    if model._keep_in_fp32_modules or model._keep_in_fp32_modules_strict:
+        raise _NotStreamedError("transformers keeps some of its tensors in float32")
+    if get_model_conversion_mapping(model, add_legacy=False):
+        raise _NotStreamedError("transformers renames or merges tensors of this family when it loads them")
 
 
-def _match(model: Any, stored: dict[str, Place]) -> dict[str, Place] | None:
-    """The place of each tensor of the model, tied ones once; None if one cannot be found in its shape, or one is left.
+def _match(model: Any, stored: dict[str, StoredTensor]) -> dict[str, Place]:
+    """The place of each tensor of the model, tied ones once.
 
-    A checkpoint of the model without its head (GPT-2's on the hub) lacks the prefix that the names have here.
+    A checkpoint of the model without its head (GPT-2's on the hub) lacks the prefix that the names have here. Raises
+    `_NotStreamedError` if one cannot be found in its shape, or one is left.
     """
     prefix = decoder_blocks(model)[0]
     base = f"{model.base_model_prefix}."
     places: dict[str, Place] = {}
-    left = SimpleNamespace(missing_keys=set(), unexpected_keys={key for _, key in stored.values()})
+    left = SimpleNamespace(missing_keys=set(), unexpected_keys=set(stored))
     seen: dict[int, str] = {}  # id of a tensor -> the name that it was first met under
     for name, value in model.state_dict(keep_vars=True).items():
-        place = stored.get(name) or stored.get(name.removeprefix(base)) or stored.get(base + name)
-        left.unexpected_keys -= {place and place[1]}
+        key = next((key for key in (name, name.removeprefix(base), base + name) if key in stored), None)
+        left.unexpected_keys -= {key}
+        place = (stored[key].path, key) if key else None
         if id(value) in seen:
             first = seen[id(value)]
             if first.startswith(f"{prefix}.") or (place and not torch.equal(_tensor(place), _tensor(places[first]))):
-                return None
-        elif place and _shape(place) == tuple(value.shape):
+                raise _NotStreamedError(f"{name} and {first} are one tensor")
+        elif key and place and stored[key].shape == tuple(value.shape):
             places[name], seen[id(value)] = place, name
         else:
-            return None
+            raise _NotStreamedError(f"{name} is not stored as the model has it")
     model._adjust_missing_and_unexpected_keys(left)  # takes out what the library ignores on purpose, as old buffers
-    return None if left.unexpected_keys else places
+    if left.unexpected_keys:
+        raise _NotStreamedError(f"{min(left.unexpected_keys)} is no tensor of the model")
+    return places
+
+
+def _stamp(path: Path) -> str:
+    """A hash of the header of a safetensors file, its size, and its time."""
+    with path.open("rb") as file:
+        header = file.read(8 + int.from_bytes(file.read(8), "little"))
+    about = path.stat()
+    return f"{hashlib.sha256(header).hexdigest()} {about.st_size} {about.st_mtime_ns}"
 
 
 def _in_one_piece(like: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -243,22 +284,9 @@ def _tensor(place: Place) -> Tensor:
         return file.get_tensor(place[1])
 
 
-def _shape(place: Place) -> tuple[int, ...]:
-    with safe_open(place[0], framework="pt") as file:
-        return tuple(file.get_slice(place[1]).get_shape())
-
-
-def _first_dtype(stored: dict[str, Place]) -> torch.dtype:
-    return next(tensor.dtype for tensor in map(_tensor, stored.values()) if tensor.is_floating_point())
-
-
-def _from_hub(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_FILES, ignore_patterns=["*/*", "consolidated*"]))
-    except Exception:  # of many kinds; `load_model` asks again and says what is wrong
-        return None
+def _first_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
+    tensors = (_tensor((tensor.path, name)) for name, tensor in stored.items())
+    return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
 
 
 def _check_finite(key: str, value: Tensor, name: str) -> None:

@@ -9,6 +9,7 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from minprune.model import Layer
+from minprune.skeleton import plain_outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,14 +40,19 @@ def watch(layers: list[Layer], receive: Receive) -> Iterator[None]:
 
 @contextmanager
 def one_by_one(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
-    """While open, a mixture with a layer among `layers` applies its experts one after the other, as plain products."""
+    """While open, a mixture with a layer among `layers` applies its experts one after the other, as plain products.
+
+    And the model answers without what flags in its configuration would add.
+    """
     if all(layer.expert is None for layer in layers):
-        yield
+        with plain_outputs(model):
+            yield
         return
     usual = model.get_experts_implementation()
     model.set_experts_implementation("eager")
     try:
-        yield
+        with plain_outputs(model):
+            yield
     finally:
         model.set_experts_implementation(usual)
 

@@ -157,6 +157,25 @@ def test_what_was_derived_is_made_again_if_a_file_of_it_was_lost_or_changed(name
     assert os.listdir(cache_folder()) == ["made"]
 
 
+def test_what_was_derived_is_hashed_once_and_then_known_by_size_and_time(monkeypatch):
+    folder = derived("made", build)
+    derived("made", build)
+    hashed = []
+    monkeypatch.setattr(assets, "sha256", lambda path: hashed.append(path.name) or "")
+    assert derived("made", build) == folder and hashed == []
+    os.utime(folder / "a.txt", ns=(1, 1))
+    derived("made", build)
+    assert hashed[0] == "a.txt"
+
+
+@pytest.mark.parametrize("seal", ["{}", "[]", '{"b.json": "x"}', '{"a.txt": 5}', "[" * 100_000, "{" + "9" * 6000])
+def test_a_seal_that_does_not_name_what_there_must_be_is_none(seal):
+    folder = derived("made", build, ("a.txt",))
+    (folder / "a.txt").unlink()
+    (folder / "sha256.json").write_text(seal)
+    assert (derived("made", build, ("a.txt",)) / "a.txt").read_text() == "the moon"
+
+
 def test_what_was_derived_is_not_made_twice_and_appears_only_when_complete():
     def half(folder):
         (folder / "a.txt").write_text("the mo")

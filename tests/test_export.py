@@ -215,7 +215,7 @@ CRAFTED = {
     "a name with a null": ({"index": lambda i: i["files"].update({"a\0b": ""})}, f"{disk.INDEX}: it names files"),
     "a name with half a sign": ({"index": lambda i: i["files"].update({"\ud800": ""})}, "signs that no name has"),
     **{
-        f"a generation of {text}": ({"generation": text}, "generation_config.json cannot be read")
+        f"a generation of {text}": ({"generation": text}, "generation_config.json")
         for text in ("[]", "3", "null", "{", '{"compile_config": 3}')
     },
     "a later version": ({"index": lambda i: i.update(version=2)}, "version 1"),

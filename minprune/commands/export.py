@@ -47,6 +47,7 @@ def run(arguments: Namespace) -> None:
     """Write the model to a folder that appears only when it is complete, and say what each kind of layer takes."""
     from minprune.formats.choose import check_form
     from minprune.formats.disk import write_exported
+    from minprune.model import model_folder
 
     check_form(arguments.format)
     target = Path(arguments.output or default_name(arguments.model, arguments.format))
@@ -57,7 +58,7 @@ def run(arguments: Namespace) -> None:
         record = _record(arguments, str(model.dtype), origin)
         rehearse(folder, model, tokenizer, record)
         check_space(folder, model)
-        rows = write_exported(folder, model, tokenizer, arguments.format, record)
+        rows = write_exported(folder, model, tokenizer, arguments.format, record, model_folder(arguments.model))
     _show(rows)
     console().print(f"written to {target}", soft_wrap=True)
 

@@ -140,6 +140,11 @@ def add(commands) -> None:
         action="store_true",
         help="go on where the same command was stopped, by whatever it was;\nwhat is finished is in DIR.partial",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="hash all of the model's files, so that --resume sees every change of them,\nnot only of sizes and times",
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -205,6 +210,7 @@ def _prune(
         test=test,
         texts=texts,
         command=repeating(arguments),
+        verify=arguments.verify,
         **options,
     )
     _show_report(report)

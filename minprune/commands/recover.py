@@ -96,6 +96,7 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """Train a model and write it to a folder that appears only when it is complete."""
     from minprune.data import fingerprint
+    from minprune.model import model_folder
     from minprune.output import PAGE, check_space, check_target, default_name, rehearse, write_model
     from minprune.protocol import windows_of
     from minprune.training.distill import Distillation
@@ -160,7 +161,7 @@ def run(arguments: Namespace) -> None:
         model.to(dtype)
         record = _record(arguments, model, done, data, protocols, teacher, pruned)
         write_curves(folder / PAGE, record)
-        write_model(folder, model, tokenizer, record)
+        write_model(folder, model, tokenizer, record, source=model_folder(arguments.model))
     out = console()
     out.print(_table(done, list(test)))
     out.print(f"{done.zeros:.2%} zeros, all kept; {done.seconds:.0f} processor seconds of training")

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minprune.errors import PruneError
-from minprune.files import sha256, write_text
+from minprune.extras import copy_files, not_loaded, save_tensors
+from minprune.files import read_json, sha256, write_text
+from minprune.folder import inside, is_name
 from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
 from minprune.loading import one_line
 from minprune.model import Layer, block_layers, head_layers
 from minprune.output import RECORD, output_folder, write_errors
+from minprune.skeleton import describe_or_refuse, fill_tables, in_use, read_config, read_generation
 from minprune.weights import check_weights, sparse_layers
 
 if TYPE_CHECKING:
@@ -56,11 +59,17 @@ def save_model(
 
 
 def write_exported(
-    folder: Path, model: "PreTrainedModel", tokenizer, form: str = "auto", record: dict[str, Any] | None = None
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer,
+    form: str = "auto",
+    record: dict[str, Any] | None = None,
+    source: Path | None = None,
 ) -> list[StoredRow]:
     """Write the model into the empty `folder`, every matrix of its blocks in the format `form` (see `formats.store`).
 
-    record: what minprune.json says beside the format and the bytes. Raises `PruneError` if a matrix does not fit the
+    record: what minprune.json says beside the format and the bytes. source: the folder that the model was read from;
+    what it holds beside a model is copied, see `minprune.extras`. Raises `PruneError` if a matrix does not fit the
     format, or the files cannot be written.
     """
     from safetensors.torch import save_file
@@ -75,14 +84,11 @@ def write_exported(
             stored = store(W, form)
         except PruneError as error:
             raise PruneError(f"{layer.name}: {error}") from None
-        arrays |= {
-            f"{layer.name}/{key}": array.clone(memory_format=torch.contiguous_format)  # an expert is a part of a tensor
-            for key, array in stored.arrays().items()
-        }
+        arrays |= {f"{layer.name}/{key}": _own(array) for key, array in stored.arrays().items()}
         entries[layer.name] = {"format": stored.name} | stored.settings()
         rows.append(StoredRow(layer.name, stored.shape, stored.label, stored.nbytes, W.nbytes))
     arrays |= {name: tensor.detach().cpu().contiguous() for name, tensor in _others(model, layers).items()}
-    config = copy.deepcopy(model.config)
+    config = in_use(copy.deepcopy(model.config))
     config.architectures, config.dtype = [type(model).__name__], str(model.dtype).removeprefix("torch.")
     with write_errors(folder):
         config.save_pretrained(folder)
@@ -90,6 +96,10 @@ def write_exported(
             model.generation_config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         save_file(arrays, folder / ARRAYS)
+        if source:
+            if left := not_loaded(model, source):
+                save_tensors(folder, left)
+            copy_files(source, folder)
         files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
         index = {"version": VERSION, "files": files, "matrices": entries}
         write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
@@ -108,31 +118,31 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
 
     Raises `PruneError` with the name of the file that is missing, truncated, edited, or of another model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
     index = _read_index(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        # without the explicit False transformers would ask on the terminal whether to run code
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype or config.dtype, trust_remote_code=False)
-    except Exception as error:
-        raise PruneError(f"{folder / 'config.json'} describes no model ({one_line(error)}): export it again") from error
-    if (generation := folder / "generation_config.json").exists():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        except Exception as error:
-            raise PruneError(f"{generation} cannot be read ({one_line(error)}): export the model again") from error
-    layers = [layer for layer in block_layers(model) + head_layers(model) if layer.name in index["matrices"]]
-    if index["matrices"].keys() != {layer.name for layer in layers}:
-        raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
-    _fill(folder / ARRAYS, model, layers, index["matrices"], dtype)
+    config = read_config(folder)
+    model: Any = describe_or_refuse(folder, config, dtype or config.dtype)
+    if generation := read_generation(folder):
+        model.generation_config = generation
+    fill_tables(model)
+    _fill(folder / ARRAYS, model, _stored_layers(folder, model, index["matrices"]), index["matrices"], dtype)
     return model
+
+
+def _stored_layers(folder: Path, model: "PreTrainedModel", entries: dict[str, Any]) -> list[Layer]:
+    """The layers that the index names; `PruneError` if they are not the model's, or only a part of a parameter."""
+    there = block_layers(model) + head_layers(model)
+    chosen = [layer for layer in there if layer.name in entries]
+    parameters = {id(getattr(layer.owner, layer.parameter)) for layer in chosen}
+    whole = all(layer.name in entries or id(getattr(layer.owner, layer.parameter)) not in parameters for layer in there)
+    if len(chosen) != len(entries) or not whole:
+        raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
+    return chosen
 
 
 def _fill(
     path: Path, model: "PreTrainedModel", layers: list[Layer], entries: dict[str, Any], dtype: torch.dtype | None
 ) -> None:
-    """Put what is stored into the model's parameters, which take the dtype of what is stored, or this one.
+    """Give the model, which has no weights yet, what is stored: in the dtype of what is stored, or this one.
 
     `model.to(dtype)` would do more: it would round the rotary frequencies, which no checkpoint holds.
     """
@@ -140,15 +150,18 @@ def _fill(
 
     others = _others(model, layers)
     wanted = {f"{name}/{array}" for name, entry in entries.items() for array in FORMATS[entry["format"]].parts()[0]}
+    filled: dict[int, Tensor] = {}  # id of what is replaced -> what it becomes, once for tied ones
     try:
         with safe_open(path, framework="pt") as file:
             if set(file.keys()) != wanted | others.keys():
                 raise PruneError(f"{path} holds other arrays than {INDEX} says: export the model again")
             for layer in layers:
+                old = getattr(layer.owner, layer.parameter)
                 stored = _read_matrix(path, file, layer, entries[layer.name])
-                parameter = getattr(layer.owner, layer.parameter)
-                parameter.data = parameter.data.to(dtype or stored.values.dtype)
-                layer.weight.copy_(stored.to_dense())
+                if id(old) not in filled:
+                    new = torch.empty(old.shape, dtype=dtype or stored.values.dtype)
+                    filled[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
+                layer.matrix(filled[id(old)].data).copy_(stored.to_dense())
             for name, target in others.items():
                 tensor = file.get_tensor(name)
                 if tensor.shape != target.shape or tensor.is_floating_point() != target.is_floating_point():
@@ -156,9 +169,13 @@ def _fill(
                         f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, the model needs {target.dtype} "
                         f"{tuple(target.shape)}: export it again"
                     )
-                target.data = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+                value = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+                is_parameter = isinstance(target, nn.Parameter)
+                filled[id(target)] = nn.Parameter(value, requires_grad=target.requires_grad) if is_parameter else value
     except SafetensorError as error:
         raise PruneError(f"{path} is damaged ({one_line(error)}): copy or export it again") from None
+    state = {name: filled[id(old)] for name, old in model.state_dict(keep_vars=True).items()}
+    model.load_state_dict(state, assign=True)
 
 
 def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> Stored:
@@ -178,6 +195,13 @@ def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> 
         raise PruneError(f"{path}: {layer.name}: {error}: export the model again") from None
 
 
+def _own(array: Tensor) -> Tensor:
+    """The array in memory of its own, as it is stored: an expert is a part of a tensor."""
+    if array.is_contiguous() and array.untyped_storage().nbytes() == array.nbytes:
+        return array
+    return array.clone(memory_format=torch.contiguous_format)
+
+
 def _others(model: "PreTrainedModel", layers: list[Layer]) -> dict[str, Tensor]:
     """All parameters and saved buffers that hold no matrix of `layers`, each once, even if it is tied to another."""
     inside = {id(getattr(layer.owner, layer.parameter)) for layer in layers}
@@ -188,16 +212,13 @@ def _others(model: "PreTrainedModel", layers: list[Layer]) -> dict[str, Tensor]:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PruneError(f"{path} cannot be read ({one_line(error)}): copy or export the model again") from None
+    index = read_json(inside(folder, INDEX, str(folder)), object)
     problem = next(_index_problems(index), None)
     if problem:
         raise PruneError(f"{path}: {problem}: copy or export the model again")
     for name, expected in index["files"].items():
         try:
-            found = sha256(folder / name)
+            found = sha256(inside(folder, name, str(path)))
         except OSError as error:
             raise PruneError(f"{folder / name} cannot be read ({error.strerror}): copy it again") from None
         if found != expected:
@@ -212,7 +233,7 @@ def _index_problems(index: Any) -> Iterator[str]:
     files, matrices = index.get("files"), index.get("matrices")
     if not isinstance(files, dict) or not {ARRAYS, "config.json"} <= files.keys():
         yield f"it has no checksums of {ARRAYS} and config.json"
-    elif any(Path(name).name != name or not name.isprintable() for name in files):
+    elif not all(map(is_name, files)):
         yield "it names files outside the folder, or with signs that no name has"
     if not isinstance(matrices, dict) or not all(
         isinstance(entry, dict) and entry.get("format") in list(FORMATS) for entry in matrices.values()
