@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from minprune.errors import PruneError
 from minprune.files import write_text
 from minprune.folder import inside
@@ -64,7 +66,7 @@ def save_tensors(target: Path, left: dict[str, StoredTensor]) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path in sorted({tensor.path for tensor in left.values()}):
         with safe_open(path, framework="pt") as file:
             tensors |= {name: file.get_tensor(name) for name, tensor in left.items() if tensor.path == path}

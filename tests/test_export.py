@@ -70,6 +70,31 @@ def test_every_family_comes_back_with_the_same_logits(family, tmp_path):
         assert torch.equal(model(tokens).logits, again(tokens).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_has_the_logits_of_the_folder_that_it_was_made_from(family, dtype, tmp_path, tiny_folder):
+    """Equal, in every dtype, though a table in the narrow one is held by no file and computed on both sides."""
+    zeroed(tiny_model(family, dtype)).save_pretrained(tmp_path / "dense")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, tmp_path / "dense")
+    model, tokenizer = mp.load_model(tmp_path / "dense")
+    save_model(model, tokenizer, tmp_path / "small")
+    again, tokens = mp.load_model(tmp_path / "small")[0], tiny_tokens(2, 12)
+    with torch.no_grad():
+        assert model.dtype == dtype and torch.equal(model(tokens).logits, again(tokens).logits)
+    buffers = dict(again.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert buffers[name].dtype == buffer.dtype and torch.equal(buffers[name], buffer), name
+
+
+def test_reading_an_export_draws_no_random_number_and_makes_nothing_dense_twice(exported):
+    state = torch.get_rng_state()
+    again = disk.read_exported(exported[1])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(tensor.is_meta for tensor in [*again.parameters(), *again.buffers()])
+    assert all(parameter.requires_grad for parameter in again.parameters())
+
+
 @pytest.mark.parametrize("form", ["dense", "bitmask", "csr", "csc", "nm", "block", "auto"])
 def test_every_format_comes_back_through_load_model(form, tmp_path, tiny_folder):
     model, tokenizer = mp.load_model(tiny_folder)

@@ -120,7 +120,7 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
     """
     index = _read_index(folder)
     config = read_config(folder)
-    model: Any = describe_or_refuse(folder, config, dtype or config.dtype)
+    model: Any = describe_or_refuse(folder, config, dtype or config.dtype)  # type: ignore[arg-type]
     if generation := read_generation(folder):
         model.generation_config = generation
     fill_tables(model)
