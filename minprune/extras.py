@@ -9,14 +9,15 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from minprune.errors import PruneError
 from minprune.files import write_text
 from minprune.folder import inside
 from minprune.loading import INDEX, SINGLE, StoredTensor, header, stored_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NOT_LOADED = "model-not-loaded.safetensors"
 _TABLES = r"(inv_freq|position_ids|masked_bias|attn(ention)?\.bias)$"  # that the library computes by now
