@@ -30,7 +30,7 @@ from minprune.report import BEFORE_RECONSTRUCTION, LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
 from minprune.watch import Receive, one_by_one, watch
-from minprune.weights import check_weights, count_zeros, layer_notes, zeros_in_use
+from minprune.weights import check_result, check_weights, count_zeros, layer_notes, zeros_in_use
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,10 +58,10 @@ def prune(
     calib: (windows, length) int64 token ids; None is allowed for a method that needs no data. method: None means the
     recipe's, or "sparsegpt". pattern: see `minprune.pattern`. recipe: "best" or a `Recipe`, which brings a method with
     its options, an allocation and a reconstruction of the blocks; what is given beside it takes the place of its own.
-    allocation: see `minprune.allocate`. include, exclude: globs over layer names; embeddings and `lm_head` stay dense
-    unless included. batch_size: windows per forward pass; it changes time and memory, never the result.
-    sequential=False: the published loop in two passes, in which all layers of a block are calibrated with the block
-    still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
+    allocation: see `minprune.allocate`. include, exclude: globs over layer names; embeddings, `lm_head` and the routers
+    of a mixture stay dense unless included. batch_size: windows per forward pass; it changes time and memory, never the
+    result. sequential=False: the published loop in two passes, in which all layers of a block are calibrated with the
+    block still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
     Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
     stays pruned.
     """
@@ -164,6 +164,7 @@ class Run:
                 notes = ["all its inputs were zero: pruned as if they were equally large"]
         try:
             result = self.method(W, stats, self.patterns[layer], **self.options)
+            check_result(result.weight, W, self.patterns[layer], self.options.get("block_size", 128))
         except PruneError as reason:
             raise PruneError(f"{layer.name}: {reason}") from reason
         seconds = clock(W.device) - start

@@ -193,6 +193,8 @@ def check_device(device: str) -> torch.device:
 def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
     """Raise `PruneError` unless tokens is (windows, length) of ids that the model has, no longer than its positions."""
     config = model.config.get_text_config()
+    if tokens.is_meta or tokens.layout is not torch.strided:
+        raise PruneError("tokens hold no numbers (a meta tensor) or are sparse: pass an ordinary tensor of ids")
     if tokens.ndim != 2 or tokens.dtype != torch.long or not tokens.numel():
         raise PruneError(f"tokens must be int64 (windows, length), not {tokens.dtype} {tuple(tokens.shape)}")
     longest = getattr(config, "max_position_embeddings", None)

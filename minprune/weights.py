@@ -21,6 +21,7 @@ from torch.nn.utils import parametrize
 from minprune.errors import PruneError
 from minprune.loading import one_line
 from minprune.model import DTYPES, Layer, block_layers, head_layers, is_tied, matches, unfit_experts
+from minprune.patterns import NM, Block, Pattern
 from minprune.recognise import recognise
 
 if TYPE_CHECKING:
@@ -102,6 +103,30 @@ def layer_notes(model: "PreTrainedModel", layers: list[Layer]) -> list[str]:
             example = " = ".join((shared[0].name, *shared[0].aliases))
             notes.append(f"{len(shared)} weights serve in several blocks and {what}, such as {example}")
     return notes
+
+
+def check_result(found: Tensor, W: Tensor, pattern: Pattern, block_size: int = 128) -> None:
+    """Raise `PruneError` unless what a method made of W (d_out, d_in) has its shape and all zeros of the pattern."""
+    if found.shape != W.shape:
+        raise PruneError(f"the method made {tuple(found.shape)} of its {tuple(W.shape)}: mend the method")
+    zeros, least = count_zeros(found), _least_zeros(pattern, W.shape[0], W.shape[1], block_size)
+    if zeros < least:
+        raise PruneError(f"the method set {zeros} weights to zero, not the {least} of {pattern}: mend the method")
+
+
+def _least_zeros(pattern: Pattern, d_out: int, d_in: int, block_size: int) -> int:
+    """How many zeros a matrix of that pattern has at least; without a comparison group, for the smallest count."""
+    if isinstance(pattern, NM):
+        return d_out * d_in // pattern.m * (pattern.m - pattern.n)
+    if isinstance(pattern, Block):
+        return round(pattern.sparsity * (d_out * d_in // pattern.size**2)) * pattern.size**2
+    widths = [min(block_size, d_in - start) for start in range(0, d_in, block_size)]
+    counts = {
+        "row": d_out * round(pattern.sparsity * d_in),
+        "layer": round(pattern.sparsity * d_out * d_in),
+        "block": sum(round(pattern.sparsity * d_out * width) for width in widths),
+    }
+    return counts[pattern.group] if pattern.group else min(counts.values())
 
 
 def zeros_in_file(tensors: Mapping[str, Tensor], layers: list[Layer]) -> dict[Layer, int]:

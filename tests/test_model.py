@@ -240,6 +240,8 @@ def test_decoder_blocks_are_found_and_their_absence_is_an_error():
         (torch.zeros(2, 8), "int64"),
         (torch.zeros(0, 8, dtype=torch.long), "windows"),
         (torch.zeros(2, 0, dtype=torch.long), "tokens"),
+        (torch.zeros(2, 8, dtype=torch.long, device="meta"), "meta"),
+        (torch.zeros(2, 8, dtype=torch.long).to_sparse(), "sparse"),
     ],
 )
 def test_windows_that_the_model_cannot_read_are_refused(tokens, reason):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import minprune as mp
 from minprune.formats import save_model
+from minprune.methods import Method, Result
 from minprune.sensitivity import sensitivity
 from minprune.stream import Streamed
 
@@ -307,6 +308,25 @@ def test_a_layer_that_is_replaced_while_the_model_is_pruned_is_an_error():
     model.model.layers[1].register_forward_hook(put_back)
     with pytest.raises(mp.PruneError, match=r"layers\.0\.self_attn\.q_proj: the model has another weight there"):
         mp.prune(model, tiny_tokens(), "wanda", "50%")
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [
+        (lambda W: W.clone(), "set 0 weights to zero, not the 512"),
+        (lambda W: W.clone().fill_diagonal_(0), "set 32 weights to zero, not the 512"),
+        (lambda W: W[:, :16] * 0, r"made \(32, 16\) of its \(32, 32\)"),
+    ],
+)
+@pytest.mark.parametrize("pattern", ["50%", "50%:row", "2:4", "block16:50%"])
+def test_a_method_that_does_not_make_the_zeros_of_its_pattern_is_an_error(make, reason, pattern, monkeypatch):
+    method = Method(lambda W, stats, pattern: Result(make(W), W == W), needs="nothing")
+    monkeypatch.setitem(mp.METHODS, "lazy", method)
+    model = tiny_model("llama")
+    dense = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(mp.PruneError, match=r"layers\.0\.self_attn\.q_proj: the method " + reason):
+        mp.prune(model, None, "lazy", pattern)
+    assert all(torch.equal(value, other) for value, other in zip(model.parameters(), dense, strict=True))
 
 
 @pytest.mark.parametrize("recipe", [None, "best"])

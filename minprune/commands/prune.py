@@ -107,7 +107,7 @@ def add(commands) -> None:
         "--include",
         metavar="GLOB",
         action="append",
-        help="prune only layers whose name matches, repeatable (default: all linear layers of the blocks)",
+        help="prune only layers whose name matches, repeatable (default: all linear layers of the blocks but routers)",
     )
     parser.add_argument(
         "--exclude", metavar="GLOB", action="append", default=[], help="leave these layers dense, repeatable"
