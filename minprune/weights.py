@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from minprune.errors import PruneError
 from minprune.loading import one_line
 from minprune.model import DTYPES, Layer, block_layers, head_layers, is_tied, matches, unfit_experts
-from minprune.patterns import NM, Block, Pattern
+from minprune.patterns import NM, Block, Lines, Pattern
 from minprune.recognise import recognise
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ def _least_zeros(pattern: Pattern, d_out: int, d_in: int, block_size: int) -> in
         return d_out * d_in // pattern.m * (pattern.m - pattern.n)
     if isinstance(pattern, Block):
         return round(pattern.sparsity * (d_out * d_in // pattern.size**2)) * pattern.size**2
+    if isinstance(pattern, Lines):
+        lines, across = (d_out, d_in) if pattern.axis == "rows" else (d_in, d_out)
+        return pattern.parts * pattern.zeros(lines) * pattern.width * across
     widths = [min(block_size, d_in - start) for start in range(0, d_in, block_size)]
     counts = {
         "row": d_out * round(pattern.sparsity * d_in),

@@ -318,7 +318,7 @@ def test_a_layer_that_is_replaced_while_the_model_is_pruned_is_an_error():
         (lambda W: W[:, :16] * 0, r"made \(32, 16\) of its \(32, 32\)"),
     ],
 )
-@pytest.mark.parametrize("pattern", ["50%", "50%:row", "2:4", "block16:50%"])
+@pytest.mark.parametrize("pattern", ["50%", "50%:row", "2:4", "block16:50%", "columns:50%", "rows4:50%:2"])
 def test_a_method_that_does_not_make_the_zeros_of_its_pattern_is_an_error(make, reason, pattern, monkeypatch):
     method = Method(lambda W, stats, pattern: Result(make(W), W == W), needs="nothing")
     monkeypatch.setitem(mp.METHODS, "lazy", method)
