@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from minprune.allocate import Allocation
+from minprune.causal import Versions, pass_block, several_versions
 from minprune.data import fingerprint
 from minprune.driver import Run
 from minprune.errors import PruneError
-from minprune.evaluate import perplexity
+from minprune.evaluate import read_perplexity
 from minprune.journal import Journal, unfinished
 from minprune.model import check_windows
 from minprune.output import PAGE, check_space, rehearse, write_errors, write_model
@@ -198,12 +199,15 @@ class _Job:
         for block in range(self.first):
             source.skip(block, self.files[block])
         self.walks: dict[str, Walk] = {}
+        self.versions: dict[str, Versions] = {}  # by the name of their walk: what shows whether a block sees the future
         if run.calib is not None or test is not None:
             source.load(0)
-            batches = {"calib": run.batches}
+            batches: dict[str, tuple[Tensor, ...]] = {"calib": run.batches}
             if test is not None:
-                parts = test.to(source.device).split(_TEST_BATCH)
-                batches |= {"dense": parts, "pruned": parts}
+                batches |= dict.fromkeys(("dense", "pruned"), test.to(source.device).split(_TEST_BATCH))
+            length = max(tokens.shape[1] for tokens in (run.calib, test) if tokens is not None)
+            self.versions = {f"versions {n}": found for n, found in enumerate(several_versions(source.model, length))}
+            batches |= {name: found[:2] for name, found in self.versions.items()}
             if reconstruction:
                 self.guide = Guide(source.model, run, *reconstruction)
                 if self.guide.walk.batches:  # none where nothing is trained
@@ -212,11 +216,9 @@ class _Job:
                 products = self.guide.products if self.guide and name == "calib" else nullcontext
                 if parts:
                     self.walks[name] = Walk(source.model, parts, products)
-            for name, walk in self.walks.items():
-                if self.first:
-                    walk.hidden = [
-                        part.to(source.device) for part in hidden[name].split([len(batch) for batch in walk.batches])
-                    ]
+            for name, walk in self.walks.items() if self.first else ():
+                sizes = [len(batch) for batch in walk.batches]
+                walk.hidden = [part.to(source.device) for part in hidden[name].split(sizes)]
             if self.first:
                 source.free(0)
 
@@ -225,6 +227,8 @@ class _Job:
         source, run = self.source, self.run
         for block in range(self.first, len(source.blocks)):
             source.load(block)
+            for name, windows in self.versions.items():
+                pass_block(self.walks[name], block, windows)
             if "dense" in self.walks:
                 self.walks["dense"].through(block)
             if self.guide:
@@ -297,7 +301,7 @@ class _Job:
 
     def _perplexity(self, name: str) -> float:
         with self.walks[name].at_the_end():
-            return perplexity(self.source.model, self.test, _TEST_BATCH)  # type: ignore[arg-type]
+            return read_perplexity(self.source.model, self.test, _TEST_BATCH)  # type: ignore[arg-type]
 
 
 def shard_name(source: Whole, part: int | None) -> str:

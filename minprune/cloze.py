@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from minprune.data import load_text
+from minprune.causal import check_causal, evaluating
+from minprune.data import load_text, prefix_of
 from minprune.errors import PruneError
-from minprune.evaluate import evaluating
 from minprune.model import check_windows
 from minprune.pairs import Pair, minimal_pairs
 
@@ -61,7 +61,7 @@ def last_word(
     `passages`). Right means: each token of " word" is the likeliest after those before it, and the likeliest token
     after them does not prolong the word. Raises `PruneError` if the text has too few passages.
     """
-    found = passages(load_text(source, split))
+    found = passages(load_text(source, split, tokenizer=tokenizer))
     chosen: list[Passage] = []
     for used in (True, False):
         kind = [passage for passage in found if passage.used == used]
@@ -140,18 +140,22 @@ def log_likelihood(
 
 
 def encode_pair(tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """The tokens of both together, split where the context's own end; BOS (or else EOS) stands for an empty context.
+    """The tokens of both together, split where the context's own end, after the tokenizer's prefix.
 
-    A space at the context's end is better moved to the continuation, where tokenizers expect it.
+    An empty context is the prefix alone, or else BOS, or else EOS. A space at the context's end is better moved to the
+    continuation, where tokenizers expect it.
     """
+    prefix = prefix_of(tokenizer)
     if not context:
-        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        if first is None:
+        last = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if not prefix and last is None:
             raise PruneError(
                 "the tokenizer has neither a BOS nor an EOS token to put before a sentence: give a context"
             )
-        return [first], tokenizer(continuation, add_special_tokens=False)["input_ids"]
-    before, whole = (tokenizer(text)["input_ids"] for text in (context, context + continuation))
+        return prefix or [last], tokenizer(continuation, add_special_tokens=False)["input_ids"]
+    before, whole = (
+        [*prefix, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in (context, context + continuation)
+    )
     return whole[: len(before)], whole[len(before) :]
 
 
@@ -161,8 +165,9 @@ def score(
     """For each list of token ids its (nats (length - 1,), likeliest next token (length,)).
 
     Sequences of about one length share a batch. The shorter ones are padded on the right, where a causal model cannot
-    see it, so the result does not depend on the batch.
+    see it, so the result does not depend on the batch. Raises `PruneError` for a model that is not causal.
     """
+    check_causal(model, max(map(len, sequences), default=0))
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     found: list[tuple[Tensor, Tensor] | None] = [None] * len(sequences)
     device = next(model.parameters()).device

@@ -4,13 +4,13 @@ Left out on purpose: padding. A window is full or it does not exist, so no stati
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from minprune.documents import documents
 from minprune.errors import PruneError
 from minprune.texts import articles
 
@@ -32,9 +32,9 @@ def load_tokens(
 ) -> Tensor:
     """`samples` windows of `length` tokens, (samples, length), int64, cut from one text without overlap.
 
-    source: an embedded text ("wikipedia", "news", "python"), a data set on the hub ("wikitext2", "c4"), or a file
-    (.txt, .jsonl or .parquet with a "text" column); files have no splits. The text is tokenised as a whole and cut
-    into consecutive windows; a tokenizer that begins every text with a BOS token gets one at the start of each window.
+    source: an embedded text ("wikipedia", "news", "python"), a data set on the hub ("wikitext2", "c4"), or a file or
+    folder of documents (see `minprune.documents`); files have no splits. The text is tokenised as a whole and cut into
+    consecutive windows; what the tokenizer puts before every text, mostly one BOS token, begins each window.
     seed: which windows are taken: None spreads them evenly over the text, a number draws them at random without
     replacement. samples=None takes all. Raises `PruneError` for a source that is unknown, missing, empty, not text,
     or too short.
@@ -43,10 +43,12 @@ def load_tokens(
         raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
     if seed is not None and seed < 0:
         raise PruneError(f"seed {seed} is negative: use 0 or more, or None for evenly spaced windows")
-    ids = tokenizer(load_text(source, split, say), add_special_tokens=False, verbose=False)["input_ids"]
-    bos = bos_of(tokenizer)
-    starts = window_starts(len(ids), length - len(bos), samples, seed, source=str(source))
-    return cut(torch.tensor(ids), starts, length, bos)
+    text = load_text(source, split, say, tokenizer)
+    check_normalizer(tokenizer, text)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    prefix = prefix_of(tokenizer)
+    starts = window_starts(len(ids), length - len(prefix), samples, seed, source=str(source))
+    return cut(torch.tensor(ids), starts, length, prefix)
 
 
 def window_starts(
@@ -71,14 +73,19 @@ def window_starts(
     return chosen * step
 
 
-def cut(ids: Tensor, starts: Tensor, length: int, bos: list[int]) -> Tensor:
-    """The windows of `length` tokens that begin at `starts`, each after the tokens `bos`: (windows, length)."""
-    windows = ids[starts[:, None] + torch.arange(length - len(bos))]  # (windows, length - len(bos))
-    return torch.cat([torch.tensor(bos, dtype=torch.long).expand(len(starts), -1), windows], dim=1)
+def cut(ids: Tensor, starts: Tensor, length: int, prefix: list[int]) -> Tensor:
+    """The windows of `length` tokens that begin at `starts`, each after the tokens `prefix`: (windows, length)."""
+    windows = ids[starts[:, None] + torch.arange(length - len(prefix))]  # (windows, length - len(prefix))
+    return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(len(starts), -1), windows], dim=1)
 
 
-def load_text(source: str | Path, split: str = "train", say: Callable[[str], None] = lambda message: None) -> str:
-    """The whole text of a source (see `load_tokens`), documents separated by an empty line."""
+def load_text(
+    source: str | Path, split: str = "train", say: Callable[[str], None] = lambda message: None, tokenizer=None
+) -> str:
+    """The whole text of a source (see `load_tokens`), documents separated by an empty line.
+
+    tokenizer: whose chat template writes the documents that are chats.
+    """
     if source in EMBEDDED:
         return "\n\n".join(articles(str(source), split, say))
     if source in HUB:
@@ -86,9 +93,7 @@ def load_text(source: str | Path, split: str = "train", say: Callable[[str], Non
     path = Path(source)
     if not path.exists():
         raise PruneError(f"no text {str(source)!r}: name a file, or one of {', '.join([*EMBEDDED, *HUB])}")
-    if path.is_dir():
-        raise PruneError(f"{source} is a folder, not a text file (.txt, .jsonl or .parquet)")
-    text = _from_file(path)
+    text = "\n\n".join(documents(path, split, tokenizer, say))
     if not text.strip():
         raise PruneError(f"{source} is empty: calibration and evaluation need text")
     return text
@@ -100,36 +105,32 @@ def fingerprint(tokens: Tensor) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def bos_of(tokenizer) -> list[int]:
-    """[bos] if the tokenizer puts it before every text, else []."""
-    with_special = tokenizer("a")["input_ids"]
-    return with_special[:1] if with_special and with_special[0] == tokenizer.bos_token_id else []
+def prefix_of(tokenizer) -> list[int]:
+    """The tokens that the tokenizer puts before every text: mostly [bos] or [], [gMASK] and <sop> in GLM's models."""
+    bare, whole = (tokenizer("a 1", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return whole[:start]
+    return whole[:1] if whole and whole[0] == tokenizer.bos_token_id else []
 
 
-def _from_file(path: Path) -> str:
-    kind = path.suffix.lower()
-    try:
-        if kind == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
+def check_normalizer(tokenizer, text: str) -> None:
+    """Raise `PruneError` if a tokenizer's normalizer makes a text many times as long, which would never end.
 
-            try:
-                return "\n\n".join(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist())
-            except (pyarrow.ArrowException, KeyError, TypeError):  # TypeError: the column holds numbers or nulls
-                raise PruneError(f'{path} is not a parquet file with a "text" column of strings') from None
-        content = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-    except UnicodeDecodeError:
-        raise PruneError(f"{path} is not UTF-8 text: give a .txt, .jsonl or .parquet file") from None
-    except PermissionError:
-        raise PruneError(f"{path} cannot be read: check its permissions") from None
-    if "\0" in content:
-        raise PruneError(f"{path} looks binary, not like text: give a .txt, .jsonl or .parquet file")
-    if kind == ".jsonl":
-        try:
-            return "\n\n".join(json.loads(line)["text"] for line in content.split("\n") if line.strip())
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise PruneError(f'{path} must hold one JSON object with a "text" string per line') from None
-    return content
+    A sample goes through one step after the other: each alone can only multiply by what its own file holds.
+    """
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None:
+        return
+    sample = text[:2000]
+    longest = 100 * len(sample) + 1000  # the longest honest expansion, of one Arabic ligature, has 18 letters
+    for step in normalizer if hasattr(normalizer, "__len__") else [normalizer]:
+        sample = step.normalize_str(sample)
+        if len(sample) > longest:
+            raise PruneError(
+                f"the tokenizer's normalizer makes {len(sample):,} characters of {len(text[:2000]):,}: its "
+                "tokenizer.json is damaged, copy or download it again"
+            )
 
 
 def _from_hub(source: str, split: str) -> str:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from minprune.allocate import Allocation, allocate, told
 from minprune.arithmetic import clock, exact_arithmetic
+from minprune.causal import check_causal
 from minprune.data import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import get_method
@@ -70,6 +71,8 @@ def prune(
     chosen = adjusted(recipe, calib, method, allocation, options)
     run = Run(model, calib, chosen, pattern, include, exclude, batch_size, progress)
     check_weights(model, run.layers)
+    if run.calib is not None:
+        check_causal(model, run.calib.shape[1])
     with run.bar, one_by_one(model, run.layers):
         model.eval()
         try:

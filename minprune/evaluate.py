@@ -6,7 +6,6 @@ cloze.py and pairs.py.
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,10 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from tqdm.auto import tqdm
 
 from minprune.arithmetic import random_devices
+from minprune.causal import check_causal, evaluating, positions
+from minprune.data import prefix_of
 from minprune.errors import PruneError
 from minprune.model import check_windows
-from minprune.skeleton import plain_outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,8 @@ def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, pr
 
     tokens: (windows, length) int64, length at least 2; windows are independent of each other and each prediction
     weighs the same. batch_size changes time and memory, never the result beyond rounding. Raises `PruneError` for
-    windows that the model cannot read and for a model whose output is NaN.
+    windows that the model cannot read, for a model whose output is NaN, and for one that sees the tokens it should
+    predict (see `minprune.causal`).
     """
     return exp(float(token_nats(model, tokens, batch_size, progress).mean(dtype=torch.float64)))
 
@@ -52,6 +53,17 @@ def token_nats(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, pr
 
     Column i belongs to token i + 1 of the window: nothing predicts the first. Raises as `perplexity` does.
     """
+    check_windows(model, tokens)
+    check_causal(model, tokens.shape[1])
+    return _read_nats(model, tokens, batch_size, progress)
+
+
+def read_perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2) -> float:
+    """`perplexity` of a model that is known to be causal."""
+    return exp(float(_read_nats(model, tokens, batch_size, False).mean(dtype=torch.float64)))
+
+
+def _read_nats(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progress: bool) -> Tensor:
     found = []
     with evaluating(model):
         for batch in _batches(model, tokens, batch_size, progress):
@@ -73,7 +85,9 @@ def divergence(
     model, KL(p || q) = sum_t p_t (log p_t - log q_t) with p of the reference: a token that the dense model expects and
     the pruned one excludes costs most. Raises `PruneError` if the vocabularies differ in size, or as `perplexity` does.
     """
-    check_windows(reference, tokens)
+    for each in (model, reference):
+        check_windows(each, tokens)
+        check_causal(each, tokens.shape[1])
     total, same = 0.0, 0
     with evaluating(model), evaluating(reference):
         place = next(reference.parameters()).device
@@ -91,18 +105,6 @@ def divergence(
                 same += int((log_q.argmax(-1) == log_p.argmax(-1)).sum())
     _check_nan(torch.tensor(total))
     return Divergence(total / tokens.numel(), same / tokens.numel(), tokens.numel())
-
-
-@contextmanager
-def evaluating(model: "PreTrainedModel") -> Iterator[None]:
-    """Without gradients, and without dropout, which would make the result random; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), plain_outputs(model):
-            yield
-    finally:
-        model.train(was_training)
 
 
 def exp(nats: float) -> float:
@@ -140,16 +142,19 @@ def generate(
         raise PruneError("the prompt is empty: write the beginning of a text")
     if tokens < 1 or not temperature >= 0:
         raise PruneError(f"asked for {tokens} tokens at temperature {temperature:g}: at least 1 token and 0 are needed")
-    inputs = tokenizer(prompt, return_tensors="pt").to(next(model.parameters()).device)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if longest and (length := inputs["input_ids"].shape[1]) + tokens > longest:
+    ids = [*prefix_of(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]  # no EOS at the end
+    if not ids:
+        raise PruneError(f"the prompt {prompt!r} has no token in it: write the beginning of a text")
+    inputs = torch.tensor([ids], device=next(model.parameters()).device)  # (1, length)
+    longest = positions(model)
+    if longest and (length := len(ids)) + tokens > longest:
         raise PruneError(
             f"a prompt of {length} tokens and {tokens} more exceed the model's {longest} positions: shorten either"
         )
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    with torch.random.fork_rng(devices=random_devices(inputs["input_ids"].device)):
+    with torch.random.fork_rng(devices=random_devices(inputs.device)):
         torch.manual_seed(seed)
         out = model.generate(  # type: ignore[operator]
-            **inputs, max_new_tokens=tokens, **sampling
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=tokens, **sampling
         )
-    return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+from minprune.causal import check_causal, evaluating
 from minprune.errors import PruneError
-from minprune.evaluate import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,11 +76,13 @@ def run_tasks(
 
     limit: examples of each task, the first ones (None: all); shots: worked examples before each question, drawn by
     seed (None: as the task says, mostly none). manager: that of `load_tasks`, to load the tasks only once for several
-    models. Raises as `load_tasks` does, and if no example or no worked example could be.
+    models. Raises as `load_tasks` does, for a model that is not causal, and if no example or no worked example could
+    be.
     """
     if (limit is not None and limit < 1) or (shots is not None and shots < 0):
         raise PruneError(f"asked for {limit} examples with {shots} shots: at least 1 example and 0 shots are needed")
     manager = manager or load_tasks(names)
+    check_causal(model)
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

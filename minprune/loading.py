@@ -1,7 +1,7 @@
 """What keeps a model from being loaded, in one line that names the file and the remedy.
 
 The libraries speak to programmers, and some of what they accept would be wrong here: weights that the configuration
-leaves out, integers read as if they were weights, a model that sees the words it should predict.
+leaves out, integers read as if they were weights.
 """
 
 import math
@@ -128,17 +128,12 @@ def check_sizes(folder: Path, model: "PreTrainedModel", stored: dict[str, Stored
 
 
 def check_loaded(model: "PreTrainedModel", info: dict[str, Any], name: str | Path) -> None:
-    """Raise `PruneError` unless the model is causal, not quantised, and its tensors are those of the checkpoint.
+    """Raise `PruneError` unless the model is not quantised and its tensors are those of the checkpoint.
 
     info: what transformers found out while loading; what it leaves out on purpose is not in it.
     """
     if getattr(model.config, "quantization_config", None):
         raise PruneError(_quantised(str(name)))
-    if not is_causal(model):
-        raise PruneError(
-            f"{str(name)!r} is a {', '.join(model.config.architectures or [])}, not trained to predict the next token: "
-            "use a causal language model"
-        )
     if missing := sorted(info["missing_keys"]):
         raise PruneError(
             f"the weights of {str(name)!r} are incomplete ({len(missing)} tensors are missing, such as {missing[0]}): "
@@ -149,15 +144,6 @@ def check_loaded(model: "PreTrainedModel", info: dict[str, Any], name: str | Pat
             f"the config.json of {str(name)!r} has no place for {len(left)} of its tensors, such as {left[0]}: get "
             "both from one source"
         )
-
-
-def is_causal(model: "PreTrainedModel") -> bool:
-    """Whether the checkpoint was trained as the causal model that it is loaded as, or was stored without a head.
-
-    The library would put a masked language model, such as BERT, into the shape of a causal one without a word.
-    """
-    named = model.config.architectures or []
-    return not named or any(name == type(model).__name__ or re.search("CausalLM|LMHead|Model$", name) for name in named)
 
 
 def reason(error: BaseException) -> str:

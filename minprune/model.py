@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minprune.blocks import decoder_blocks, is_conv1d, text_config
+from minprune.causal import check_causal, positions
 from minprune.errors import PruneError
 from minprune.folder import AGAIN, check_entries, check_kind, read_all_json
 from minprune.loading import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
@@ -104,7 +105,14 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     model, info = loaded
     check_loaded(model, info, name)
     model.config.name_or_path = str(name)
-    return model.eval(), tokenizer
+    model = model.eval()
+    try:
+        check_causal(model)
+    except PruneError:
+        raise
+    except Exception as error:
+        raise PruneError(f"cannot run the model {str(name)!r}: {reason(error)}") from error
+    return model, tokenizer
 
 
 def model_source(name: str | Path, say=lambda message: None) -> str | Path:
@@ -197,7 +205,7 @@ def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
         raise PruneError("tokens hold no numbers (a meta tensor) or are sparse: pass an ordinary tensor of ids")
     if tokens.ndim != 2 or tokens.dtype != torch.long or not tokens.numel():
         raise PruneError(f"tokens must be int64 (windows, length), not {tokens.dtype} {tuple(tokens.shape)}")
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = positions(model)
     if longest and tokens.shape[1] > longest:
         raise PruneError(
             f"windows of {tokens.shape[1]} tokens are longer than the model's {longest} positions: use length {longest}"

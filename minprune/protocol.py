@@ -10,14 +10,15 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from minprune.data import bos_of, cut, fingerprint, load_text, load_tokens, window_starts
+from minprune.data import check_normalizer, cut, fingerprint, load_text, load_tokens, prefix_of, window_starts
+from minprune.documents import has_splits
 from minprune.errors import PruneError
 from minprune.evaluate import exp, token_nats
 
@@ -32,10 +33,11 @@ class Protocol:
     """What a perplexity depends on besides the model.
 
     text, split: the source as it was named, and its split; text_hash: sha256 of the text as UTF-8. tokenizer: its
-    name; vocabulary: sha256 of its tokens and their ids. window: tokens that the model reads at once, with the BOS
-    token if `bos`; stride: tokens from one window's beginning to the next one's. windows: how many; tokens: how many
-    predictions count; tokens_hash: sha256 over the windows. bytes: bytes of text in the counted tokens;
-    coverage: their share of the text. dtype: in which the model ran (told, but never a reason to refuse).
+    name; vocabulary: sha256 of its tokens and their ids. window: tokens that the model reads at once, with those that
+    begin it; stride: tokens from one window's beginning to the next one's. bos: whether special tokens begin each
+    window; prefix: which ones, mostly one BOS token. windows: how many; tokens: how many predictions count;
+    tokens_hash: sha256 over the windows. bytes: bytes of text in the counted tokens; coverage: their share of the
+    text. dtype: in which the model ran (told, but never a reason to refuse).
     """
 
     text: str
@@ -52,15 +54,17 @@ class Protocol:
     bytes: int
     coverage: float
     dtype: str
+    prefix: list[int] = field(default_factory=list)
 
     @property
     def overlap(self) -> int:
         """Tokens of text that a window shares with the one before it."""
-        return self.window - self.bos - self.stride
+        return self.window - len(self.prefix) - self.stride
 
     def __str__(self) -> str:
         where = f"{self.text} ({self.split})" if self.split else self.text
-        start = "a BOS token first" if self.bos else "no BOS token"
+        several = f"{len(self.prefix)} special tokens first"
+        start = several if len(self.prefix) > 1 else "a BOS token first" if self.bos else "no BOS token"
         windows = "1 window" if self.windows == 1 else f"{self.windows} windows"
         return (
             f"{where}: {windows} of {self.window} tokens, stride {self.stride}, {start}; "
@@ -95,12 +99,12 @@ class Measurement:
         mine, theirs = self.protocol, other.protocol
         if per not in _ALIKE:
             raise PruneError(f"a ratio per {per!r} is not defined: choose token or byte")
-        for field in _ALIKE[per]:
-            here, there = getattr(mine, field), getattr(theirs, field)
+        for name in _ALIKE[per]:
+            here, there = getattr(mine, name), getattr(theirs, name)
             if here != there:
                 raise PruneError(
-                    f"not measured alike: {field} is {_short(here)} here and {_short(there)} there; measure both with "
-                    f"the same {_WHAT[field]}"
+                    f"not measured alike: {name} is {_short(here)} here and {_short(there)} there; measure both with "
+                    f"the same {_WHAT[name]}"
                 )
         if per == "token":
             return self.perplexity / other.perplexity
@@ -119,7 +123,7 @@ class Measurement:
 
 
 _ALIKE = {
-    "token": ("text_hash", "window", "vocabulary", "bos", "stride", "tokens_hash"),
+    "token": ("text_hash", "window", "vocabulary", "bos", "prefix", "stride", "tokens_hash"),
     "byte": ("text_hash", "window", "overlap"),
 }
 _WHAT = {
@@ -129,6 +133,7 @@ _WHAT = {
     "overlap": "overlap (window minus stride)",
     "vocabulary": "tokenizer, or compare bits per byte on the whole text",
     "bos": "first token",
+    "prefix": "tokenizer",
     "tokens_hash": "windows of the text",
 }
 
@@ -152,12 +157,13 @@ def measure(
     stride: tokens from one window to the next. None: the windows do not overlap, and each token but the first of its
     window counts, as in `perplexity`. A smaller stride gives each counted token at least length - stride tokens
     of context: a window counts its last `stride` tokens, a text's first window all but the first. bos: whether each
-    window begins with the tokenizer's BOS token, which does not count (None: what the tokenizer does by itself).
+    window begins with the tokenizer's BOS token, which does not count (None: with what the tokenizer by itself puts
+    before a text).
     Raises `PruneError` for a stride outside 1..length, a tokenizer without BOS, and as `load_tokens` and `perplexity`.
     """
     if length < 2:
         raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
-    text = load_text(source, split, say)
+    text = load_text(source, split, say, tokenizer)
     dtype = str(model.dtype).removeprefix("torch.")
     windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, stride, bos, dtype)
     nats = token_nats(model, windows, batch_size, progress)[counted[:, 1:]].double()
@@ -180,7 +186,7 @@ def plan(
     text: of that source and split, see `load_text`; dtype: of the model that will read it; the rest as for `measure`.
     """
     ids, sizes = encode(tokenizer, text)
-    first = bos_of(tokenizer) if bos is None else _forced(tokenizer, bos)
+    first = prefix_of(tokenizer) if bos is None else _forced(tokenizer, bos)
     body = length - len(first)  # tokens of text in a window
     stride = stride or body
     if not 1 <= stride <= body:
@@ -190,11 +196,11 @@ def plan(
     counted = torch.zeros(windows.shape, dtype=torch.bool)
     counted[:, -stride:] = True
     counted[starts == 0] = True
-    counted[:, 0] = False  # nothing predicts it
+    counted[:, : max(1, len(first))] = False  # nothing predicts the first token, and the prefix is no text
     size = int(cut(torch.tensor(sizes), starts, length, [0] * len(first))[counted].sum())
     protocol = Protocol(
         text=str(source),
-        split=None if Path(source).is_file() else split,
+        split=split if has_splits(source) else None,
         text_hash=hashlib.sha256(text.encode()).hexdigest(),
         tokenizer=Path(tokenizer.name_or_path).name,
         vocabulary=hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest(),
@@ -207,6 +213,7 @@ def plan(
         bytes=size,
         coverage=size / len(text.encode()),
         dtype=dtype,
+        prefix=first,
     )
     return windows, counted, protocol
 
@@ -227,11 +234,13 @@ def windows_of(
     """
     if not getattr(tokenizer, "is_fast", False):
         windows = load_tokens(tokenizer, source, split, samples, length, say=say)
-        known = {"text": str(source), "split": None if Path(source).is_file() else split}
+        known = {"text": str(source), "split": split if has_splits(source) else None}
         return windows, {**known, "windows": len(windows), "window": windows.shape[1]}
-    text = load_text(source, split, say)
-    windows, _, protocol = plan(tokenizer, text, source, split, samples, length, dtype=dtype)
-    return windows, asdict(protocol)
+    text = load_text(source, split, say, tokenizer)
+    windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, dtype=dtype)
+    counted[:, 1:] = True  # as `perplexity` counts, which is not told how many tokens are a prefix
+    found = replace(protocol, tokens=int(counted.sum()), tokens_hash=_hash(windows, counted))
+    return windows, asdict(found)
 
 
 def encode(tokenizer, text: str) -> tuple[list[int], list[int]]:
@@ -244,6 +253,7 @@ def encode(tokenizer, text: str) -> tuple[list[int], list[int]]:
     """
     if not getattr(tokenizer, "is_fast", False):
         raise PruneError(f"the tokenizer {tokenizer.name_or_path} cannot map tokens to bytes: use a fast tokenizer")
+    check_normalizer(tokenizer, text)
     encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     if '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]):

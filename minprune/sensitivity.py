@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from minprune.budget import group_layers, sizes_of
+from minprune.causal import check_causal
 from minprune.errors import PruneError
 from minprune.methods.wanda import wanda
 from minprune.model import Layer, backbone, check_windows, decoder_blocks, find_layers
@@ -162,6 +163,7 @@ def dense_norms(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | N
     """Statistics (without a Gram matrix) of each layer's inputs while nothing is pruned; calib (windows, length)."""
     calib = _given(calib)
     check_windows(model, calib)
+    check_causal(model, calib.shape[1])
     found = {layer: Statistics(layer.weight.shape[1], gram=False, device=layer.weight.device) for layer in layers}
     has_head = any(layer.owner is model.get_output_embeddings() for layer in layers)
     run = model if has_head else backbone(model)  # the head's products are a quarter of a small model's

@@ -24,7 +24,7 @@ from torch import Tensor
 from minprune.errors import PruneError
 from minprune.extras import not_loaded, note_of
 from minprune.files import sha256
-from minprune.loading import StoredTensor, check_sizes, is_causal, stored_tensors
+from minprune.loading import StoredTensor, check_sizes, stored_tensors
 from minprune.model import check_device, decoder_blocks, load_model, load_tokenizer, model_folder, read_dtype
 from minprune.skeleton import describe_or_refuse, fill_tables, read_config, read_generation
 
@@ -196,8 +196,6 @@ def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[
         dtype = config.dtype or _first_dtype(stored)
     model: Any = describe_or_refuse(folder, config, dtype)  # type: ignore[arg-type]
     check_sizes(folder, model, stored)
-    if not is_causal(model):
-        raise _NotStreamedError("it is no causal language model")
     try:
         _check_plain(model)
         fill_tables(model)

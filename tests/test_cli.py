@@ -370,8 +370,8 @@ def test_who_waits_for_the_hub_is_told_so_first(run, monkeypatch, command, loade
         ("binary.txt", bytes(range(256)), ["binary.txt is not UTF-8 text"]),
         ("nul.txt", b"a\0b" * 99, ["nul.txt looks binary"]),
         ("short.txt", b"the moon", ["short.txt has 3 tokens", "6 windows of 32", "longer text"]),
-        ("a.jsonl", b'{"txt": "the moon"}', ['"text" string per line']),
-        ("a.parquet", b"the moon", ["not a parquet file"]),
+        ("a.jsonl", b'{"txt": "the moon"}', ['no field "text"', "'txt'"]),
+        ("a.parquet", b"the moon", ["a.parquet cannot be read as what its name says"]),
     ],
 )
 def test_a_text_that_cannot_be_used(prune, tmp_path_factory, name, content, parts):

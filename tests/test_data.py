@@ -1,11 +1,8 @@
 """Token windows: where they come from, that they do not overlap, and that a seed decides."""
 
 import itertools
-import json
 import re
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 
@@ -74,39 +71,6 @@ def test_bos_begins_each_window_if_the_tokenizer_puts_it_before_a_text(numbers):
     assert without.flatten().tolist() == list(range(1000))
 
 
-def test_every_file_format_gives_its_documents(tmp_path):
-    documents = ["1 2 3\n4", 'a "quoted"\u2028line', "naïve 東京"]
-    (tmp_path / "a.txt").write_text("\n\n".join(documents), encoding="utf-8")
-    lines = [json.dumps({"text": text, "id": 1}, ensure_ascii=False) for text in documents]
-    (tmp_path / "a.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
-    pyarrow.parquet.write_table(pyarrow.table({"text": documents, "id": [1, 2, 3]}), tmp_path / "a.parquet")
-    for name in ("a.txt", "a.jsonl", "a.parquet"):
-        assert mp.load_text(tmp_path / name) == "\n\n".join(documents)
-        (tmp_path / name).rename(tmp_path / name.upper())
-        assert mp.load_text(tmp_path / name.upper()) == "\n\n".join(documents)
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name):
-    content = '{"text": "the moon"}' if name == "a.jsonl" else "the moon"
-    (tmp_path / name).write_text(content, encoding="utf-8-sig")
-    assert mp.load_text(tmp_path / name) == "the moon"
-
-
-@pytest.mark.parametrize("column", [{"words": ["a"]}, {"text": [1, 2]}, {"text": ["a", None]}])
-def test_parquet_without_texts_is_refused(tmp_path, column):
-    pyarrow.parquet.write_table(pyarrow.table(column), tmp_path / "a.parquet")
-    with pytest.raises(mp.PruneError, match='"text" column of strings'):
-        mp.load_text(tmp_path / "a.parquet")
-
-
-@pytest.mark.parametrize("line", ["{", '{"words": "a"}', '{"text": 1}', '"a"', "[1]"])
-def test_jsonl_without_texts_is_refused(tmp_path, line):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
-    with pytest.raises(mp.PruneError, match='"text" string per line'):
-        mp.load_text(tmp_path / "a.jsonl")
-
-
 @pytest.mark.parametrize("samples, length", [(101, 10), (1, 1001), (2, 501)])
 def test_a_text_that_is_too_short_is_refused(numbers, samples, length):
     with pytest.raises(mp.PruneError, match=rf"1000 tokens, too few for {samples} windows of {length}"):
@@ -122,11 +86,6 @@ def test_no_windows_are_refused(numbers, samples, length):
 def test_a_negative_seed_is_refused(numbers):
     with pytest.raises(mp.PruneError, match="seed -1 is negative"):
         mp.load_tokens(Counting(), numbers, samples=1, length=8, seed=-1)
-
-
-def test_a_folder_is_no_text(tmp_path):
-    with pytest.raises(mp.PruneError, match="is a folder"):
-        mp.load_text(tmp_path)
 
 
 @pytest.mark.parametrize("name, count", [("wikipedia", 106), ("news", 293), ("python", None)])

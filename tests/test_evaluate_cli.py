@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -196,3 +199,45 @@ def test_prune_and_sweep_say_how_they_measured_in_the_words_of_eval(run, tiny_fo
     assert run("sweep", tiny_folder, "--output", "runs.jsonl", *calibration, *texts)[0] == 0
     for line in map(json.loads, Path("runs.jsonl").read_text().splitlines()):
         assert line["measured"] == {str(paragraphs): row["protocol"]}
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_a_model_is_gone_before_the_next_one_is_loaded(run, tiny_folder, pruned, paragraphs, monkeypatch, against):
+    from minprune.commands import eval as command
+
+    loaded: list[weakref.ref] = []
+    alive: list[int] = []
+    real = command.load
+
+    def load(*arguments):
+        alive.append(sum(model() is not None for model in loaded))
+        pair = real(*arguments)
+        loaded.append(weakref.ref(pair[0]))
+        return pair
+
+    monkeypatch.setattr(command, "load", load)
+    more = ("--against", tiny_folder) if against else ()
+    models = (tiny_folder, pruned, tiny_folder, pruned)
+    code, _, err = run(
+        "eval", *models, "--text", paragraphs, "--samples", 2, "--length", 16, "--cloze", "--passages", 4, *more
+    )
+    assert (code, err) == (0, "")
+    assert alive == ([0, 1, 1, 1, 1] if against else [0, 0, 0, 0])
+
+
+def test_tasks_bring_no_words_of_git_outside_a_repository(tiny_folder, paragraphs, tmp_path):
+    """In a process of its own: what a child process writes passes by Python's sys.stderr."""
+    (tmp_path / "rows.json").write_text(json.dumps([{"q": "the moon", "a": "goes", "b": "sun"}]))
+    task = {
+        "task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
+        "test_split": "test", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}", "output_type": "multiple_choice",
+        "doc_to_choice": "{{[a, b]}}", "metric_list": [{"metric": "acc"}],
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(json.dumps(task))
+    words = ["--text", paragraphs, "--samples", "2", "--length", "16", "--tasks", tmp_path / "own.yaml"]
+    done = subprocess.run(
+        [sys.executable, "-m", "minprune", "eval", tiny_folder, *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "GIT_CEILING_DIRECTORIES": "/"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "own" in done.stdout and "git" not in done.stderr

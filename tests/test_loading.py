@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, tiny_model
 
 import minprune as mp
-from minprune.loading import INDEX, SINGLE, check_folder, is_causal
+from minprune.causal import check_causal
+from minprune.loading import INDEX, SINGLE, check_folder
 from minprune.stream import open_checkpoint
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -125,15 +126,17 @@ def test_a_masked_language_model_is_refused(folder):
         vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
     hf.BertForMaskedLM(config).save_pretrained(folder)
-    refused(folder, "BertForMaskedLM", "predict the next token")
+    tokens = torch.randint(5, 300, (2, 16))
+    for use in (mp.load_model, lambda path: mp.prune_checkpoint(path, path.with_name("out"), tokens, "wanda", "50%")):
+        with pytest.raises(mp.PruneError, match=r"BertForMaskedLM.*is not causal.*predict the next token"):
+            use(folder)
+    assert not folder.with_name("out").exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_causal_with_and_without_its_head(family, tmp_path):
     model = tiny_model(family)
-    assert is_causal(model)
     for part in (model, model.base_model):
         part.save_pretrained(tmp_path)
-        model.config.architectures = json.loads((tmp_path / "config.json").read_text())["architectures"]
-        assert model.config.architectures == [type(part).__name__] and is_causal(model)
+        check_causal(hf.AutoModelForCausalLM.from_pretrained(tmp_path))
     check_folder(tmp_path)

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 MODEL = "an embedded model (smollm2), a folder, or a Hugging Face id"
-TEXT = "an embedded text (wikipedia, news, python), a hub data set (wikitext2, c4), or a .txt, .jsonl or .parquet file"
+TEXT = (
+    "an embedded text (wikipedia, news, python), a hub data set (wikitext2, c4), or a .txt, .jsonl, .json, .csv, .tsv, "
+    ".parquet or .arrow file"
+)
 LARGEST_SEED = 2**63 - 1
 
 
@@ -167,7 +170,9 @@ def tokens_of(tokenizer, source: str, split: str, samples: int, length: int, see
 
 def split_of(source: str, split: str) -> str | None:
     """The split that counts: a file has none."""
-    return None if Path(source).is_file() else split
+    from minprune.documents import has_splits
+
+    return split if has_splits(source) else None
 
 
 def repeating(arguments: argparse.Namespace) -> list[str]:

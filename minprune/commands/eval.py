@@ -1,5 +1,6 @@
 """`minprune eval`."""
 
+import gc
 import math
 from argparse import Namespace
 from dataclasses import asdict
@@ -110,32 +111,41 @@ def _measure(arguments: Namespace) -> None:
     first: Measurement | None = None
     try:
         for name in arguments.models:
-            pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device)
-            if reference and pair[1].get_vocab() != reference[1].get_vocab():
-                raise PruneError(
-                    f"{arguments.against} has another tokenizer than {name}: --against needs the model it was made from"
-                )
-            found = _perplexity(pair, arguments)
+            found, more = _measure_one(name, reference, names, manager, arguments)
+            gc.collect()  # a model's modules refer to each other in circles; the next one needs their memory
             first = first or found
-            row: dict[str, Any] = {"model": name, **found.as_dict(), "x_first": _ratio(found, first)}
-            if reference:
-                row["against"] = {"model": arguments.against, **_divergence(pair, reference, arguments)}
-            if arguments.cloze:
-                row["cloze"] = _cloze(pair, arguments)
-            if names:
-                from minprune.harness import run_tasks
-
-                say_on_terminal("running the tasks")
-                scores = run_tasks(
-                    *pair, names, arguments.limit, arguments.shots, arguments.batch_size, progress=True, manager=manager
-                )
-                row["tasks"] = [asdict(score) for score in scores]
-            rows.append(row)
+            rows.append({"model": name, **found.as_dict(), "x_first": _ratio(found, first), **more})
     finally:  # Ctrl-C included
         if rows and first:
             _show(rows, first, console())
             if arguments.json:
                 write_text(Path(arguments.json), to_json({"models": rows}, 1))
+
+
+def _measure_one(
+    name: str, reference: tuple[Any, Any] | None, names: list[str], manager: Any, arguments: Namespace
+) -> tuple["Measurement", dict[str, Any]]:
+    """The perplexity of one model, which lives no longer than this call, and what else was asked for."""
+    pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device)
+    if reference and pair[1].get_vocab() != reference[1].get_vocab():
+        raise PruneError(
+            f"{arguments.against} has another tokenizer than {name}: --against needs the model it was made from"
+        )
+    found = _perplexity(pair, arguments)
+    more: dict[str, Any] = {}
+    if reference:
+        more["against"] = {"model": arguments.against, **_divergence(pair, reference, arguments)}
+    if arguments.cloze:
+        more["cloze"] = _cloze(pair, arguments)
+    if names:
+        from minprune.harness import run_tasks
+
+        say_on_terminal("running the tasks")
+        scores = run_tasks(
+            *pair, names, arguments.limit, arguments.shots, arguments.batch_size, progress=True, manager=manager
+        )
+        more["tasks"] = [asdict(score) for score in scores]
+    return found, more
 
 
 def _perplexity(pair: tuple[Any, Any], arguments: Namespace) -> "Measurement":
