@@ -140,6 +140,7 @@ distillation = Exercise(
         Case("the text alone", (*_lesson(3, 5, 6, seed=1731), 2.0, 0.0)),
         Case("both parts at temperature 2", (*_lesson(2, 5, 6, seed=1741), 2.0, 0.75)),
         Case("a temperature below 1", (*_lesson(1, 6, 5, seed=1751), 0.5, 0.4)),
+        Case("more windows than tokens", (*_lesson(6, 3, 5, seed=1771), 1.5, 0.3)),
         Case("large logits", (*_lesson(2, 3, 6, seed=1761, scale=200.0), 1.0, 0.5)),
     ],
 )

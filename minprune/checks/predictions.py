@@ -186,6 +186,9 @@ bits_per_byte = Exercise(
         Case("another script", (normal(3, seed=912).abs() + 1, ["北", "京", "市", " 🌍"])),
         Case("one prediction", (torch.tensor([1.5]), ["A", " long-winded"])),
         Case(
+            "first and last characters of each length", (torch.ones(6), ["A", *"\x7f\x80\u07ff\u0800\uffff\U00010000"])
+        ),
+        Case(
             "a text so long that its probability is no number", (normal(400, seed=913).abs() + 3, ["A"] + ["é "] * 400)
         ),
     ],
