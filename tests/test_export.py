@@ -414,11 +414,14 @@ def test_a_model_whose_experts_were_left_out_is_exported_and_recovered_and_keeps
     assert run("export", "pruned", "--output", "small")[0] == 0
     pruned, small = (mp.load_model(folder)[0].state_dict() for folder in ("pruned", "small"))
     assert pruned.keys() == small.keys() and all(torch.equal(value, small[name]) for name, value in pruned.items())
-    code, _, err = run("recover", "pruned", "--data", text_file, "--steps", 1, "--length", 24, "--output", "recovered")
-    assert code == 0, err
-    recovered = mp.load_model("recovered")[0].state_dict()
-    for name, value in pruned.items():
-        assert ((value != 0) | (recovered[name] == 0)).all(), name
+    for output, how in (("recovered", []), ("adapted", ["--adapters", 2])):
+        short = ["--data", text_file, "--steps", 1, "--length", 24, "--output", output]
+        code, _, err = run("recover", "pruned", *short, *how)
+        assert code == 0, err
+        recovered = mp.load_model(output)[0].state_dict()
+        for name, value in pruned.items():
+            assert ((value != 0) | (recovered[name] == 0)).all(), name
+            assert not how or "experts" not in name or torch.equal(value, recovered[name]), name
 
 
 def test_the_zeros_of_a_pruned_router_or_head_outlast_recovery_and_export(run, tiny_folder, text_file):

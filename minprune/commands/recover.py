@@ -173,10 +173,10 @@ def _state_bytes(model, recipe: "Recipe", save_every: int) -> int:
 
     The next state is complete before the last one is removed.
     """
-    from minprune.model import find_layers
+    from minprune.weights import sparse_layers
 
     if recipe.way == "adapters":
-        trained = sum(recipe.rank * sum(layer.weight.shape) for layer in find_layers(model))
+        trained = sum(recipe.rank * sum(layer.weight.shape) for layer in sparse_layers(model))
     else:
         trained = sum(parameter.numel() for parameter in model.parameters())
     return min(2, recipe.steps // save_every) * 12 * trained
