@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.files import flush, sha256, to_json, write_text
+from minprune.files import flush, parse_json, read_json, sha256, to_json, write_text
 from minprune.output import WORK, output_folder, write_errors
+from minprune.typed import Line, checked
 
 _RECIPE, _JOURNAL = "recipe.json", "journal.jsonl"
 Hidden = Callable[[], dict[str, Tensor]] | None
@@ -60,7 +61,12 @@ class Journal:
                 )
         for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
             path.unlink()
-        self.lines = self.read_lines()
+        names = set(recipe.get("layers", {}))
+        self.lines = {
+            block: line
+            for block, line in self.read_lines().items()
+            if block < blocks and {row["name"] for row in line["rows"]} <= names
+        }
         write_text(self.work / _JOURNAL, "".join(map(_sealed, self.lines.values())))
         self.blocks = blocks
 
@@ -130,9 +136,9 @@ class Journal:
         found: dict[int, dict[str, Any]] = {}
         for text in path.read_bytes().splitlines() if path.exists() else []:
             with suppress(ValueError):
-                line = json.loads(text)
+                line = parse_json(text.decode())
                 if isinstance(line, dict) and line.pop("line", None) == _digest(line):
-                    found[line["block"]] = line
+                    found[line["block"]] = checked(line, Line)
         return found
 
 
@@ -157,20 +163,17 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
 def _read(path: Path) -> dict[str, Any]:
     """The recipe of the earlier run."""
     try:
-        recipe = json.loads(path.read_bytes())
-    except ValueError:
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise PruneError(f"{path} is damaged, so the run cannot go on: overwrite it or choose another output")
-    return recipe
+        return read_json(path)
+    except PruneError:
+        raise PruneError(f"{path} is damaged, so the run cannot go on: overwrite it or choose another output") from None
 
 
 def _digest(line: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(line).encode()).hexdigest()
+    return hashlib.sha256(to_json(line).encode()).hexdigest()
 
 
 def _sealed(line: dict[str, Any]) -> str:
-    return json.dumps({**line, "line": _digest(line)}) + "\n"
+    return to_json({**line, "line": _digest(line)})
 
 
 def _intact(path: Path, digest: str) -> bool:

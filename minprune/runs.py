@@ -1,6 +1,6 @@
 """The file of a sweep, one complete run a line, and what the runs of several seeds say together. Chapter 09."""
 
-import json
+import math
 import os
 import statistics
 from collections import defaultdict
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minprune.errors import PruneError
-from minprune.files import check_regular, flush, to_json
+from minprune.files import check_regular, flush, parse_json, to_json
+from minprune.typed import SweepRun, checked
 
 _BEGINNING = b'{"method": '  # of every line
 DENSE = "dense"  # the method and, with an empty pattern, the run of the model as it came
@@ -110,10 +111,12 @@ def _lines(path: Path) -> Iterator[tuple[dict, int]]:
 
 def _run(line: bytes) -> dict | None:
     try:
-        run = json.loads(line)
-        return run if {*Cell._fields, "protocol"} <= set(run) else None
-    except (ValueError, TypeError):
+        run = checked(parse_json(line.decode()), SweepRun)
+    except ValueError:
         return None
+    for name in ("perplexity", "dense", "relative"):
+        run[name] = {text: math.inf if value is None else value for text, value in run[name].items()}
+    return run if "processor" in run["seconds"] and run["relative"].keys() == run["perplexity"].keys() else None
 
 
 def append_run(path: Path, run: dict) -> None:

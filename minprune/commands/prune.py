@@ -1,6 +1,5 @@
 """`minprune prune`: prune a model and write it to a new folder."""
 
-import json
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from minprune.commands.common import (
     whole,
 )
 from minprune.errors import PruneError
+from minprune.files import check_regular, parse_json
 from minprune.lock import absolute, lock
 
 if TYPE_CHECKING:
@@ -284,8 +284,9 @@ def read_allocation(path: str) -> dict[str, float] | str:
 
     if path in RULES:
         return path
+    check_regular(Path(path))
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise PruneError(
             f"cannot read the allocation {path} ({error.strerror}): name a JSON file, or one of {', '.join(RULES)}"

@@ -28,7 +28,7 @@ from minprune.model import check_windows
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
 from minprune.training.masks import Masks, check_owned, keeping, make_permanent, masks_of
-from minprune.training.state import load_state, save_state
+from minprune.training.state import fits, load_state, save_state
 from minprune.weights import sparse_layers
 
 if TYPE_CHECKING:
@@ -177,10 +177,14 @@ class _Run:
         if saved is None:
             self.measure()
             return
+        moved = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        if not fits(saved, self.trained, moved):
+            raise PruneError("the state of the run is not what it leaves for this model: delete it to begin anew")
         with torch.no_grad():
             for parameter, value in zip(self.trained, saved["trained"], strict=True):
                 parameter.copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]  # the recipe says them, not the file
+        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
         self.step, self.tokens, self.losses = saved["step"], saved["tokens"], saved["losses"]
         self.done.rows, self.done.seconds = saved["rows"], saved["seconds"]
 

@@ -2,13 +2,16 @@
 
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.files import flush
+from minprune.typed import State, checked
 
 
 def save_state(path: Path, recipe: dict[str, Any], state: dict[str, Any]) -> None:
@@ -33,7 +36,7 @@ def load_state(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
         if damaged is not None:
             raise ValueError(damaged)
         found = torch.load(path, map_location="cpu", weights_only=True)
-        written, state = found["recipe"], found["state"]
+        written, state = dict(found["recipe"]), checked(found["state"], State)
     except MemoryError:
         raise
     except Exception:  # of many kinds, for each place that can be damaged
@@ -44,4 +47,38 @@ def load_state(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
                 f"{path} belongs to another run, with {name} {written.get(name)} instead of {recipe.get(name)}: "
                 "continue with the same settings, or delete it to begin anew"
             )
+    if problem := next(_problems(state, recipe), None):
+        raise PruneError(f"{path} is not what a run leaves ({problem}): delete it to begin anew")
     return state
+
+
+def _problems(state: dict[str, Any], recipe: dict[str, Any]) -> Iterator[str]:
+    """What of a state cannot be, at this step of a run with this recipe."""
+    step, rows = state["step"], state["rows"]
+    if not 0 < step <= recipe["steps"]:
+        yield f"step {step} of {recipe['steps']}"
+    if (
+        [row["step"] for row in rows] != sorted({row["step"] for row in rows})
+        or rows[0]["step"]
+        or rows[-1]["step"] > step
+    ):
+        yield "its rows are of other steps"
+    if len({frozenset(row["perplexity"]) for row in rows}) > 1 or len(state["losses"]) != step - rows[-1]["step"]:
+        yield "its rows are not complete"
+
+
+def fits(state: dict[str, Any], trained: list[Tensor], moved: list[Tensor]) -> bool:
+    """Whether a state has a tensor of the shape of each trained parameter; moved: these in the optimizer's order."""
+    moments = state["optimizer"].get("state")
+    if not isinstance(moments, dict) or not moments or not moments.keys() <= set(range(len(moved))):
+        return False
+    if [value.shape for value in state["trained"]] != [parameter.shape for parameter in trained]:
+        return False
+    for index, found in moments.items():
+        if not isinstance(found, dict) or found.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            return False
+        if not all(isinstance(value, Tensor) and bool(value.isfinite().all()) for value in found.values()):
+            return False
+        if found["step"].numel() != 1 or not found["exp_avg"].shape == found["exp_avg_sq"].shape == moved[index].shape:
+            return False
+    return True
