@@ -55,7 +55,6 @@ def edited(name, **changes):
 
 
 FAULTS = {
-    "flag": edited("config.json", output_attentions=True),
     "template": edited("tokenizer_config.json", chat_template=[{"name": "../../../x", "template": "a"}]),
     "absolute": edited("tokenizer_config.json", chat_template=[{"name": "/tmp/x", "template": "a"}]),
     "pattern": edited("minprune.json", pattern=5),
@@ -79,6 +78,15 @@ def test_what_cannot_be_written_is_refused_before_the_work(run, copied, no_work,
     code, out, err = run(command, folder, *more)
     assert (code, out) == (2, "") and err.startswith("minprune: ") and err.count("\n") == 1, err
     assert os.listdir() == [] and sorted(os.listdir(folder.parent)) == before and not os.path.exists("/tmp/x.jinja")
+
+
+@pytest.mark.parametrize("flag", ["output_attentions", "output_hidden_states"])
+def test_a_flag_that_the_library_does_not_save_is_no_surprise_in_the_end(run, copied, flag):
+    code, _, err = run(
+        "prune", copied(edited("config.json", **{flag: True})), "--method", "magnitude", "--output", "out"
+    )
+    assert (code, err) == (0, "") or (code == 2 and err.count("\n") == 1 and "blocks are kept" not in err)
+    assert os.listdir() == (["out"] if code == 0 else [])
 
 
 @pytest.mark.parametrize("part", ["model_card", "_write_config", "_write_tokenizer", "to_json"])
