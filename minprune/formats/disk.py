@@ -6,7 +6,6 @@ them. Nothing is unpickled, and no index is used before it was checked against t
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from minprune.errors import PruneError
 from minprune.extras import copy_files, not_loaded, save_tensors
-from minprune.files import read_json, sha256, write_text
+from minprune.files import read_json, sha256, to_json, write_text
 from minprune.folder import inside, is_name
 from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
@@ -102,9 +101,9 @@ def write_exported(
             copy_files(source, folder)
         files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
         index = {"version": VERSION, "files": files, "matrices": entries}
-        write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+        write_text(folder / INDEX, to_json(index, 1))
         sizes = {"format": form, "bytes": sum(r.bytes for r in rows), "dense_bytes": sum(r.dense_bytes for r in rows)}
-        write_text(folder / RECORD, json.dumps((record or {}) | sizes, indent=2) + "\n")
+        write_text(folder / RECORD, to_json((record or {}) | sizes, 2))
     return rows
 
 
