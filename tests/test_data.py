@@ -128,3 +128,66 @@ def test_a_fingerprint_tells_tokens_and_shapes_apart():
     assert fingerprint(tokens) == fingerprint(tokens.clone())
     others = [tokens.view(4, 3), tokens + 1, tokens.flip(0)]
     assert len({fingerprint(other) for other in [tokens, *others]}) == 4
+
+
+def special(tiny_folder, template, tokens):
+    """The tiny tokenizer with a post-processor of that template."""
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    pairs = [(token, tokenizer.convert_tokens_to_ids(token)) for token in [*tokens, "<end>"]]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=pairs)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "prefix"),
+    [
+        ("[gMASK] <sop> $A", ["[gMASK]", "<sop>"]),  # GLM's
+        ("[gMASK] <sop> $A <end>", ["[gMASK]", "<sop>"]),
+        ("<end> $A", ["<end>"]),
+        ("$A <end>", []),  # add_eos_token
+        ("<end> $A <end>", ["<end>"]),
+    ],
+)
+def test_windows_prompts_and_sentences_begin_as_the_tokenizers_texts_do_and_end_without_eos(
+    tiny_folder, text_file, monkeypatch, template, prefix
+):
+    from minprune.cloze import encode_pair
+    from minprune.protocol import plan, windows_of
+
+    tokenizer = special(tiny_folder, template, ["[gMASK]", "<sop>"])
+    bare = mp.load_model(tiny_folder)[1]
+    ids, begin = bare(text_file.read_text())["input_ids"], tokenizer.convert_tokens_to_ids(prefix)
+    windows = mp.load_tokens(tokenizer, text_file, samples=None, length=20)
+    assert all(window[: len(begin)] == begin for window in windows.tolist())
+    body = windows[:, len(begin) :].flatten().tolist()
+    assert body == ids[: len(body)]
+    found, counted, protocol = plan(tokenizer, text_file.read_text(), text_file, "test", None, 20)
+    assert torch.equal(found, windows) and protocol.prefix == begin and protocol.bos == bool(begin)
+    assert not counted[:, : len(begin)].any() and bool(counted[:, max(1, len(begin)) :].all())
+    assert windows_of(tokenizer, text_file, "test", 3, 20)[1]["tokens"] == 3 * 19  # as `perplexity` counts
+    assert encode_pair(tokenizer, "the moon", " goes") == (
+        [*begin, *bare("the moon")["input_ids"]],
+        bare(" goes")["input_ids"],
+    )
+    model, seen = mp.load_model(tiny_folder)[0], []
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    real = model.generate
+    monkeypatch.setattr(model, "generate", lambda inputs, **more: seen.append(inputs.tolist()) or real(inputs, **more))
+    mp.generate(model, tokenizer, "the moon", tokens=1)
+    assert seen == [[[*begin, *bare("the moon")["input_ids"]]]]
+
+
+def test_a_normalizer_that_multiplies_the_text_is_refused_before_it_does(tiny_folder, text_file):
+    from tokenizers import normalizers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("a", "aa")] * 60)
+    with pytest.raises(mp.PruneError, match="normalizer makes"):
+        mp.load_tokens(tokenizer, text_file, samples=1, length=8)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.Lowercase()])
+    assert mp.load_tokens(tokenizer, text_file, samples=1, length=8).shape == (1, 8)
