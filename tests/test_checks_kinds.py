@@ -49,7 +49,9 @@ def test_only_rounding_half_to_even_passes(name, rounding):
     answer = cost if name == "ticket_cost" else with_rounding(*ROUNDED[name], rounding)
     verdict = checks.EXERCISES[name](answer)
     assert not verdict.passed
-    if rounding is half_up:
+    if rounding is half_up and name == "sparsegpt":  # chapter 04 counts the bugs that have names
+        assert verdict.bug is None and "where round(4.5) is 4" in verdict.message
+    elif rounding is half_up:
         assert verdict.bug == "halves rounded up" and "round(2.5) is 2" in verdict.message
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from minprune.checks.factors import upper
-from minprune.checks.values import half_up
 from minprune.patterns import Unstructured, keep_largest
 
 
@@ -93,11 +92,6 @@ def by_row(scores: Tensor, s: float) -> Tensor:
 def rounded_down(scores: Tensor, s: float) -> Tensor:
     """As `together`, with the number of zeros rounded down."""
     return keep_largest(scores.reshape(1, -1), int(s * scores.numel())).view(scores.shape)
-
-
-def halves_up(scores: Tensor, s: float) -> Tensor:
-    """As `together`, with halves rounded up."""
-    return keep_largest(scores.reshape(1, -1), half_up(s * scores.numel())).view(scores.shape)
 
 
 def inverse_price(w: Tensor, A: Tensor, H: Tensor) -> Tensor:
