@@ -146,4 +146,4 @@ def _energy(M: Tensor, gram: Tensor) -> float:
     for here, below in ((slice(i, i + _PANEL), slice(i + _PANEL, None)) for i in range(0, len(gram), _PANEL)):
         sent = torch.addmm(M[:, here] @ gram[here, here], M[:, below], gram[below, here], alpha=2)  # (d_out, panel)
         parts.append((sent * M[:, here]).sum())
-    return sum(torch.stack(parts).tolist())  # asking for each by itself would stop a GPU as often
+    return sum(torch.stack(parts).cpu().tolist())  # asking for each by itself would stop a GPU as often
