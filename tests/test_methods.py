@@ -1,9 +1,12 @@
 """What METHODS refuses for every method, before the method itself looks at its arguments."""
 
 import math
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 import minprune as mp
 from minprune.methods import get_method
@@ -121,3 +124,59 @@ def test_the_gram_matrix_is_as_it_was_also_after_an_error():
         with pytest.raises(mp.PruneError, match="no Cholesky factor"):
             mp.METHODS[method](W, stats, "50%")
         assert torch.equal(stats.gram, before)
+
+
+@pytest.mark.parametrize("method", ["obs", "exact", "wanda+exact", "magnitude+obs"])
+def test_a_layer_that_would_take_days_is_refused_at_once_and_may_be_allowed(method):
+    weights, stats = torch.randn(4096, 64), seen(64)
+    get_method(method)(weights[:8], stats, "50%:row", hours=1e-2)
+    with pytest.raises(mp.PruneError, match=r"would take about .* hours for this layer: .* hours="):
+        get_method(method)(weights, stats, "50%:row", hours=1e-8)
+    for hours in (0, -1, math.nan):
+        with pytest.raises(mp.PruneError, match="hours"):
+            get_method(method)(weights, stats, "50%:row", hours=hours)
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made while it is open take at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.users, self.now, self.most = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {id(x) for x in tree_flatten((args, kwargs))[0]}
+        storages = {x.untyped_storage()._cdata for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)}
+        for made in tree_flatten(out)[0]:
+            if isinstance(made, torch.Tensor) and id(made) not in given:
+                storage = made.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self.users and key in storages:
+                    continue  # a view of what was there before
+                if key not in self.users:
+                    self.users[key] = 0
+                    self.now += size
+                    self.most = max(self.most, self.now)
+                self.users[key] += 1
+                weakref.finalize(made, self.release, key, size)
+        return out
+
+    def release(self, key, size):
+        self.users[key] -= 1
+        if not self.users[key]:
+            del self.users[key]
+            self.now -= size
+
+
+@pytest.mark.parametrize(
+    "method, most", [("wanda", 0.1), ("sparsegpt", 2.3), ("admm", 2.3), ("alps", 3.3), ("exact", 5.2), ("obs", 2.6)]
+)
+def test_the_memory_of_a_method_in_gram_matrices_besides_the_one_that_it_is_given(method, most):
+    """A layer with few outputs, as the Gram matrix is what is large; the solvers' chunks have their own bounds."""
+    d, stats = 1024, mp.Statistics(1024).update(torch.randn(1500, 1024, generator=torch.Generator().manual_seed(0)))
+    weights, gram = torch.randn(4, d, generator=torch.Generator().manual_seed(1)), stats.gram
+    with Peak() as peak:
+        mp.METHODS[method](weights, stats, "50%:row", **({"memory": 1e6} if method == "obs" else {}))
+    assert peak.most / (gram.numel() * 4) <= most
+    assert method == "wanda" or peak.most / (gram.numel() * 4) > 1.5  # it does see them

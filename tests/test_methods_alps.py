@@ -108,3 +108,12 @@ def test_options_that_make_no_sense_are_refused():
     for options in ({"steps": 0}, {"refine": -1}, {"rho": 0.0}, {"rho": float("nan")}):
         with pytest.raises(mp.PruneError, match="out of range"):
             alps(W, stats, mp.pattern("50%"), **options)
+
+
+@pytest.mark.parametrize("rho", [10.0, 1e3, 1e4])
+def test_a_penalty_too_stiff_for_the_mask_to_move_is_loosened_until_it_does(rho):
+    """Otherwise the mask stays that of the largest weights, and only the weights on it are refined."""
+    (W, stats), pattern = observed(16, 48, dtype=torch.float32), mp.pattern("50%")
+    first = mp.METHODS["alps"](W, stats, pattern, keep=mp.METHODS["obd"](W, stats, pattern).keep)
+    stiff = mp.METHODS["alps"](W, stats, pattern, rho=rho)
+    assert mp.layer_error(W, stiff.weight, stats.gram) < 0.95 * mp.layer_error(W, first.weight, stats.gram)

@@ -126,3 +126,20 @@ def test_blocks_are_refused_with_a_remedy():
             swaps(W, stats, mp.pattern(text))
     with pytest.raises(mp.PruneError, match="negative"):
         swaps(W, stats, mp.pattern("50%"), max_swaps=-1)
+
+
+def test_every_swap_lowers_the_loss_in_float64_also_where_inputs_are_equal_and_swaps_of_them_gain_only_rounding(
+    generator,
+):
+    X, W = torch.randn(200, 12, generator=generator).repeat(1, 2), torch.randn(16, 12, generator=generator).repeat(1, 2)
+    stats = mp.Statistics(24).update(X)
+
+    def loss(keep):
+        lost = W.double().masked_fill(keep, 0)
+        return ((lost @ stats.gram.double()) * lost).sum(1)
+
+    masks = [mp.METHODS["swaps"](W, stats, "50%:row", max_swaps=swaps).keep for swaps in range(8)]
+    for before, after in pairwise(masks):
+        changed = (before != after).any(1)
+        assert (loss(after)[changed] < loss(before)[changed]).all()
+    assert not torch.equal(masks[0], masks[1])

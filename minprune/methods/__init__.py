@@ -32,6 +32,7 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _KINDS = {
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
+    float | None: (Real | None, "a number or None"),
     Tensor | None: (Tensor | None, "a mask or None"),
 }
 _NEEDS = ("nothing", "norms", "gram")  # from little to much: what is enough for the last is enough for all

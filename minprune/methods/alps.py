@@ -83,6 +83,7 @@ def _settle(V: Tensor, G: Tensor, pattern: Pattern, steps: int, rho: float) -> t
             raised = True
         else:  # too stiff to move from the start: begin again, looser
             rho, D, Y = rho / 5, V * first, torch.zeros_like(V)
+        inverse = V.new_empty(0)  # makes room for the next one
         inverse, rho = _inverse(G, rho, mean)
     return B, pattern.keep(B.square())
 

@@ -71,6 +71,17 @@ def more_damping(first: float, damp: float) -> tuple[float, str]:
     return raised, f"damping raised from {first:g} to {raised:g}"
 
 
+def check_hours(method: str, seconds: float, hours: float) -> None:
+    """Raise `PruneError` if a layer would take longer than that, which nobody should find out by waiting."""
+    if not hours > 0:
+        raise PruneError(f"hours {hours:g} is not positive: it is how long a layer may take, such as 1")
+    if seconds > 3600 * hours:
+        raise PruneError(
+            f"{method} would take about {seconds / 3600:.2g} hours for this layer: prune it with admm or sparsegpt, "
+            f"leave it out, or allow for it with hours={seconds / 1800:.2g}"
+        )
+
+
 def triangular_inverse(L: Tensor) -> Tensor:
     """The inverse of a lower triangular matrix, (n, n) -> (n, n), by halves, so that matrix products do the work:
 

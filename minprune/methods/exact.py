@@ -17,25 +17,38 @@ import torch
 from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
-from minprune.methods.damping import checked_gram, damped, damped_cholesky, more_damping
+from minprune.methods.damping import check_hours, checked_gram, damped, damped_cholesky, more_damping
 from minprune.methods.result import Result
 from minprune.methods.wanda import wanda
 from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
+_PACE = 3e10  # multiplications a second, with as many additions, of a few processor cores: for an estimate
 _NUMBERS = 2**24  # of all the matrices that are in memory together: 64 MB of float32
 
 
 @exact_arithmetic()
-def exact(W: Tensor, stats: Statistics, pattern: Pattern, *, damp: float = 0.01, keep: Tensor | None = None) -> Result:
+def exact(
+    W: Tensor,
+    stats: Statistics,
+    pattern: Pattern,
+    *,
+    damp: float = 0.01,
+    hours: float = 1.0,
+    keep: Tensor | None = None,
+) -> Result:
     """Keep the mask and find the best weights for it; without one, on Wanda's mask (plain "50%" per row).
 
     W (d_out, d_in), any floating dtype. keep: (d_out, d_in) bool, a given mask instead of the pattern. damp: fraction
     of mean(diag(gram)) added to the diagonal, raised tenfold (and noted) while the Gram matrix cannot be factorised.
-    Raises `ValueError` if the pattern does not fit the shape or the statistics cannot be used.
+    hours: a layer that is estimated to take longer is refused; besides the Gram matrix it takes the memory of about
+    four more. Raises `ValueError` if the pattern does not fit the shape or the statistics cannot be used.
     """
     gram = checked_gram(W, stats, damp, keep)
     keep = wanda(W, stats, pattern).keep if keep is None else keep.clone()
+    kept = keep.sum(1).double()
+    operations = float(kept.minimum(keep.shape[1] - kept).pow(3).sum() / 3)
+    check_hours("exact", operations / (_PACE if W.device.type == "cpu" else 100 * _PACE), hours)
     weight, note = _best_weights(W, gram, keep, damp)
     return Result(weight, keep, note)
 

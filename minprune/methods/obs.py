@@ -22,11 +22,14 @@ from torch import Tensor
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.columns import cheapest_columns
-from minprune.methods.damping import checked_gram
+from minprune.methods.damping import check_hours, checked_gram
 from minprune.methods.result import Result
 from minprune.methods.sparsegpt import inverse_factor
 from minprune.patterns import NM, Lines, Pattern, Unstructured, keep_largest
 from minprune.statistics import Statistics
+
+_PACE = 8e9  # bytes a second that a few processor cores read, and
+_CALLS = 2e-4  # seconds for the calls of one step whatever its size: for an estimate
 
 
 @exact_arithmetic()
@@ -48,7 +51,8 @@ def obs(
     pattern: Pattern,
     *,
     damp: float = 0.01,
-    memory: float = 1e8,
+    memory: float | None = None,
+    hours: float = 1.0,
     keep: Tensor | None = None,
 ) -> Result:
     """Prune W (d_out, d_in) weight by weight, the cheapest of each row first, the others making up for each.
@@ -59,12 +63,15 @@ def obs(
     keep: (d_out, d_in) bool, a given mask instead; the result is then the exact optimum on it, as the order in which
     weights go makes no difference. damp: fraction of mean(diag(gram)) added to the diagonal, raised tenfold (and
     noted in the result) while the Gram matrix cannot be factorised. memory: bytes for the u's of the rows that are
-    worked on at a time, one row at the least; it never changes the result.
+    worked on at a time, one row at the least; None: 1e8, on a GPU a quarter of what is free. It never changes the
+    result. hours: a layer that is estimated to take longer is refused.
     Raises `ValueError` if the pattern does not fit the shape, the statistics have no Gram matrix, saw no input or
     only zeros, or hold NaN; or an option is out of range.
     """
     pattern = pattern.with_default("row")
     pattern.check(*W.shape)
+    if memory is None:
+        memory = max(1e8, torch.cuda.mem_get_info(W.device)[0] / 4) if W.device.type == "cuda" else 1e8
     if not memory > 0:
         raise PruneError(f"memory {memory:g} is not positive: it is the number of bytes to work in, such as 1e8")
     gram, d_in = checked_gram(W, stats, damp, keep), W.shape[1]  # (d_in, d_in)
@@ -82,7 +89,10 @@ def obs(
         """`surgery` in batches of rows, each of which loses `zeros` of every `width` columns, or what `keep` says."""
         may_go = torch.ones_like(W, dtype=torch.bool) if keep is None else ~keep
         steps = d_in // width * zeros if keep is None else int(may_go.sum(1).max())
-        rows = max(1, int(min(len(W), memory / (max(steps, 1) * d_in * inverse.element_size()))))
+        size = max(steps, 1) * d_in * inverse.element_size()  # of a row's u's, half of which a step reads
+        rows = max(1, int(min(len(W), memory / size)))
+        reading = len(W) * steps * size / 2 / (_PACE if W.device.type == "cpu" else 100 * _PACE)
+        check_hours("obs", reading + len(W) / rows * steps * _CALLS, hours)
         parts = [
             surgery(w.to(inverse.dtype), inverse, pivots, allowed, width, zeros, steps)
             for w, allowed in zip(W.split(rows), may_go.split(rows), strict=True)
