@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import socket
 
@@ -188,6 +189,44 @@ def test_any_value_in_a_configuration_ends_in_a_model_or_one_line(folder, name):
             mp.load_model(folder)
         except mp.PruneError as error:
             assert "\n" not in str(error)
+
+
+STRANGE = ("x", None, [], {}, -1, 0, 1.5, 10**15, True, "\ud83d", [1], {"a": 1}, "a" * 3000, [[]], "../x", "(a+)+$")
+
+
+def disturb(folder, rounds, dice):
+    """Put something strange at a random place of a JSON file, prune, and put the file back; how many were refused."""
+    refusals = 0
+    for _ in range(rounds):
+        path = folder / dice.choice(
+            ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"]
+        )
+        before = path.read_text()
+        content = json.loads(before)
+        node = content
+        while True:
+            key = dice.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            if not isinstance(node[key], (dict, list)) or not node[key] or dice.random() < 0.3:
+                break
+            node = node[key]
+        node[key] = dice.choice(STRANGE)
+        path.write_text(json.dumps(content))
+        try:
+            mp.prune_checkpoint(folder, folder.parent / "out", None, "magnitude", overwrite=True)
+        except mp.PruneError as error:
+            refusals += 1
+            assert "\n" not in str(error) and len(str(error)) < 900
+        path.write_text(before)
+    return refusals
+
+
+def test_anything_anywhere_in_a_json_file_ends_in_a_model_or_one_line(folder):
+    assert 0 < disturb(folder, 25, random.Random(0)) < 25
+
+
+@pytest.mark.slow
+def test_many_things_anywhere_in_a_json_file_end_in_a_model_or_one_line(folder):
+    assert 0 < disturb(folder, 600, random.Random(1)) < 600
 
 
 def test_a_tokenizer_that_panics_is_one_line(folder):
