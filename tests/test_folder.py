@@ -191,6 +191,7 @@ def test_any_value_in_a_configuration_ends_in_a_model_or_one_line(folder, name):
             assert "\n" not in str(error)
 
 
+JSON_FILES = ("config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json")
 STRANGE = ("x", None, [], {}, -1, 0, 1.5, 10**15, True, "\ud83d", [1], {"a": 1}, "a" * 3000, [[]], "../x", "(a+)+$")
 
 
@@ -198,9 +199,7 @@ def disturb(folder, rounds, dice):
     """Put something strange at a random place of a JSON file, prune, and put the file back; how many were refused."""
     refusals = 0
     for _ in range(rounds):
-        path = folder / dice.choice(
-            ["config.json", "tokenizer_config.json", "tokenizer.json", "generation_config.json"]
-        )
+        path = folder / dice.choice(JSON_FILES)
         before = path.read_text()
         content = json.loads(before)
         node = content
