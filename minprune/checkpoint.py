@@ -130,7 +130,9 @@ def prune_checkpoint(
             }
 
         trial = described(_preview(run), {"before": 1.0, "after": 1.0})
-        ahead = rehearse(journal.folder, source.model, source.tokenizer, trial, write_page)
+        ahead = 2 * rehearse(
+            journal.folder, source.model, source.tokenizer, trial, write_page
+        )  # the journal says it again
         ahead += _hidden_bytes(source.model, calib, test, how is not None)
         ahead += sum(tensor.nbytes for tensor in source.left.values())
         if not source.streamed:  # its blocks are written once more, renamed as in the files that it came from
