@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minprune.model import find_layers
-from minprune.stages import record_calls
+from minprune.stages import Walk
 
 
 def sparsegpt(W: Tensor, gram: Tensor, sparsity: float = 0.5, block_size: int = 128, damp: float = 0.01) -> Tensor:
@@ -37,9 +37,8 @@ def sparsegpt(W: Tensor, gram: Tensor, sparsity: float = 0.5, block_size: int = 
 def prune_two_pass(model, calib: Tensor, sparsity: float = 0.5) -> None:
     """Prune all layers of the blocks with the published loop, one window (1, length) at a time."""
     blocks = model.model.layers
-    recorded = [record_calls(model, blocks, window) for window in calib.split(1)]
-    hidden, calls = [hidden for hidden, _ in recorded], [calls for _, calls in recorded]
-    for index, block in enumerate(blocks):
+    walk = Walk(model, calib.split(1))
+    for index in range(len(blocks)):
         layers = [layer for layer in find_layers(model) if layer.name.startswith(f"model.layers.{index}.")]
         grams = {layer: torch.zeros(layer.weight.shape[1], layer.weight.shape[1]) for layer in layers}
 
@@ -51,10 +50,10 @@ def prune_two_pass(model, calib: Tensor, sparsity: float = 0.5) -> None:
             layer.owner.register_forward_pre_hook(lambda module, args, layer=layer, add=add: add(layer, args[0]))
             for layer in layers
         ]
-        for call, h in zip(calls, hidden, strict=True):
-            call[index].replay(block, h)
+        for window in range(len(calib)):
+            walk.rehearse(index, window)
         for hook in hooks:
             hook.remove()
         for layer in layers:
             layer.weight.copy_(sparsegpt(layer.weight, grams[layer], sparsity))
-        hidden = [call[index].replay(block, h) for call, h in zip(calls, hidden, strict=True)]
+        walk.through(index)

@@ -72,15 +72,16 @@ def pass_block(walk, index: int, versions: Versions) -> None:
 
     What only rounding moved is taken out again, so that it does not add up over the blocks. Raises `PruneError`.
     """
-    before = walk.hidden[0]
-    walk.through(index)
-    base, changed = (_rows_first(hidden, versions) for hidden in walk.hidden)
+    before = walk.hidden[0] if walk.alone else None
+    base, changed = (_rows_first(hidden, versions) for hidden in walk.through(index, keep=True))
     early = versions.early().reshape(versions.base.shape + (1,) * (base.ndim - 2))
     moved = _moved(base, changed, early)
     if not moved:
         return
 
     def slope() -> Tensor:
+        if before is None:
+            raise RuntimeError("hidden states are not all that travels, so no derivative is that of the block")
         x = before.detach().clone().requires_grad_()
         kept, walk.hidden = walk.hidden, [x, walk.hidden[1]]
         try:
@@ -177,6 +178,8 @@ def _rows_first(hidden: Tensor, versions: Versions) -> Tensor:
             return hidden.movedim((axis, axis + 1), (0, 1))
         if hidden.shape[axis : axis + 2] == (length, rows):
             return hidden.movedim((axis + 1, axis), (0, 1))
+    if hidden.shape[0] == rows * length:
+        return hidden.unflatten(0, (rows, length))
     raise RuntimeError(f"no axes of {rows} windows and {length} positions in {tuple(hidden.shape)}")
 
 

@@ -5,7 +5,8 @@ wait at the block boundary as hidden states. So memory holds one block whatever 
 on with the first unfinished block, and the finished files are the output. Pruning itself is the driver's: the same
 checks and books (`Run`), the same walk through the blocks (`Walk`).
 
-Left out: models with blocks that hand each other more than hidden states.
+Where blocks hand each other more than hidden states, none are kept: a run that goes on begins with the first block
+again, and takes the finished blocks from their files.
 """
 
 import time
@@ -104,6 +105,8 @@ def prune_checkpoint(
             "versions": versions(),
         }
         journal.begin(facts, len(source.blocks))
+        if batch_size is None and journal.lines:  # another number would round differently
+            run.split(next(iter(journal.lines.values()))["batch_size"])
         said = texts or {}
 
         def described(report: Report, perplexities: dict[str, float]) -> dict[str, Any]:
@@ -123,7 +126,6 @@ def prune_checkpoint(
                 "device": device,
                 "include": include,
                 "exclude": exclude,
-                "batch_size": batch_size,
                 "sequential": sequential,
                 "command": list(command),
                 **report.as_dict(),
@@ -194,12 +196,6 @@ class _Job:
         last = journal.lines[max(journal.lines)] if journal.lines else None
         self.before = last["seconds"]["total"] if last else 0.0
         self.first = 0
-        hidden: dict[str, Tensor] = {}
-        complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))
-        if complete and (saved := journal.hidden()):  # else the input of a damaged block has to be found again
-            self.first, hidden = saved
-        for block in range(self.first):
-            source.skip(block, self.files[block])
         self.walks: dict[str, Walk] = {}
         self.versions: dict[str, Versions] = {}  # by the name of their walk: what shows whether a block sees the future
         if run.calib is not None or test is not None:
@@ -212,17 +208,21 @@ class _Job:
             batches |= {name: found[:2] for name, found in self.versions.items()}
             if reconstruction:
                 self.guide = Guide(source.model, run, *reconstruction)
+                batches["calib"] = self.guide.batches
                 if self.guide.walk.batches:  # none where nothing is trained
                     self.walks["guide"] = self.guide.walk
             for name, parts in batches.items():
                 products = self.guide.products if self.guide and name == "calib" else nullcontext
                 if parts:
                     self.walks[name] = Walk(source.model, parts, products)
-            for name, walk in self.walks.items() if self.first else ():
-                sizes = [len(batch) for batch in walk.batches]
-                walk.hidden = [part.to(source.device) for part in hidden[name].split(sizes)]
-            if self.first:
-                source.free(0)
+        complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))
+        if complete and self._alone() and (saved := journal.hidden()):  # else the first block's input is all there is
+            self.first, hidden = saved
+            for name, walk in self.walks.items():
+                walk.put(hidden, name)
+            source.free(0)
+        for block in range(self.first):
+            source.skip(block, self.files[block])
 
     def all_blocks(self) -> dict[str, float]:
         """Prune what is unfinished, and measure the perplexities before and after if there is a test."""
@@ -271,12 +271,17 @@ class _Job:
         run.compare(zeros_in_file(tensors, layers))
         rows = [asdict(run.rows[layer]) for layer in layers]
         spent = {"total": self.seconds(), "statistics": run.statistics_seconds, "solve": run.solve_seconds}
-        more: dict[str, Any] = {"rows": rows, "seconds": spent}
+        batch_size = len(run.batches[0]) if run.batches else None
+        more: dict[str, Any] = {"rows": rows, "seconds": spent, "batch_size": batch_size}
         if run.reconstruction:
             spent["reconstruction"] = run.reconstruction["seconds"]
             name = f"{self.source.prefix}.{block}"
             more["errors"] = {key: errors for key, errors in run.reconstruction["errors"].items() if key == name}
-        self.journal.add(block, file, tensors, self._hidden if self.walks else None, more)
+        self.journal.add(block, file, tensors, self._hidden if self._alone() else None, more)
+
+    def _alone(self) -> bool:
+        """Whether hidden states are all that has to be kept at the boundary of two blocks."""
+        return bool(self.walks) and all(walk.alone for walk in self.walks.values())
 
     def compare(self) -> None:
         """Hold the rows against the model once more: all that is in memory is written from there in the end."""
@@ -285,7 +290,7 @@ class _Job:
         self.run.compare(zeros_in_use(source.model, here))
 
     def _hidden(self) -> dict[str, Tensor]:
-        return {name: torch.cat(walk.hidden) for name, walk in self.walks.items()}
+        return {key: value for name, walk in self.walks.items() for key, value in walk.saved(name).items()}
 
     def seconds(self) -> float:
         """Since the beginning, in this run and the ones that it goes on with."""

@@ -21,13 +21,15 @@ from minprune.arithmetic import clock, exact_arithmetic
 from minprune.causal import check_causal
 from minprune.data import fingerprint
 from minprune.errors import PruneError
+from minprune.memory import windows_at_once
 from minprune.methods import get_method
 from minprune.model import Layer, backbone, check_windows, find_layers
+from minprune.passes import check_forward
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
 from minprune.recipe import Recipe, adjusted
 from minprune.reconstruct import run_reconstructed
-from minprune.report import BEFORE_RECONSTRUCTION, LayerRow, Report
+from minprune.report import BEFORE_RECONSTRUCTION, FEW_AT_ONCE, LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
 from minprune.watch import Receive, one_by_one, watch
@@ -35,6 +37,9 @@ from minprune.weights import check_result, check_weights, count_zeros, layer_not
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_UNSEEN_EXPERT = "received no token: left dense"
+_UNSEEN_MODULE = "its module was not called, by no token or because its weight is used without it: left dense"
 
 
 @torch.inference_mode(False)  # in which the driver could not see that a tensor was changed in place
@@ -61,8 +66,9 @@ def prune(
     its options, an allocation and a reconstruction of the blocks; what is given beside it takes the place of its own.
     allocation: see `minprune.allocate`. include, exclude: globs over layer names; embeddings, `lm_head` and the routers
     of a mixture stay dense unless included. batch_size: windows per forward pass; it changes time and memory, never the
-    result. sequential=False: the published loop in two passes, in which all layers of a block are calibrated with the
-    block still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
+    result. None: all, or as many as half of the free memory takes (see `minprune.memory`); the report says how many.
+    sequential=False: the published loop in two passes, in which all layers of a block are calibrated with the block
+    still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
     Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
     stays pruned.
     """
@@ -100,6 +106,7 @@ class Run:
     """
 
     def __init__(self, model, calib, recipe: Recipe, pattern, include, exclude, batch_size, progress: bool):
+        check_forward(model)
         method, options = recipe.method, dict(recipe.options)
         self.method = get_method(method)
         self.method.check_options(method, options)
@@ -112,14 +119,15 @@ class Run:
             raise PruneError(f"method {method!r} needs calibration tokens: pass calib")
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
-        self.calib, self.batches = None, ()
+        self.calib, self.chosen = None, batch_size is None
+        self.batches: tuple[Tensor, ...] = ()
         if calib is not None:
             if not isinstance(calib, Tensor) or calib.is_meta or calib.layout != torch.strided:
                 what = f"{calib.layout} on {calib.device}" if isinstance(calib, Tensor) else type(calib).__name__
                 raise PruneError(f"calib is a {what}: it must be a tensor of ids, such as load_tokens gives")
             check_windows(model, calib)
             self.calib = calib.to(model.get_input_embeddings().weight.device)
-            self.batches = self.calib.split(batch_size or len(calib))
+            self.split(batch_size or windows_at_once(model, self.layers, self.calib))
         self.name, self.pattern, self.recipe = method, str(read_pattern(pattern)), recipe.name
         self.allocation = told(recipe.allocation, self.patterns)
         self.rows: dict[Layer, LayerRow] = {}
@@ -133,6 +141,11 @@ class Run:
             disable=None if progress else True,
             leave=False,
         )
+
+    def split(self, batch_size: int | None) -> None:
+        """Let so many windows go through the model at once; None if there are none."""
+        if self.calib is not None and batch_size:
+            self.batches = self.calib.split(batch_size)
 
     def layers_under(self, prefix: str) -> list[Layer]:
         """The layers whose names begin with prefix, such as "model.layers.3."."""
@@ -198,7 +211,7 @@ class Run:
         """Add the rows of those layers that nothing has reached."""
         for layer in layers:
             if layer not in self.rows:
-                W, note = layer.weight, "received no token: left dense"
+                W, note = layer.weight, _UNSEEN_MODULE if layer.expert is None else _UNSEEN_EXPERT
                 self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), None, 0.0, note))
 
     def compare(self, zeros: Mapping[Layer, int]) -> None:
@@ -224,6 +237,7 @@ class Run:
         notes = [BEFORE_RECONSTRUCTION] if self.reconstruction.get("errors") else []
         notes += [self.reconstruction["skipped"]] if "skipped" in self.reconstruction else []
         notes += self.notes
+        notes += [FEW_AT_ONCE.format(len(self.batches[0]))] if self.chosen and len(self.batches) > 1 else []
         return Report(
             self.name,
             self.pattern,
@@ -235,6 +249,7 @@ class Run:
             notes=notes,
             recipe=self.recipe,
             allocation=self.allocation,
+            batch_size=len(self.batches[0]) if self.batches else None,
         )
 
     def book(self, layer: Layer, row: LayerRow) -> None:

@@ -17,7 +17,8 @@ did so for quantisation.
 
 import math
 import time
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def run_reconstructed(model: "PreTrainedModel", run, how: Reconstruction, whole_
     whole_block: as in `run_staged`.
     """
     guide = Guide(model, run, *resolved(how, model, run))
-    walk = Walk(model, run.batches, guide.products)
+    walk = Walk(model, guide.batches, guide.products)
     for index in range(len(walk.blocks)):
         guide.see(index)
         guide.prune(walk, index, whole_block)
@@ -92,12 +93,16 @@ class Guide:
 
     Only the block that is named need have its weights at hand. how, skipped: as they were `resolved`; they go to
     `run.reconstruction`, and so do seconds and each block's errors. walk: the windows as they come in steps, on their
-    way through the dense model.
+    way through the dense model. batches: the windows as the walk through the pruned model has to be given them.
+    Raises `PruneError` if no gradient comes through this family's blocks.
     """
 
     def __init__(self, model: "PreTrainedModel", run, how: Reconstruction, skipped: str = ""):
         self.run, self.how, self.device = run, how, _device(model)
         self.walk = Walk(model, run.calib.split(how.windows) if how.epochs else (), self.products)
+        self.batches = _in_whole_steps(run.batches, self.walk)
+        if self.walk.batches:
+            _check_trainable(model, self.walk)
         run.reconstruction = {  # a run that goes on has some of it already
             **asdict(how),
             "seconds": 0.0,
@@ -109,22 +114,30 @@ class Guide:
     def see(self, index: int) -> None:
         """Look at block `index` while it is dense."""
         start = time.perf_counter()
-        self.walk.through(index)
+        self.targets = self.walk.through(index, keep=True)
         self.run.reconstruction["seconds"] += time.perf_counter() - start
 
     def prune(self, walk: Walk, index: int, whole_block: bool = False) -> None:
         """Prune block `index`, which was seen, on what `walk` brings there, train it, and send `walk` through it."""
-        inputs, layers = list(walk.hidden), self.run.layers_under(f"{walk.prefix}.{index}.")
-        walk.prune(index, self.run, whole_block)
-        if not self.how.epochs or not layers:
+        layers = self.run.layers_under(f"{walk.prefix}.{index}.")
+        trains = bool(self.how.epochs and layers)
+        walk.prune(index, self.run, whole_block, trains)
+        if not trains:
             return
-        start, calls = time.perf_counter(), [calls[index] for calls in self.walk.calls]
-        steps = torch.cat(inputs).split(self.how.windows)
-        errors = fit_block(walk.blocks[index], layers, calls, steps, self.walk.hidden, self.how, self.products)
-        walk.hidden = inputs
+        start = time.perf_counter()
+        errors = fit_block(walk.blocks[index], layers, self._drifted(walk, index), self.targets, self.how)
         walk.through(index)
         self.run.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
         self.run.reconstruction["seconds"] += time.perf_counter() - start
+
+    def _drifted(self, walk: Walk, index: int) -> Callable[[int], Tensor]:
+        """Step -> what the block makes of the step's windows as `walk` brings them."""
+        if walk.calls is None:  # its batches are the steps
+            return lambda step: walk.rehearse(index, step)
+        axis, inputs = walk.calls.axis, []
+        for hidden, batch in zip(walk.hidden, walk.batches, strict=True):
+            inputs += hidden.split(hidden.shape[axis] // len(batch) * self.how.windows, axis)
+        return lambda step: self.walk.rehearse(index, step, inputs[step])
 
     def products(self):
         """While open, a float32 model takes its matrix products in bfloat16, if that was chosen: for forward passes.
@@ -145,14 +158,44 @@ def _sparsity(run) -> float:
     return zeros / sum(layer.weight.numel() for layer in run.layers)
 
 
+def _check_trainable(model: "PreTrainedModel", walk: Walk) -> None:
+    """Raise `PruneError` if no gradient comes through the first block."""
+    block = walk.blocks[0]
+    with _learning(block, dict.fromkeys(block.parameters(), torch.ones(()))):
+        try:
+            walk.rehearse(0, 0).sum().backward()
+        except RuntimeError as error:
+            if "out of memory" in str(error) or "can't allocate" in str(error):
+                raise
+            raise PruneError(
+                f"the blocks of {type(model).__name__} cannot be reconstructed, for no gradient comes through them "
+                f"({str(error).splitlines()[0][:120]}): use a method without a recipe"
+            ) from error
+
+
+def _in_whole_steps(batches: tuple[Tensor, ...], dense: Walk) -> tuple[Tensor, ...]:
+    """The batches, each cut anew to hold a whole number of the steps of `dense`, so that none straddles two of them.
+
+    One step each if a walk is a forward pass for each batch, which cannot be cut at all.
+    """
+    if not dense.batches or (dense.alone and len(batches) == 1):
+        return batches
+    step = len(dense.batches[0])
+    size = max(1, len(batches[0]) // step) * step if dense.alone else step
+    return torch.cat(batches).split(size)
+
+
 def fit_block(
-    block: nn.Module, layers: list[Layer], calls, inputs, targets, how: Reconstruction, products=nullcontext
+    block: nn.Module,
+    layers: list[Layer],
+    forward: Callable[[int], Tensor],
+    targets: list[Tensor],
+    how: Reconstruction,
 ) -> list[float]:
     """Train a block in place; what is zero in `layers` stays zero, and other matrices stay as they are.
 
-    calls: how to call it for each step's windows (see `Walk`). inputs, targets: for each step (windows, length,
-    d_model). products: makes a context that is open around each forward pass. Returns the mean relative error of each
-    epoch, measured before each step.
+    targets: for each step what the block should give, (windows, length, d_model) in most families. forward: step ->
+    what it gives, in that shape. Returns the mean relative error of each epoch, measured before each step.
     """
     kept = _trainable(block, layers)
     masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in kept]
@@ -163,18 +206,16 @@ def fit_block(
         eps=1e-12,
         fused=True,
     )
-    generator, total, step, errors = torch.Generator().manual_seed(how.seed), how.epochs * len(inputs), 0, []
-    tokens = sum(h[..., 0].numel() for h in inputs)
+    generator, total, step, errors = torch.Generator().manual_seed(how.seed), how.epochs * len(targets), 0, []
+    tokens = sum(h[..., 0].numel() for h in targets)
     with _learning(block, kept):
         for _ in range(how.epochs):
             error = 0.0
-            for batch in torch.randperm(len(inputs), generator=generator).tolist():
+            for batch in torch.randperm(len(targets), generator=generator).tolist():
                 share = min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * share
-                with products():
-                    out = calls[batch].replay(block, inputs[batch])
-                loss = _lost(out, targets[batch])
+                loss = _lost(forward(batch), targets[batch])
                 loss.backward()
                 for (parameter, keep), master in zip(kept.items(), masters, strict=True):
                     master.grad = None if parameter.grad is None else parameter.grad.to(master) * keep

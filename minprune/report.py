@@ -11,6 +11,8 @@ from minprune.files import to_json, write_text
 
 BEFORE_RECONSTRUCTION = "the layer errors are from before the blocks were reconstructed"
 
+FEW_AT_ONCE = "the windows went through the model {} at a time, as many as half of the free memory took"
+
 
 @dataclass
 class LayerRow:
@@ -38,7 +40,7 @@ class Report:
     empty if the run has none. The errors of the rows are from before it. notes: what the numbers do not say by
     themselves, such as that, or what was found when the run was resumed. recipe: its name. allocation: {"rule",
     "table"}, the name of what chose the sparsities (None for a user's table) and the table; empty if they are all
-    alike.
+    alike. batch_size: windows that went through the model at once, None without calibration.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     recipe: str = ""
     allocation: dict = field(default_factory=dict)
+    batch_size: int | None = None
 
     @property
     def sparsity(self) -> float:

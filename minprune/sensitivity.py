@@ -2,7 +2,8 @@
 
 One dense pass takes the norms of all layers' inputs. After that any table of sparsities is tried with Wanda's masks,
 which need nothing more, and judged on other windows by the mean of KL(dense || pruned) over their tokens. A trial
-that changes blocks from i on starts at block i: what reaches it is remembered.
+that changes blocks from i on starts at block i: what reaches it is remembered. Where blocks hand each other more than
+hidden states, it starts at the first.
 
 Left out: recalibrating the layers behind a pruned one, and updating weights. A trial should be cheap, not good.
 """
@@ -10,6 +11,7 @@ Left out: recalibrating the layers behind a pruned one, and updating weights. A 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,9 +25,9 @@ from minprune.causal import check_causal
 from minprune.errors import PruneError
 from minprune.methods.wanda import wanda
 from minprune.model import Layer, backbone, check_windows, decoder_blocks, find_layers
+from minprune.passes import check_forward, record_calls, replaced
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
-from minprune.stages import replaced
 from minprune.statistics import Statistics
 from minprune.watch import one_by_one, watch
 from minprune.weights import check_weights
@@ -49,6 +51,7 @@ class Trial:
         self.prefix, self.blocks = decoder_blocks(model)
         self.dense = {layer: layer.weight.clone() for layer in layers}
         self.norms = dense_norms(model, layers, calib)
+        self._alone = record_calls(model, self.blocks, windows.split(1)[:1]) is not None
         self._rest: Pattern | None = None
         self._outputs: list[list] = []  # per window, what each block returned with the rest of the model as it is
         dense = self._remember()  # per window (length, vocabulary), logits
@@ -72,14 +75,14 @@ class Trial:
 
         All other layers are as `set_rest` left them, and afterwards these are, too.
         """
-        start = min((self._block_of(layer) for layer in table), default=len(self.blocks))
+        start = min((self._block_of(layer) for layer in table), default=len(self.blocks)) if self._alone else 0
         self._set(table)
         try:
             total = 0.0
             for window, outputs, p, entropy in zip(
                 self.windows.split(1), self._outputs, self._probabilities, self._entropy, strict=True
             ):
-                before = outputs[start - 1]  # what the last block before the change returned
+                before = deepcopy(outputs[start - 1])  # of the last block before the change; the next may write to it
                 with replaced(self.blocks[:start], lambda original, before=before: lambda *args, **kwargs: before):
                     total += _cross_entropy(self._logits(window), p) - entropy
         finally:
@@ -94,7 +97,8 @@ class Trial:
     def _set(self, table: Mapping[Layer, Pattern | None]) -> None:
         for layer, pattern in table.items():
             W = self.dense[layer]
-            layer.weight.copy_(W if pattern is None else wanda(W, self.norms[layer], pattern).weight)
+            unseen = not self.norms[layer].tokens  # `prune` leaves such a layer dense
+            layer.weight.copy_(W if pattern is None or unseen else wanda(W, self.norms[layer], pattern).weight)
 
     def _block_of(self, layer: Layer) -> int:
         """The index of the layer's block; for a layer behind the blocks, how many blocks there are."""
@@ -116,7 +120,7 @@ class Trial:
                 handle.remove()
 
     def _keep_output(self, block, args, output) -> None:
-        self._outputs[-1].append(output)
+        self._outputs[-1].append(deepcopy(output))
 
     def _logits(self, window: Tensor) -> Tensor:
         logits = self.model(input_ids=window, use_cache=False).logits[0]
@@ -142,6 +146,7 @@ def trial(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -
         )
     check_windows(model, calib)
     check_weights(model, layers)
+    check_forward(model)
     calib = calib.to(next(model.parameters()).device)
     held_out = min(HELD_OUT, max(1, len(calib) // 4))
     with _resting(model, layers):

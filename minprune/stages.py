@@ -6,19 +6,23 @@ order and the statistics are those of one pass, so the result is too, up to the 
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from minprune.model import Layer, backbone, decoder_blocks
+from minprune.passes import ForwardPass, record_calls, replaced
 from minprune.statistics import Statistics
 from minprune.watch import watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_EXPERTS_GRAMS = 2**32  # bytes of the Gram matrices of a mixture's experts that are kept at once
 
 
 class _Enough(Exception):
@@ -39,8 +43,10 @@ def run_staged(model: "PreTrainedModel", batches: tuple[Tensor, ...], run, whole
 class Walk:
     """Batches of windows on their way through the blocks of a model, one block at a time.
 
-    batches: token ids, each (windows, length). hidden: per batch the input of the next block, (windows, length,
-    d_model). Only the block that is named need have its weights at hand, and the first one at the beginning.
+    batches: token ids, each (windows, length). alone: whether hidden states alone travel from block to block; then
+    `hidden` holds per batch the input of the next block, and a walk may be put at another block by setting it. If more
+    travels, each batch is a forward pass of the model that waits at the block. Only the block that is named need have
+    its weights at hand, and the first one at the beginning.
     products: makes a context that is open around each forward pass through a block, such as one of narrow products.
     """
 
@@ -52,38 +58,69 @@ class Walk:
     ):
         self.model, self.batches, self.products = model, batches, products
         self.prefix, self.blocks = decoder_blocks(model)
-        recorded = [record_calls(model, self.blocks, batch) for batch in batches]
-        self.hidden = [hidden for hidden, _ in recorded]
-        self.calls = [calls for _, calls in recorded]  # per batch, per block
+        self.calls = record_calls(model, self.blocks, batches) if batches else None
+        self.alone = self.calls is not None or not batches
+        self.hidden = list(self.calls.first) if self.calls else []
+        self.passes = [] if self.alone else [ForwardPass(model, self.blocks, batch) for batch in batches]
 
-    def through(self, index: int) -> None:
-        """Send every batch through block `index` as it is."""
-        for batch, calls in enumerate(self.calls):
+    def through(self, index: int, keep: bool = False) -> list[Tensor]:
+        """Send every batch through block `index` as it is. keep: return what it makes of each."""
+        found = []
+        for batch in range(len(self.batches)):
             with self.products():
-                self.hidden[batch] = calls[index].replay(self.blocks[index], self.hidden[batch])
+                if self.calls:
+                    self.hidden[batch] = self.calls.run(self.blocks, index, batch, self.hidden[batch])
+                    found.append(self.hidden[batch])
+                elif (hidden := self.passes[batch].step(keep)) is not None:
+                    found.append(hidden)
+        return found if keep else []
 
-    def prune(self, index: int, run, whole_block: bool = False) -> None:
-        """Prune the layers of block `index` on what the batches bring there, and send every batch through it."""
-        block, todo = self.blocks[index], run.layers_under(f"{self.prefix}.{index}.")
+    def rehearse(self, index: int, batch: int, hidden: Tensor | None = None) -> Tensor:
+        """What block `index` makes of a batch, or of other hidden states in its place; the batch stays where it is."""
+        with self.products():
+            if not self.calls:
+                return self.passes[batch].rehearse()
+            return self.calls.run(self.blocks, index, batch, self.hidden[batch] if hidden is None else hidden)
+
+    def prune(self, index: int, run, whole_block: bool = False, stay: bool = False) -> None:
+        """Prune the layers of block `index` on what the batches bring there, and send every batch through it.
+
+        stay: leave the batches before the block.
+        """
+        todo = run.layers_under(f"{self.prefix}.{index}.")
         if len(self.batches) == 1 and not whole_block:  # one pass: each layer is pruned right before it is applied
             with watch(todo, run.on_sight()):
-                self.through(index)
+                if stay:
+                    self.rehearse(index, 0)
+                else:
+                    self.through(index)
             return
         while todo:
             group = _Group(todo, run, whole_block)
-            for calls, hidden in zip(self.calls, self.hidden, strict=True):
+            for batch in range(len(self.batches)):
                 group.start_batch()
-                try:
-                    with self.products(), watch(todo, group.receive):
-                        calls[index].replay(block, hidden)
-                except _Enough:
-                    pass
+                with suppress(_Enough), watch(todo, group.receive):
+                    self.rehearse(index, batch)
             for layer, observed in group.observed.items():
                 run.prune(layer, observed)
             if not group.observed:
                 break  # experts that no token reached
             todo = [layer for layer in todo if layer not in group.observed]
-        self.through(index)
+        if not stay:
+            self.through(index)
+
+    def saved(self, name: str) -> dict[str, Tensor]:
+        """The hidden states by names that begin with `name`, if they are alone."""
+        return {f"{name}.{batch:06d}": hidden for batch, hidden in enumerate(self.hidden)}
+
+    def put(self, saved: dict[str, Tensor], name: str) -> None:
+        """Go to where the hidden states were `saved`, which may have been of other batches of the same windows."""
+        found = [saved[key].to(self.batches[0].device) for key in sorted(saved) if key.startswith(f"{name}.")]
+        shapes = [hidden.shape for hidden in self.hidden]
+        if self.calls and [part.shape for part in found] != shapes:
+            axis = self.calls.axis
+            found = list(torch.cat(found, axis).split([shape[axis] for shape in shapes], axis))
+        self.hidden = found
 
     def prune_head(self, run) -> None:
         """Prune an output head that was asked for, on what the final norm makes of the last block's outputs."""
@@ -98,15 +135,19 @@ class Walk:
 
     @contextmanager
     def at_the_end(self):
-        """While open, the model reads the batches, which it must be given in their order, from `hidden` onwards."""
-        feed, numbers = iter(self.hidden), count()
+        """While open, the model reads the batches, which it must be given in their order, from where they are on."""
+        if self.calls is None:
+            done = iter(self.passes)
+            with replaced([backbone(self.model)], lambda original: lambda *args, **kwargs: next(done).output):
+                yield
+            return
+        calls, feed, numbers = self.calls, iter(self.hidden), count()
 
         def resume(original):
             number = next(numbers)
 
-            def forward(hidden, *args, **kwargs):
-                hidden = hidden if number else next(feed)
-                return (hidden,) if self.calls[0][0].returns_tuple else hidden
+            def forward(*args, **kwargs):
+                return calls.returned(calls.hidden_in(args, kwargs) if number else next(feed))
 
             return forward
 
@@ -117,7 +158,8 @@ class Walk:
 class _Group:
     """The layers of one stage and what is observed of their inputs: those that read the first tensor to arrive.
 
-    The experts of one mixture parameter do not feed each other and form one group, though each reads its own tensor.
+    The experts of one mixture parameter do not feed each other and form one group, though each reads its own tensor,
+    or several groups, if their Gram matrices are too large to be kept at once.
     """
 
     def __init__(self, todo: list[Layer], run, whole_block: bool):
@@ -139,7 +181,8 @@ class _Group:
             return
         self.first = self.first or layer
         if self.whole_block or self.first.expert is not None:
-            if self.whole_block or (layer.owner, layer.parameter) == (self.first.owner, self.first.parameter):
+            alike = (layer.owner, layer.parameter) == (self.first.owner, self.first.parameter)
+            if self.whole_block or (alike and (layer in self.observed or len(self.observed) < self._at_once(X))):
                 self._observe(layer, X)
             return
         same = self.tensor is None or (X is self.tensor and X._version == self.version)
@@ -151,61 +194,14 @@ class _Group:
         if self.complete and not self.waiting:
             raise _Enough
 
+    def _at_once(self, X: Tensor) -> int:
+        """How many experts' Gram matrices, (d_in, d_in) each, are kept at once."""
+        size = torch.promote_types(X.dtype, torch.float32).itemsize
+        return max(1, _EXPERTS_GRAMS // (size * X.shape[-1] ** 2))
+
     def _observe(self, layer: Layer, X: Tensor) -> None:
         if X is self.tensor and X._version == self.version:  # the statistics of this tensor are taken already
             self.observed.setdefault(layer, self.latest)
             return
         self.tensor, self.version = X, X._version
         self.latest = self.observed[layer] = self.run.observe(X, self.observed.get(layer))
-
-
-@dataclass
-class _Call:
-    """How one block is called for one batch: all arguments but the hidden states, and whether it returns a tuple."""
-
-    args: tuple
-    kwargs: dict
-    returns_tuple: bool
-
-    def replay(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """What the block makes of these hidden states."""
-        out = block(hidden, *self.args, **self.kwargs)
-        return out[0] if self.returns_tuple else out
-
-
-def record_calls(model: "PreTrainedModel", blocks: nn.ModuleList, batch: Tensor) -> tuple[Tensor, list[_Call]]:
-    """The first block's hidden states for a batch, and how the model calls each block: masks may differ between them.
-
-    A dry run in which every block hands its input on unchanged. Whether this family's blocks return a tuple shows
-    only when one really runs, so the first one does.
-    """
-    calls: list[_Call] = []
-    first: list[Tensor] = []
-
-    def recorder(original):
-        def forward(hidden, *args, **kwargs):
-            is_tuple = calls[0].returns_tuple if calls else isinstance(original(hidden, *args, **kwargs), tuple)
-            first.append(hidden)
-            calls.append(_Call(args, kwargs, is_tuple))
-            return (hidden,) if is_tuple else hidden
-
-        return forward
-
-    with replaced(blocks, recorder):
-        backbone(model)(input_ids=batch, use_cache=False)
-    return first[0], calls
-
-
-@contextmanager
-def replaced(blocks: nn.ModuleList, make):
-    """Every block's forward replaced by make(its own forward), and put back."""
-    own = [vars(block).get("forward") for block in blocks]  # a library that moves weights may have replaced it, too
-    try:
-        for block in blocks:
-            block.forward = make(block.forward)
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            vars(block).pop("forward", None)
-            if forward is not None:
-                block.forward = forward

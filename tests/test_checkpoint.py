@@ -28,10 +28,16 @@ BLOCKS = 4
 RECONSTRUCTED = Recipe("wanda", reconstruction=Reconstruction(epochs=2, windows=2))
 
 
-def write_checkpoint(folder, family="llama", dtype=torch.float32, **changes):
-    """A tiny model and a tokenizer of as many words on disk."""
+def write_tokenizer(folder):
+    """A tokenizer of as many words as the tiny models have."""
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    return folder
+
+
+def write_checkpoint(folder, family="llama", dtype=torch.float32, **changes):
+    """A tiny model and a tokenizer of as many words on disk."""
+    write_tokenizer(folder)
     tiny_model(family, dtype, **changes).save_pretrained(folder)
     return folder
 

@@ -4,11 +4,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
-import time
 
 import pytest
+from drawn import seed
 from test_checkpoint import write_checkpoint
 from tiny import tiny_tokens
 
@@ -16,27 +17,48 @@ import minprune as mp
 from minprune import journal
 from minprune.stages import Walk
 
-BLOCKS = 6
+BLOCKS = {"llama": 6, "gemma4": 4}  # whose later blocks read the keys and values of earlier ones
 OPTIONS = {"method": "sparsegpt", "batch_size": 2, "test": tiny_tokens(2, seed=7)}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
-def run(src, dst, log):
-    """Prune in a fork of this process, which has everything imported, and note each block that is begun."""
+def calls_made(function):
+    """How many calls, of Python and of C, a function makes."""
+    made = [0]
+    sys.setprofile(lambda *_: made.__setitem__(0, made[0] + 1))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return made[0]
+
+
+def run(src, dst, log, last_call):
+    """Prune in a fork of this process, which has everything imported, and note each block that is begun.
+
+    last_call: at that call the fork kills itself, by the signal that nothing can catch. So a seed repeats a run.
+    """
     child = os.fork()
     if child:
         return child
     try:
-        real = Walk.prune
+        real, made = Walk.prune, [0]
 
         def prune(walk, index, *rest):
             with log.open("a") as file:
                 file.write(f"{index}\n")
             return real(walk, index, *rest)
 
+        def count(*_):
+            made[0] += 1
+            if made[0] == last_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         Walk.prune = prune
+        sys.setprofile(count)
         mp.prune_checkpoint(src, dst, tiny_tokens(), resume=True, **OPTIONS)
     except BaseException as error:  # the fork must not return into pytest
+        sys.setprofile(None)
         sys.stderr.write(f"{error!r}\n")
         os._exit(1)
     os._exit(0)
@@ -54,48 +76,46 @@ def weights(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
 
 
-def kill_and_resume(tmp_path, kills, seed):
-    """Runs that are killed `kills` times at random moments; returns at how many different states they were.
+def kill_and_resume(tmp_path, kills, family, seed):
+    """Runs that are killed `kills` times at random moments, and what must hold after each.
 
     With one thread: a fork of a process with a pool of threads would wait for them.
     """
-    chance, states = random.Random(seed), set()
-    src = write_checkpoint(tmp_path / "src", num_hidden_layers=BLOCKS)
-    began = time.monotonic()
+    chance = random.Random(seed)
+    src = write_checkpoint(tmp_path / "src", family, num_hidden_layers=BLOCKS[family])
     mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), **OPTIONS)
-    seconds, expected = time.monotonic() - began, weights(tmp_path / "plain")
+    calls = calls_made(lambda: mp.prune_checkpoint(src, tmp_path / "counted", tiny_tokens(), **OPTIONS))
+    expected = weights(tmp_path / "plain")
+    assert weights(tmp_path / "counted") == expected
     done = number = 0
     while done < kills:
         number += 1
         dst, log, before = tmp_path / f"out{number}", tmp_path / f"log{number}", set()
         while not dst.exists():
             log.unlink(missing_ok=True)
-            child, killed = run(src, dst, log), done < kills
-            if killed:
-                time.sleep(chance.uniform(0, 1.2 * seconds))
-                os.kill(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
-            assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+            child = run(src, dst, log, chance.randrange(1, int(1.2 * calls)) if done < kills else 0)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code in (0, -signal.SIGKILL)
             begun = [int(line) for line in log.read_text().split()] if log.exists() else []
             assert not before & set(begun), "a finished block was done again"
             assert len(begun) == len(set(begun))
-            if os.waitstatus_to_exitcode(status) != 0:
-                done += 1
-                states.add((len(finished(dst.with_name(dst.name + ".partial"))), len(begun)))
+            done += code != 0
             before = finished(dst.with_name(dst.name + ".partial")) or before
         assert weights(dst) == expected and not list(dst.rglob("*.tmp"))
         record = json.loads((dst / "minprune.json").read_text())
-        assert [row["sparsity"] for row in record["layers"]] == [0.5] * 7 * BLOCKS
-    return len(states)
+        assert {row["sparsity"] for row in record["layers"]} == {0.5}
+        shutil.rmtree(dst)
 
 
-def test_killed_at_a_few_random_moments(tmp_path, one_thread):
-    assert kill_and_resume(tmp_path, kills=6, seed=time.time_ns()) > 1
+@pytest.mark.parametrize("family", BLOCKS)
+def test_killed_at_a_few_random_moments(family, tmp_path, one_thread):
+    kill_and_resume(tmp_path, 6 if family == "llama" else 3, family, seed())
 
 
 @pytest.mark.slow
-def test_killed_a_hundred_times_at_random_moments(tmp_path, one_thread):
-    assert kill_and_resume(tmp_path, kills=100, seed=time.time_ns()) > 10
+@pytest.mark.parametrize("family", BLOCKS)
+def test_killed_a_hundred_times_at_random_moments(family, tmp_path, one_thread):
+    kill_and_resume(tmp_path, 100, family, seed())
 
 
 def test_a_kill_within_any_write_leaves_what_was_there(tmp_path, monkeypatch):

@@ -55,6 +55,30 @@ FAMILIES = {  # name -> (configuration class, its arguments)
     "starcoder2": (hf.Starcoder2Config, _GROUPED),
     "cohere": (hf.CohereConfig, _GROUPED),
 }
+_LAYERED = {**_GROUPED, "head_dim": 8, "num_hidden_layers": 4, "sliding_window": 8, "num_kv_shared_layers": 2}
+_LAYERED |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "vocab_size_per_layer_input": VOCABULARY}
+_LAYERED |= {"hidden_size_per_layer_input": 8}
+HANDING_ON = {  # their blocks return other things than hidden states of three axes, or share keys and values
+    "gemma4": (hf.Gemma4TextConfig, {**_LAYERED, "global_head_dim": 8}),
+    "gemma3n": (
+        hf.Gemma3nTextConfig,
+        {**_LAYERED, "laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4},
+    ),
+    "bamba": (
+        hf.BambaConfig,
+        {
+            **_GROUPED,
+            "attn_layer_indices": [1],
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 8,
+        },
+    ),
+    "rwkv": (hf.RwkvConfig, {**_BARE, "hidden_size": 32, "num_hidden_layers": 3, "context_length": 64}),
+    "gpt1": (hf.OpenAIGPTConfig, {**_GPT, "n_positions": 64}),
+    "mamba": (hf.MambaConfig, {**_BARE, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2}),
+}
 UNSUPPORTED_EXPERTS = {  # their expert matrices are stored as (experts, d_in, d_out)
     "gpt_oss": (hf.GptOssConfig, {**_GROUPED, "head_dim": 8, "num_local_experts": 4}),
     "llama4": (
@@ -100,12 +124,12 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
     changes: arguments of the configuration other than the family's own.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)  # warnings about the tiny sizes
-    make, arguments = (FAMILIES | UNSUPPORTED_EXPERTS | ROUTED | SHARED)[family]
+    make, arguments = (FAMILIES | HANDING_ON | UNSUPPORTED_EXPERTS | ROUTED | SHARED)[family]
     model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)), dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in ((n, p) for n, p in model.named_parameters() if not n.endswith("A_log")):
-            width = 0.2 if parameter.ndim >= 2 else 0.1 if name.endswith("bias") else None
+            width = 0.2 if parameter.ndim >= 2 else 0.1 if name.endswith(("bias", "output_scale")) else None
             if width:
                 parameter.copy_(width * torch.randn(parameter.shape, generator=generator))  # the same in every dtype
     return model.eval()
