@@ -5,31 +5,31 @@ all cases and with none of another name, the learner made that mistake, and the 
 in plain words: a case, what was expected of it and what came, and which cases were right. No name is given on a guess.
 """
 
-import copy
 import inspect
-import textwrap
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from minprune.checks.values import (
-    argument_names,
     arguments,
     difference,
     is_exact,
     is_small,
+    kind,
     parts,
     read,
-    same,
     shape_of,
     structure,
     unfit,
     with_article,
 )
+from minprune.classroom.outcome import Failure, Outcome, run
 from minprune.errors import PruneError
+
+SECONDS = 30.0  # for an answer in a notebook, all cases together
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,26 @@ class Exercise:
         return f"<exercise {self.name} of chapter {self.chapter:02d}: {self.title}>"
 
     def __call__(self, answer: Callable) -> Verdict:
-        """Run the answer on all cases and judge it. The answer's own exceptions are told, never raised."""
+        """Run the answer on all cases and judge it. The answer's own exceptions are told, never raised.
+
+        It has `SECONDS` for all cases together; see `classroom.deadline` for what cannot be stopped.
+        """
         if not callable(answer):
             return self._fail(
                 f"Pass the function itself, checks.{self.name}(your_function), not {with_article(answer)}."
             )
+        end, got = time.monotonic() + SECONDS, []
+        for case in self.cases():
+            got.append(run(answer, case.args, self.slope, max(end - time.monotonic(), 0.001)))
+            if got[-1].late:
+                reason = f"No answer after {SECONDS:g} seconds for the case: {self._where(case)}."
+                return self._fail(f"{reason} Is there a loop that never ends?")
+        return self.judge(got)
+
+    def judge(self, got: Sequence[Outcome]) -> Verdict:
+        """The verdict on what an answer did, one outcome for each case. Nothing of the answer is run."""
         cases = self.cases()
-        expected = [_run(self.reference, case, self.slope) for case in cases]
-        got = [_run(answer, case, self.slope) for case in cases]
+        expected = [run(self.reference, case.args, self.slope) for case in cases]
         wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._right(e, g)]
         if not wrongs:
             return Verdict(self.name, True, f"Right on all {len(cases)} cases.", points=self.difficulty)
@@ -125,33 +137,36 @@ class Exercise:
     def _fail(self, message: str, bug: str | None = None) -> Verdict:
         return Verdict(self.name, False, message, bug)
 
-    def _right(self, expected: "_Outcome", got: "_Outcome") -> bool:
+    def _right(self, expected: Outcome, got: Outcome) -> bool:
         """Whether an outcome is the expected one, in kind and gradient as well."""
         if not self._agree(expected, expected, got):
             return False
         return bool(expected.error) or (not any(unfit(got.value, expected.value)) and self._same_slope(expected, got))
 
-    def _same_slope(self, expected: "_Outcome", got: "_Outcome") -> bool:
+    def _same_slope(self, expected: Outcome, got: Outcome) -> bool:
         if expected.slope is None:
             return True
-        return got.slope is not None and bool(self._close(expected.slope, got.slope, exact=False).all())
+        if got.slope is None or got.slope.shape != expected.slope.shape:
+            return False
+        return bool(self._close(expected.slope, got.slope, exact=False).all())
 
-    def _same(self, like: "Iterable[_Outcome]", one: "Iterable[_Outcome]", other: "Iterable[_Outcome]") -> bool:
+    def _same(self, like: Iterable[Outcome], one: Iterable[Outcome], other: Iterable[Outcome]) -> bool:
         """Whether all outcomes agree; what comes after the first that do not is never run."""
         return all(self._agree(*outcomes) for outcomes in zip(like, one, other, strict=True))
 
-    def _agree(self, like: "_Outcome", one: "_Outcome", other: "_Outcome") -> bool:
+    def _agree(self, like: Outcome, one: Outcome, other: Outcome) -> bool:
         """Whether two outcomes are equal; `like`, the reference's, says how values are to be read.
 
         If the reference refuses the arguments, then an error of its kind, or of a narrower one, is the right outcome.
         """
-        if like.error and any(refused := [isinstance(outcome.error, type(like.error)) for outcome in (one, other)]):
+        kinds, others = ((outcome.error.kinds if outcome.error else ()) for outcome in (one, other))
+        if like.error and any(refused := [like.error.kinds[0] in found for found in (kinds, others)]):
             return all(refused)
         if one.error or other.error or one.changed != other.changed:
-            return type(one.error) is type(other.error) and one.changed == other.changed
+            return kinds[:1] == others[:1] and one.changed == other.changed
         a, b = read(one.value, like.value), read(other.value, like.value)
         if a is None or b is None:
-            return a is b and type(one.value) is type(other.value)
+            return a is b and kind(one.value) == kind(other.value)
         exact = [] if like.error else [is_exact(part) for part in parts(like.value)]
         return len(a) == len(b) and all(
             x.shape == y.shape and bool(self._close(x, y, e).all())
@@ -163,13 +178,16 @@ class Exercise:
             return expected == got
         return torch.isclose(got, expected, rtol=self.rtol, atol=self.atol, equal_nan=True)
 
-    def _explain(self, case: Case, expected: "_Outcome", got: "_Outcome") -> str:
-        where = f"On {case.label} ({arguments(self.reference, case.args)})"
+    def _where(self, case: Case) -> str:
+        return f"{case.label} ({arguments(self.reference, case.args)})"
+
+    def _explain(self, case: Case, expected: Outcome, got: Outcome) -> str:
+        where = f"On {self._where(case)}"
         if expected.error:
-            came = f"raised {type(got.error).__name__}" if got.error else "returned a result"
-            return f"{where} your function {came}. It should raise {type(expected.error).__name__}: {expected.error}."
+            came = f"raised {got.error.name}" if got.error else "returned a result"
+            return f"{where} your function {came}. It should raise {expected.error.name}: {expected.error.text}."
         if got.error:
-            return _explain_error(where, got)
+            return _explain_error(where, got.error)
         if got.changed:
             return (
                 f"{where} your function changed its argument {got.changed}. Work on a copy: the caller still needs it."
@@ -193,11 +211,11 @@ class Exercise:
         for number, (part, floats) in enumerate(zip(wanted, unfit(got.value, expected.value), strict=True)):
             if floats:
                 name = "your result" if len(wanted) == 1 else f"item {number} of your result"
-                kind = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
-                return f"{where} {name} should hold {kind}, and holds floats ({floats}). The values are right."
+                held = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
+                return f"{where} {name} should hold {held}, and holds floats ({floats}). The values are right."
         return self._explain_slope(where, got)
 
-    def _explain_slope(self, where: str, got: "_Outcome") -> str:
+    def _explain_slope(self, where: str, got: Outcome) -> str:
         name = list(inspect.signature(self.reference).parameters)[self.slope or 0]
         if got.slope is None:
             return (
@@ -205,17 +223,6 @@ class Exercise:
                 "with tensors of torch from beginning to end, without `.item()`, `.detach()` or NumPy."
             )
         return f"{where} the value is right, but its gradient in `{name}` is not. Is a part of it detached?"
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a call did. changed: the name of the first argument that it modified. slope: the gradient, if asked for."""
-
-    value: Any = None
-    error: BaseException | None = None
-    changed: str | None = None
-    line: int | None = None
-    slope: Tensor | None = None
 
 
 def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:
@@ -228,34 +235,9 @@ def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:
     return exercises
 
 
-def _runs(function: Callable, cases: Sequence[Case]) -> Iterator[_Outcome]:
+def _runs(function: Callable, cases: Sequence[Case]) -> Iterator[Outcome]:
     for case in cases:
-        yield _run(function, case)
-
-
-def _run(function: Callable, case: Case, slope: int | None = None) -> _Outcome:
-    args = copy.deepcopy(case.args)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            value = function(*args)
-    except (Exception, SystemExit) as error:  # an answer that ends the program must not end the grading
-        return _Outcome(error=error, line=_line(function, error))
-    changed = next(
-        (n for n, a, b in zip(argument_names(function, args), case.args, args, strict=True) if not same(a, b)), None
-    )
-    return _Outcome(value, changed=changed, slope=None if slope is None else _slope(function, case, slope))
-
-
-def _slope(function: Callable, case: Case, place: int) -> Tensor | None:
-    """The gradient of the result in the argument at `place`; None if there is none."""
-    args = copy.deepcopy(case.args)
-    args[place].requires_grad_()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            (gradient,) = torch.autograd.grad(function(*args), args[place], allow_unused=True)
-    except Exception:
-        return None
-    return None if gradient is None else gradient.double()
+        yield run(function, case.args)
 
 
 def _tally(cases: Sequence[Case], wrongs: Sequence[int]) -> str:
@@ -272,25 +254,19 @@ def _listed(labels: Sequence[str], most: int = 4) -> str:
     return "; ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _unwritten(got: _Outcome) -> bool:
-    return isinstance(got.error, NotImplementedError)
+def _unwritten(got: Outcome) -> bool:
+    return got.error is not None and "builtins.NotImplementedError" in got.error.kinds
 
 
-def _line(function: Callable, error: BaseException) -> int | None:
-    """The line of the function, counted from its `def` as 1, in which the error arose."""
-    code, line, trace = getattr(function, "__code__", None), None, error.__traceback__
-    while trace and code:
-        if trace.tb_frame.f_code is code:
-            line = trace.tb_lineno - code.co_firstlineno + 1
-        trace = trace.tb_next
-    return line
-
-
-def _explain_error(where: str, got: _Outcome) -> str:
-    if _unwritten(got):
+def _explain_error(where: str, error: Failure) -> str:
+    if _unwritten(Outcome(error=error)):
         return "Nothing is written yet: replace the line that raises NotImplementedError."
-    line = f" in its line {got.line}" if got.line else ""
-    reason = (str(got.error).strip() or "no message").splitlines()
+    line = f" in its line {error.line}" if error.line else ""
+    reason = error.text.splitlines() or ["no message"]
     if reason[0].endswith(":"):  # what was expected stands in the next lines
-        reason = [textwrap.shorten(" ".join(reason), 300, placeholder=" ...")]
-    return f"{where} your function raised {type(got.error).__name__}{line}: {reason[0]}."
+        reason = [" ".join(" ".join(reason).split())]
+    return f"{where} your function raised {error.name}{line}: {_short(reason[0])}."
+
+
+def _short(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most]} ..."

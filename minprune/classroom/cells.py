@@ -3,12 +3,13 @@
 import ast
 import re
 import symtable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minprune.errors import PruneError
+from minprune.files import check_regular
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -47,12 +48,13 @@ class Statement:
 class Cell:
     """A code cell. number: its place in the notebook, from 1; region: "exercise", "solution" or "text".
 
-    error: why it is no Python, if it is none; it then has no statements.
+    code: what of the source is Python, its statements' origin, line by line; error: why none of it is.
     """
 
     number: int
     source: str
     region: str
+    code: str = ""
     statements: tuple[Statement, ...] = ()
     error: str | None = None
 
@@ -61,6 +63,7 @@ def read_notebook(path: str | Path) -> "NotebookNode":
     """A notebook as a version 4 tree. Raises `PruneError` if the file cannot be read or is no notebook."""
     import nbformat
 
+    check_regular(Path(path))
     try:
         notebook = nbformat.reads(Path(path).read_text(encoding="utf-8"), as_version=4)
         nbformat.validate(notebook)
@@ -97,12 +100,64 @@ def _read(number: int, source: str, region: str) -> Cell:
     for text in (source, _MAGIC.sub(r"\1pass", source)):  # what only IPython understands is left out
         try:
             statements = tuple(_statement(node) for node in ast.parse(text).body)
-            return Cell(number, source, region, statements)
+            return Cell(number, source, region, text, statements)
         except SyntaxError as mistake:
             error = error or f"{mistake.msg} in line {mistake.lineno}"
+        except (RecursionError, MemoryError):
+            error = error or "an expression in it is nested too deeply"
         except ValueError as mistake:  # a null byte
             error = error or str(mistake)
     return Cell(number, source, region, error=error)
+
+
+def uses(expression: ast.expr) -> frozenset[str]:
+    """The global names that an expression uses: not the parameters of its lambdas, nor a comprehension's own."""
+    return _statement(ast.Expr(expression)).uses
+
+
+def calls_of_checks(cells: Iterable[Cell]) -> Iterator[tuple[Cell, str, ast.Call]]:
+    """Each call of a check that stands in a cell and outside a definition: the cell, NAME, and the call.
+
+    `checks.NAME(f)`, also where the module or the check has been given another name before.
+    """
+    meaning = {"checks": ""}  # a variable -> the check that it is; "" is the module
+    for cell in cells:
+        for statement in cell.statements:
+            if statement.defines:
+                continue
+            for part in ast.walk(statement.node):
+                if isinstance(part, ast.Call) and (name := _meant(part.func, meaning)):
+                    yield cell, name, part
+            meaning |= _renamed(statement.node, meaning)
+
+
+def _meant(node: ast.expr, meaning: dict[str, str]) -> str | None:
+    """The name of the check that an expression is, "" for the module of checks, None for anything else."""
+    if isinstance(node, ast.Name):
+        return meaning.get(node.id)
+    if isinstance(node, ast.Attribute):
+        return node.attr if _meant(node.value, meaning) == "" else "" if node.attr == "checks" else None
+    if isinstance(node, ast.Subscript) and _meant(node.value, meaning) == "EXERCISES":
+        return _constant(node.slice)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+        return _constant(node.args[1]) if len(node.args) == 2 and _meant(node.args[0], meaning) == "" else None
+    return None
+
+
+def _constant(node: ast.expr) -> str | None:
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def _renamed(node: ast.stmt, meaning: dict[str, str]) -> dict[str, str]:
+    """The variables that a statement makes to mean the module of checks or one of them."""
+    if isinstance(node, ast.Import):
+        return {name.asname: "" for name in node.names if name.asname and name.name == "minprune.checks"}
+    if isinstance(node, ast.ImportFrom) and node.module in ("minprune", "minprune.checks"):
+        found = {name.asname or name.name: name.name for name in node.names}
+        return found if node.module == "minprune.checks" else {k: "" for k, name in found.items() if name == "checks"}
+    if isinstance(node, ast.Assign) and (meant := _meant(node.value, meaning)) is not None:
+        return {target.id: meant for target in node.targets if isinstance(target, ast.Name)}
+    return {}
 
 
 def _statement(node: ast.stmt) -> Statement:

@@ -23,9 +23,10 @@ def add(commands) -> None:
         "grade",
         run,
         "give points to the exercises of a filled-in chapter",
-        "Each exercise is worth its difficulty. Its check and the parts of the notebook that it needs run in a process "
-        "of their own, with a time limit and with YOUR rights: grade only notebooks whose authors you trust, or do it "
-        "in a container or an account made for it. The exit code is 0 whatever the points.",
+        "Each exercise is worth its difficulty. An answer and the parts of the notebook that it needs run in a process "
+        "of their own, without the right results, with limits of time and memory and with YOUR rights: grade only "
+        "notebooks whose authors you trust, or do it in a container or an account made for it. The exit code is 0 "
+        "whatever the points.",
         "minprune grade student/02-magnitude.ipynb",
     )
     parser.add_argument("notebook", metavar="NOTEBOOK", help="a filled-in chapter; it need not have been executed")
@@ -36,15 +37,17 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """Grade a notebook: a table, then what the checks said of exercises without points; perhaps a JSON file."""
-    from minprune.classroom.grade import grade
+    from minprune.classroom.grade import LONGEST, grade
 
     target = Path(arguments.json) if arguments.json else None
     if target and target.exists() and not arguments.overwrite:
         raise PruneError(f"{target} exists: choose another --json, or add --overwrite")
     if target and not target.parent.is_dir():
         raise PruneError(f"there is no folder {target.parent} for --json: make it first")
-    if not arguments.seconds > 0:
-        raise PruneError(f"--seconds {arguments.seconds:g} leaves no time: give a number above 0")
+    if not 0 < arguments.seconds <= LONGEST:
+        raise PruneError(
+            f"--seconds {arguments.seconds:g} is no time limit: give a number above 0, at most {LONGEST:g}"
+        )
     result = grade(arguments.notebook, arguments.seconds)
     if target:
         partial = target.with_name(target.name + ".partial")
