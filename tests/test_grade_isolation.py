@@ -335,3 +335,11 @@ def test_a_lambdas_parameters_need_no_global_of_their_name(tmp_path):
     _, statements = grading.handed_in(code_cells(cells), "wanda")
     assert statements == []
     assert grading.uses(ast.parse("lambda W, X: [V for V in X if f(W, s)]", mode="eval").body) == {"f", "s"}
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (0, 3), (1, 1), (2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_tensor_comes_through_whatever_its_strides(shape, dtype):
+    sent = torch.arange(99).to(dtype).as_strided(shape, [7] * len(shape))  # as parts of other tensors have them
+    back = from_line(to_line(Outcome(sent))).value
+    assert back.dtype == dtype and torch.equal(back, sent)

@@ -58,7 +58,8 @@ def _pack(value: Any) -> Any:
         value = value if str(value.dtype).removeprefix("torch.") in _DTYPES else value.double()
         if value.numel() * value.element_size() > LINE:
             return _pack(Thing("a tensor of several million bytes"))
-        content = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        flat = value.cpu().reshape(-1).clone(memory_format=torch.contiguous_format)  # an empty one may have odd strides
+        content = flat.view(torch.uint8).numpy().tobytes()
         name = str(value.dtype).removeprefix("torch.")
         return {"dtype": name, "shape": list(value.shape), "data": base64.b64encode(content).decode()}
     if isinstance(value, Thing):
