@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from minprune.driver import prune
     from minprune.errors import PruneError
     from minprune.evaluate import Divergence, divergence, generate, perplexity
+    from minprune.load import load_model
     from minprune.methods import METHODS, Method, Result
-    from minprune.model import find_layers, load_model
+    from minprune.model import find_layers
     from minprune.patterns import NM, Block, Unstructured, pattern
     from minprune.protocol import Measurement, measure
     from minprune.report import LayerRow, Report
@@ -41,7 +42,8 @@ _HOME = {
     "errors": ["PruneError"],
     "evaluate": ["Divergence", "divergence", "generate", "perplexity"],
     "methods": ["METHODS", "Method", "Result"],
-    "model": ["find_layers", "load_model"],
+    "load": ["load_model"],
+    "model": ["find_layers"],
     "patterns": ["NM", "Block", "Unstructured", "pattern"],
     "protocol": ["Measurement", "measure"],
     "report": ["LayerRow", "Report"],

@@ -9,8 +9,9 @@ from minprune.data import load_tokens
 from minprune.driver import prune
 from minprune.errors import PruneError
 from minprune.evaluate import generate, perplexity
+from minprune.load import load_model, model_folder
 from minprune.methods import METHODS
-from minprune.model import find_layers, load_model, model_folder
+from minprune.model import find_layers
 from minprune.output import check_space, default_name, output_folder, write_model
 
 if TYPE_CHECKING:

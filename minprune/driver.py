@@ -191,7 +191,9 @@ class Run:
         W.copy_(result.weight)
         torch.clear_autocast_cache()  # a caller's autocast may remember the dense weight in its own type
         note = "; ".join(note for note in (*notes, result.note) if note)
-        self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), error, seconds, note))
+        self.book(
+            layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), count_zeros(W) / W.numel(), error, seconds, note)
+        )
 
     def on_sight(self) -> Receive:
         """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""
@@ -212,7 +214,9 @@ class Run:
         for layer in layers:
             if layer not in self.rows:
                 W, note = layer.weight, _UNSEEN_MODULE if layer.expert is None else _UNSEEN_EXPERT
-                self.book(layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), _sparsity(W), None, 0.0, note))
+                self.book(
+                    layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), count_zeros(W) / W.numel(), None, 0.0, note)
+                )
 
     def compare(self, zeros: Mapping[Layer, int]) -> None:
         """Hold the rows of these layers against the zeros that their weights have in the model, or in its file.
@@ -242,7 +246,7 @@ class Run:
             self.name,
             self.pattern,
             self.options,
-            _describe(self.calib),
+            _describe(self.calib) if self.calib is not None else {},
             rows,
             spent,
             reconstruction=self.reconstruction,
@@ -290,11 +294,5 @@ def _check_pattern(layer: Layer, pattern: Pattern) -> None:
         raise PruneError(f"{layer.name}: {error}") from None
 
 
-def _sparsity(W: Tensor) -> float:
-    return count_zeros(W) / W.numel()
-
-
-def _describe(calib: Tensor | None) -> dict:
-    if calib is None:
-        return {}
-    return {"windows": calib.shape[0], "length": calib.shape[1], "sha256": fingerprint(calib)}
+def _describe(calib: Tensor) -> dict:
+    return {"windows": len(calib), "length": calib.shape[1], "sha256": fingerprint(calib)}

@@ -4,41 +4,21 @@ Nothing here knows an architecture by name. A matrix is an `nn.Linear`, a GPT-2 
 expert of a mixture, stored as a slice of a 3-D parameter; each becomes a `Layer` with a (d_out, d_in) view.
 """
 
-import copy
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from minprune.blocks import decoder_blocks, is_conv1d, text_config
-from minprune.causal import check_causal, positions
+from minprune.causal import positions
 from minprune.errors import PruneError
-from minprune.folder import AGAIN, check_entries, check_kind, read_all_json
-from minprune.loading import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
 from minprune.mixtures import expert_stacks, routers
-from minprune.skeleton import describe_or_refuse, read_config, read_generation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-EMBEDDED = ("smollm2",)
-_FILES = [  # what to fetch from the hub
-    "*.json",
-    "*.safetensors",
-    "*.model",
-    "*.txt",
-    "*.jinja",
-    "README.md",
-    "LICENSE*",
-    "NOTICE*",
-]
-_TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the first text
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,137 +45,6 @@ class Layer:
         if self.expert is not None:
             return stored[self.expert]
         return stored.T if is_conv1d(self.owner) else stored
-
-
-def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", say=lambda message: None):
-    """(model, tokenizer) of an embedded name ("smollm2"), a Hugging Face id or a folder; in eval mode.
-
-    The folder may be one that `minprune export` wrote. dtype: "auto" keeps the checkpoint's. Only safetensors weights
-    are read, and code from a repository is never run. Raises `PruneError` if there is no such model, it is not causal,
-    its weights are damaged, quantised, only pickled, or not those of its config.json, or the device is unknown.
-    """
-    from transformers import AutoModelForCausalLM
-
-    from minprune.formats.disk import is_exported, read_exported
-
-    wanted, place = read_dtype(dtype), check_device(device)
-    folder = model_folder(name, say)
-    if is_exported(folder):  # its checksums cover the files of the tokenizer, which is therefore read last
-        stored: Any = read_exported(folder, wanted if isinstance(wanted, torch.dtype) else None)
-        return stored.to(place).eval(), load_tokenizer(folder, name)
-    tokenizer = load_tokenizer(folder, name)
-    config = read_config(folder)
-    read_generation(folder)
-    if name not in EMBEDDED:
-        check_sizes(folder, describe_or_refuse(folder, copy.deepcopy(config), None), stored_tensors(folder))
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=wanted,
-            device_map=None if place.type == "cpu" else {"": place},  # straight to the device, not by way of the CPU
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except BaseException as error:
-        if not is_failure(error):
-            raise
-        raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
-    model, info = loaded
-    check_loaded(model, info, name)
-    model.config.name_or_path = str(name)
-    model = model.eval()
-    try:
-        check_causal(model)
-    except PruneError:
-        raise
-    except Exception as error:
-        raise PruneError(f"cannot run the model {str(name)!r}: {reason(error)}") from error
-    return model, tokenizer
-
-
-def model_source(name: str | Path, say=lambda message: None) -> str | Path:
-    """Where the files of a model are: its folder (that of an embedded model, after fetching it), or the id on the hub.
-
-    Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
-    """
-    if name in EMBEDDED:
-        from minprune.assets import smollm2_folder
-
-        return smollm2_folder(say)
-    if name and Path(name).is_dir():
-        _check(Path(name))
-        return name
-    if name:
-        check_kind(name)
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
-        raise PruneError(
-            f"no model {str(name)!r}: name a folder that exists, an embedded model ({', '.join(EMBEDDED)}) or an id on "
-            "the Hugging Face hub"
-        )
-    return name
-
-
-def model_folder(name: str | Path, say=lambda message: None) -> Path:
-    """The folder with the files of a model, which are fetched from the hub if it is an id; as `model_source`."""
-    source = model_source(name, say)
-    if Path(source).is_dir():
-        return Path(source)
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(str(source), allow_patterns=_FILES, ignore_patterns=["*/*", "consolidated*"]))
-    except Exception as error:
-        raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
-    _check(folder)
-    return folder
-
-
-def _check(folder: Path) -> None:
-    from minprune.formats.disk import is_exported
-
-    if is_exported(folder):  # whose weights have checksums
-        check_entries(folder)
-        read_all_json(folder)
-    else:
-        check_folder(folder)
-
-
-def load_tokenizer(source: str | Path, name: str | Path):
-    """The tokenizer of a model, from its `model_source`. name: what to call the model in a `PruneError`."""
-    from transformers import AutoTokenizer
-
-    folder = model_folder(source)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        ids = tokenizer(_TRIAL)["input_ids"]
-        tokenizer.decode(ids)
-    except BaseException as error:
-        if not is_failure(error):
-            raise
-        raise PruneError(f"cannot load the model {str(name)!r}: {reason(error)}") from error
-    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
-        raise PruneError(f"the tokenizer of {str(name)!r} makes {type(ids).__name__} of a text, not token ids: {AGAIN}")
-    return tokenizer
-
-
-def read_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """The torch dtype of that name, or "auto"; `PruneError` for another word."""
-    if isinstance(dtype, str) and dtype != "auto" and dtype not in DTYPES:
-        raise PruneError(f"unknown dtype {dtype!r}: choose auto, {', '.join(DTYPES)}")
-    return DTYPES.get(str(dtype), dtype)
-
-
-def check_device(device: str) -> torch.device:
-    """The torch device of that name; `PruneError` if there is none such on this machine."""
-    try:
-        torch.empty(0, device=device)
-        if (place := torch.device(device)).type != "meta":  # which holds no numbers
-            return place
-    except (RuntimeError, AssertionError, ImportError):
-        pass
-    raise PruneError(f"device {device!r} is not available here: try cpu")
 
 
 def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:

@@ -179,29 +179,25 @@ class Lines:
 
     def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
-        if self.axis not in ("rows", "columns"):
-            raise PruneError(f"lines are rows or columns, not {self.axis!r}: write columns:25%")
-        if self.width < 1 or self.parts < 1:
-            raise PruneError(f"{self.width} neighbours in {self.parts} parts: both must be at least 1")
+        if self.axis not in ("rows", "columns") or self.width < 1 or self.parts < 1:
+            raise PruneError(f"{self.axis}, {self.width} together, in {self.parts} parts: write columns:25%")
 
     def __str__(self) -> str:
-        width, parts = str(self.width) * (self.width > 1), f":{self.parts}" * (self.parts > 1)
+        width, parts = self.width if self.width > 1 else "", f":{self.parts}" * (self.parts > 1)
         return f"{self.axis}{width}:{_percent(self.sparsity)}{parts}"
 
     def check(self, d_out: int, d_in: int) -> None:
         """Raise `PruneError` if the lines cannot be divided into units and parts."""
-        lines = d_out if self.axis == "rows" else d_in
-        if lines % (self.width * self.parts):
+        lines, unit = d_out if self.axis == "rows" else d_in, self.width * self.parts
+        if lines % unit:
             raise PruneError(
-                f"{self} needs a number of {self.axis} that {self.width * self.parts} divides, not {lines}: exclude "
-                "the layer or use narrower units"
+                f"{self} needs a number of {self.axis} that {unit} divides, not {lines}: exclude the layer"
             )
 
     def with_default(self, group: str) -> "Lines":
         return self
 
-    def zeros(self, lines: int) -> int:
-        """How many units each part loses."""
+    def zeros(self, lines: int) -> int:  # units that each part loses
         return round(self.sparsity * lines / (self.width * self.parts))
 
     def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
@@ -209,9 +205,10 @@ class Lines:
         self.check(*scores.shape)
         rows = scores if self.axis == "rows" else scores.T  # (lines, across)
         worth = rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(1)  # (lines,)
-        worth = worth.view(self.parts, -1, self.width).sum(2)  # (parts, units of a part)
-        keep = keep_largest(worth, self.zeros(len(rows))).view(-1).repeat_interleave(self.width)  # (lines,)
-        keep = keep[:, None].expand(rows.shape)
+        units = worth.view(self.parts, -1, self.width).sum(2)  # (parts, units of a part)
+        keep = (
+            keep_largest(units, self.zeros(len(rows))).view(-1).repeat_interleave(self.width)[:, None].expand_as(rows)
+        )
         return (keep if self.axis == "rows" else keep.T).clone(memory_format=torch.contiguous_format)
 
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from minprune.errors import PruneError
 from minprune.extras import not_loaded, note_of
 from minprune.files import sha256
+from minprune.load import check_device, load_model, load_tokenizer, model_folder, read_dtype
 from minprune.loading import StoredTensor, check_sizes, stored_tensors
-from minprune.model import check_device, decoder_blocks, load_model, load_tokenizer, model_folder, read_dtype
+from minprune.model import decoder_blocks
 from minprune.skeleton import describe_or_refuse, fill_tables, read_config, read_generation
 
 if TYPE_CHECKING:

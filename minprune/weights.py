@@ -19,8 +19,9 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from minprune.errors import PruneError
+from minprune.load import DTYPES
 from minprune.loading import one_line
-from minprune.model import DTYPES, Layer, block_layers, head_layers, is_tied, matches, unfit_experts
+from minprune.model import Layer, block_layers, head_layers, is_tied, matches, unfit_experts
 from minprune.patterns import NM, Block, Lines, Pattern
 from minprune.recognise import recognise
 

@@ -229,7 +229,7 @@ def test_many_things_anywhere_in_a_json_file_end_in_a_model_or_one_line(folder):
 
 
 def test_a_tokenizer_that_panics_is_one_line(folder):
-    from minprune import model
+    from minprune import load
 
     class PanicException(BaseException):
         """What a library in Rust raises: no `Exception`."""
@@ -240,7 +240,7 @@ def test_a_tokenizer_that_panics_is_one_line(folder):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(hf.AutoTokenizer, "from_pretrained", panic)
         with pytest.raises(mp.PruneError, match=r"cannot load the model.*unwrap"):
-            model.load_tokenizer(folder, folder)
+            load.load_tokenizer(folder, folder)
 
 
 @pytest.mark.parametrize("normalizer", [

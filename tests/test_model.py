@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import minprune as mp
-from minprune.model import check_device, check_windows, decoder_blocks, is_conv1d
+from minprune.load import check_device
+from minprune.model import check_windows, decoder_blocks, is_conv1d
 
 
 @pytest.mark.parametrize("family", FAMILIES)

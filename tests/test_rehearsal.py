@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -54,9 +55,10 @@ def edited(name, **changes):
     return change
 
 
+ELSEWHERE = os.path.join(tempfile.gettempdir(), "x")
 FAULTS = {
     "template": edited("tokenizer_config.json", chat_template=[{"name": "../../../x", "template": "a"}]),
-    "absolute": edited("tokenizer_config.json", chat_template=[{"name": "/tmp/x", "template": "a"}]),
+    "absolute": edited("tokenizer_config.json", chat_template=[{"name": ELSEWHERE, "template": "a"}]),
     "pattern": edited("minprune.json", pattern=5),
     "method": edited("minprune.json", method=["a"], pattern="50%"),
 }
@@ -77,7 +79,9 @@ def test_what_cannot_be_written_is_refused_before_the_work(run, copied, no_work,
     before = sorted(os.listdir(folder.parent))
     code, out, err = run(command, folder, *more)
     assert (code, out) == (2, "") and err.startswith("minprune: ") and err.count("\n") == 1, err
-    assert os.listdir() == [] and sorted(os.listdir(folder.parent)) == before and not os.path.exists("/tmp/x.jinja")
+    assert (
+        os.listdir() == [] and sorted(os.listdir(folder.parent)) == before and not os.path.exists(f"{ELSEWHERE}.jinja")
+    )
 
 
 @pytest.mark.parametrize("flag", ["output_attentions", "output_hidden_states"])

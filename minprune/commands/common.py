@@ -102,10 +102,10 @@ def kind_of(name: str) -> str:
 
 
 def source_of(name: str) -> str | Path:
-    """Where the files of a model are, see `minprune.model.model_source`; who waits for the hub is told so."""
+    """Where the files of a model are, see `minprune.load.model_source`; who waits for the hub is told so."""
     from huggingface_hub import constants
 
-    from minprune.model import model_source
+    from minprune.load import model_source
 
     calm_transformers()
     source = model_source(name, say)
@@ -116,7 +116,7 @@ def source_of(name: str) -> str | Path:
 
 def load(name: str, dtype: str, device: str):
     """(model, tokenizer), all of its parameters finite."""
-    from minprune.model import load_model
+    from minprune.load import load_model
 
     source_of(name)
     say_on_terminal(f"loading {name}")

@@ -91,7 +91,7 @@ def run(arguments: Namespace) -> None:
 
 
 def _measure(arguments: Namespace) -> None:
-    from minprune.model import model_source
+    from minprune.load import model_source
 
     names = [name for name in (arguments.tasks or "").split(",") if name]
     if arguments.tasks is None and (arguments.limit or arguments.shots is not None):

@@ -47,7 +47,7 @@ def run(arguments: Namespace) -> None:
     """Write the model to a folder that appears only when it is complete, and say what each kind of layer takes."""
     from minprune.formats.choose import check_form
     from minprune.formats.disk import write_exported
-    from minprune.model import model_folder
+    from minprune.load import model_folder
 
     check_form(arguments.format)
     target = Path(arguments.output or default_name(arguments.model, arguments.format))

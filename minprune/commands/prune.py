@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from minprune.commands.common import (
     command,
     console,
     kind_of,
-    load,
     repeating,
     say,
     say_on_terminal,
@@ -26,12 +24,10 @@ from minprune.commands.common import (
     tokens_of,
     whole,
 )
-from minprune.errors import PruneError
-from minprune.files import check_regular, parse_json
+from minprune.commands.prune_options import read_allocation, read_options, table_by_rule
 from minprune.lock import absolute, lock
 
 if TYPE_CHECKING:
-    from minprune.methods import Method
     from minprune.patterns import Pattern
     from minprune.recipe import Recipe
     from minprune.report import LayerRow, Report
@@ -171,8 +167,8 @@ def _prune(
     """The work of `run`, while nobody else may write to the target."""
     from minprune.checkpoint import prune_checkpoint
     from minprune.data import EMBEDDED
+    from minprune.load import load_tokenizer
     from minprune.methods import get_method
-    from minprune.model import load_tokenizer
     from minprune.output import PAGE
     from minprune.protocol import windows_of
 
@@ -188,7 +184,7 @@ def _prune(
         say_on_terminal(f"cutting {text} into windows")
         test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), say=say)
     if isinstance(allocation, str):
-        allocation = _table_by_rule(arguments, allocation, calib, pattern)
+        allocation = table_by_rule(arguments, allocation, calib, pattern)
     say_on_terminal(f"pruning {arguments.model}")
     report = prune_checkpoint(
         arguments.model,
@@ -226,7 +222,7 @@ def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
     """Write the page of the run again, with how both models continue the test text, if they are small."""
     from minprune.evaluate import generate
     from minprune.files import read_json
-    from minprune.model import load_model
+    from minprune.load import load_model
     from minprune.output import PAGE, RECORD
     from minprune.page import write_page
 
@@ -239,63 +235,6 @@ def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
         samples[key] = generate(model, tokenizer, samples["prompt"], min(PROMPT, test.shape[1] // 4))
         del model  # before the next one is loaded
     write_page(target / PAGE, read_json(target / RECORD), samples)
-
-
-def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any]:
-    """The method's own options out of NAME=VALUE texts, as the types that its signature says."""
-    options = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise PruneError(f"--option {text!r} is not NAME=VALUE, as in --option damp=0.05")
-        method.check_options(name, {key: value})
-        kind = method.options[key]
-        if kind not in (int, float, str):
-            raise PruneError(f"the option {key!r} of {name} cannot be set on the command line, only from Python")
-        try:
-            if not value.isascii() and kind is not str:  # digits of another script
-                raise ValueError
-            options[key] = kind(value)
-        except ValueError:
-            raise PruneError(f"the option {key}={value} of {name} is not of type {kind.__name__}") from None
-    return options
-
-
-def _table_by_rule(arguments: Namespace, name: str, calib, pattern) -> Callable[[Any], dict[str, float]]:
-    """What a rule makes of the model, which it must see as a whole, as a function of the rule's name."""
-    from minprune.model import find_layers
-    from minprune.rules import adjustable, get_rule
-
-    adjustable(pattern)
-    model, _ = load(arguments.model, arguments.dtype, arguments.device)
-    say_on_terminal(f"choosing sparsities: {name}")
-    found = get_rule(name)(model, find_layers(model, arguments.include, arguments.exclude), calib, pattern)
-
-    def table(layers) -> dict[str, float]:
-        return found
-
-    table.__name__ = name
-    return table
-
-
-def read_allocation(path: str) -> dict[str, float] | str:
-    """The name of a rule as it is, or the table in a JSON file: globs over layer names -> sparsity in 0..1."""
-    from minprune.rules import RULES
-
-    if path in RULES:
-        return path
-    check_regular(Path(path))
-    try:
-        table = parse_json(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PruneError(
-            f"cannot read the allocation {path} ({error.strerror}): name a JSON file, or one of {', '.join(RULES)}"
-        ) from None
-    except ValueError:
-        raise PruneError(f'the allocation {path} is not JSON: write a table like {{"*.mlp.*": 0.6}}') from None
-    if not isinstance(table, dict):
-        raise PruneError(f'the allocation {path} is not a table: write one like {{"*.mlp.*": 0.6}}')
-    return table
 
 
 def _show_report(report: "Report") -> None:

@@ -96,7 +96,7 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """Train a model and write it to a folder that appears only when it is complete."""
     from minprune.data import fingerprint
-    from minprune.model import model_folder
+    from minprune.load import model_folder
     from minprune.output import PAGE, check_space, check_target, default_name, rehearse, write_model
     from minprune.protocol import windows_of
     from minprune.training.distill import Distillation
