@@ -18,8 +18,8 @@ FEW_AT_ONCE = "the windows went through the model {} at a time, as many as half 
 class LayerRow:
     """One pruned layer. shape: (d_out, d_in). sparsity: the fraction of its weights that are zero now.
 
-    error: the relative layer error on its calibration inputs (see `minprune.layer_error`), None without calibration.
-    Methods that need no Gram matrix have it measured on about 2048 evenly spaced tokens, the others on all.
+    error: the relative layer error on all of its calibration inputs (see `minprune.layer_error`), whatever the method;
+    None without calibration.
     seconds: spent in the method. note: anything unusual, such as a raised damping or a layer left dense.
     """
 
