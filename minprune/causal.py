@@ -27,7 +27,7 @@ _SHORT = 8  # tokens in the windows that are cut at every position
 _GRADIENT = 1e-4  # of the largest derivative: below it is what a convolution by FFT rounds
 _SMALL, _LARGE = 1e-3, 0.05  # standard deviations: more than rounding, and more than rounding makes of a near tie
 
-_seen: WeakKeyDictionary[Any, set[int]] = WeakKeyDictionary()  # model -> lengths of long windows that it has passed
+_seen: WeakKeyDictionary[Any, set[tuple]] = WeakKeyDictionary()  # model -> what it was when it passed, see `_state`
 
 
 class Versions(NamedTuple):
@@ -46,14 +46,26 @@ def check_causal(model: "PreTrainedModel", length: int = _SHORT) -> None:
     """Raise `PruneError` if a prediction depends on tokens after it.
 
     Short windows are cut at every position, so that no pair of neighbours escapes. What shows only in longer ones is
-    looked for at `length`, the tokens in a window that the model is about to read: once for a model and a length, for
-    it costs four windows.
+    looked for at `length`, the tokens in a window that the model is about to read. Once for a model as it is and a
+    length: other weights change nothing about who sees whom, but another module or a flag of the configuration may.
     """
-    lengths = _seen.setdefault(model, set())
+    passed, asked = _seen.setdefault(model, set()), (length, *_state(model))
+    if asked in passed:
+        return
     with evaluating(model):
-        for versions in several_versions(model, length if length not in lengths else _SHORT):
+        for versions in several_versions(model, length):
             _check(model, versions)
-    lengths.add(length)
+    passed.add(asked)
+
+
+def _state(model: "PreTrainedModel") -> tuple[int, str]:
+    """What decides who sees whom: the modules, their flags, what replaces their forward, and the configuration."""
+    flags = ((id(module), id(vars(module).get("forward")), *_plain(vars(module))) for module in model.modules())
+    return hash(tuple(flags)), model.config.to_json_string()
+
+
+def _plain(attributes: dict[str, Any]) -> tuple:
+    return tuple(value for value in attributes.values() if isinstance(value, bool | int | str))
 
 
 def several_versions(model: "PreTrainedModel", length: int) -> list[Versions]:
