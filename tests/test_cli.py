@@ -356,7 +356,7 @@ def test_who_waits_for_the_hub_is_told_so_first(run, monkeypatch, command, loade
         raise mp.PruneError("cannot be reached")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(f"minprune.model.{loader}", unreachable)
+    monkeypatch.setattr(f"minprune.load.{loader}", unreachable)
     code, out, err = run(command, "nobody/nothing")
     assert (code, out, err.count("\n")) == (2, "", 2)
     assert err.startswith("asking the Hugging Face hub for nobody/nothing") and err.endswith("cannot be reached\n")

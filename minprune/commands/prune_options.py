@@ -20,7 +20,7 @@ def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any
         key, equals, value = text.partition("=")
         if not equals:
             raise PruneError(f"--option {text!r} is not NAME=VALUE, as in --option damp=0.05")
-        method.check_options(name, {key: value})
+        method.check_names(name, [key])
         kind = method.options[key]
         if kind not in (int, float, str):
             raise PruneError(f"the option {key!r} of {name} cannot be set on the command line, only from Python")

@@ -11,7 +11,7 @@ update of the weights. `get_method` reads such names.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
@@ -117,11 +117,14 @@ class Method:
 
     def check_options(self, name: str, options: dict) -> None:
         """Raise `PruneError` for an option that the function does not have, or whose value is not of its type."""
-        for option in options:
-            if option not in self.options:
-                has = f"its options are {', '.join(self.options)}" if self.options else "it has no options"
-                raise PruneError(f"method {name!r} does not know the option {option!r}: {has}")
+        self.check_names(name, options)
         self.check_values(options)
+
+    def check_names(self, name: str, options: Iterable[str]) -> None:
+        """Raise `PruneError` for an option that the function does not have."""
+        if unknown := [option for option in options if option not in self.options]:
+            has = f"its options are {', '.join(self.options)}" if self.options else "it has no options"
+            raise PruneError(f"method {name!r} does not know the option {unknown[0]!r}: {has}")
 
 
 METHODS = {
