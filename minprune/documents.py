@@ -2,7 +2,8 @@
 
 The file's extension decides what it is, before one of compression (.gz, .bz2, .xz, .zst). Of a table the text is in
 the column "text" or "content", or it is a chat, "messages" or "conversations", which the tokenizer's own chat template
-turns into text. Rows without a text are skipped and counted; anything else that is not as it should be is named.
+turns into text; the first of these that is filled in counts. Rows without a text are skipped and counted; anything else
+that is not as it should be is named.
 """
 
 import io
@@ -14,7 +15,7 @@ from typing import IO, Any
 
 from minprune.errors import PruneError
 from minprune.files import check_regular, whole_characters
-from minprune.rows import CHAT, FORMS, TABLES, TEXT, Row, check_text, folder_rows, json_or_none, kind_of, open_file
+from minprune.rows import FIELDS, FORMS, TABLES, TEXT, Row, check_text, folder_rows, json_or_none, kind_of, open_file
 
 MOST = 100_000_000  # characters read of one source: 25 million tokens, which take 3 GB while they are cut
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -79,34 +80,44 @@ def _texts(path: Path, rows: Iterable[Row], tokenizer, say: Callable[[str], None
 def _text_of(path: Path, where: str, row: Any, tokenizer) -> str | None:
     if not isinstance(row, dict):
         raise PruneError(f'{where} of {path} is a {type(row).__name__}, not a row with a field such as "text"')
-    field = next((name for name in (*TEXT, *CHAT) if name in row), None)
-    if field is None:
+    present = [name for name in FIELDS if name in row]
+    if not present:
         fields = ", ".join(repr(str(name)[:40]) for name in list(row)[:12]) or "none"
         raise PruneError(
             f'{where} of {path} has no field "text", "content", "messages" or "conversations", only {fields}: rename '
             'the one that holds the text to "text"'
         )
+    field = next((name for name in present if not _is_blank(row[name])), None)
+    if field is None:
+        return None
     value = row[field]
-    if value is None or (field in TEXT and isinstance(value, str)):
+    if field in TEXT and isinstance(value, str):
         return value
     if field in TEXT:
         raise PruneError(f"{where} of {path}: {field!r} is a {type(value).__name__}, not a text")
     return _chat(path, where, value, tokenizer)
 
 
+def _is_blank(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
 def _chat(path: Path, where: str, value: Any, tokenizer) -> str | None:
-    """A chat, a list of {"role", "content"} or {"from", "value"}, as the tokenizer's template writes it."""
+    """A chat, a list of {"role", "content"} or {"from", "value"}, as the tokenizer's template writes it.
+
+    A turn that calls tools may have no content. Fields that are null are left out, as those of tables are in most rows.
+    """
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise PruneError(f'{where} of {path}: a chat is a list of objects with "role" and "content"')
     turns = []
-    for turn in value:
+    for given in value:
+        turn = {key: item for key, item in given.items() if item is not None}
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or not isinstance(content, (str, list)):
-            fields = ", ".join(map(repr, turn)) or "none"
+        calls = content is None and isinstance(turn.get("tool_calls"), list) and turn["tool_calls"]
+        if not isinstance(role, str) or not (calls or isinstance(content, (str, list))):
+            fields = ", ".join(map(repr, given)) or "none"
             raise PruneError(f'{where} of {path}: a turn of a chat has "role" and "content", this one has {fields}')
         turns.append({**turn, "role": _ROLES.get(role, role), "content": content})
-    if not turns:
-        return None
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise PruneError(
             f'{where} of {path} is a chat, and the tokenizer has no chat template to write it with: give a "text" field'

@@ -18,6 +18,7 @@ from minprune.arithmetic import random_devices
 from minprune.causal import check_causal, evaluating, positions
 from minprune.data import prefix_of
 from minprune.errors import PruneError
+from minprune.files import whole_characters
 from minprune.model import check_windows
 
 if TYPE_CHECKING:
@@ -137,11 +138,18 @@ def _check_nan(nats: Tensor) -> None:
 def generate(
     model: "PreTrainedModel", tokenizer, prompt: str, tokens: int = 40, temperature: float = 0.0, seed: int = 0
 ) -> str:
-    """The continuation of a prompt by at most `tokens` tokens: the likeliest ones, or sampled if temperature > 0."""
+    """The continuation of a prompt by at most `tokens` tokens: the likeliest ones, or sampled if temperature > 0.
+
+    temperature: 0, or from 1e-4 to 1e4, where logits divided by it stay numbers. Half characters of the prompt become
+    U+FFFD. Raises `PruneError` for a prompt without tokens or too long for the model.
+    """
+    prompt = whole_characters(prompt)
     if not prompt:
         raise PruneError("the prompt is empty: write the beginning of a text")
-    if tokens < 1 or not temperature >= 0:
-        raise PruneError(f"asked for {tokens} tokens at temperature {temperature:g}: at least 1 token and 0 are needed")
+    if tokens < 1 or not (temperature == 0 or 1e-4 <= temperature <= 1e4):
+        raise PruneError(
+            f"asked for {tokens} tokens at temperature {temperature:g}: ask for 1 or more, at 0 or at 0.0001 to 10000"
+        )
     ids = [*prefix_of(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]  # no EOS at the end
     if not ids:
         raise PruneError(f"the prompt {prompt!r} has no token in it: write the beginning of a text")

@@ -16,6 +16,7 @@ from minprune.errors import PruneError
 from minprune.folder import AGAIN, check_entries, check_kind, read_all_json
 from minprune.loading import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
 from minprune.skeleton import describe_or_refuse, read_config, read_generation
+from minprune.tokenizer import stop_dropout
 
 EMBEDDED = ("smollm2",)
 _FILES = [  # what to fetch from the hub
@@ -128,12 +129,16 @@ def _check(folder: Path) -> None:
 
 
 def load_tokenizer(source: str | Path, name: str | Path):
-    """The tokenizer of a model, from its `model_source`. name: what to call the model in a `PruneError`."""
+    """The tokenizer of a model, from its `model_source`, with its dropout switched off, if it has any.
+
+    name: what to call the model in a `PruneError`. `write_tokenizer` saves it with the dropout that it came with.
+    """
     from transformers import AutoTokenizer
 
     folder = model_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        stop_dropout(tokenizer)
         ids = tokenizer(_TRIAL)["input_ids"]
         tokenizer.decode(ids)
     except BaseException as error:

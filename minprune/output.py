@@ -16,6 +16,7 @@ from minprune.errors import PruneError
 from minprune.extras import add_tensors, copy_files, not_loaded
 from minprune.files import to_json, write_text
 from minprune.lock import absolute, lock
+from minprune.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -168,7 +169,7 @@ def rehearse(
         with write_errors(folder):
             scratch.mkdir(exist_ok=True)
             _write_config(scratch, model)
-            _write_tokenizer(scratch, tokenizer)
+            write_tokenizer(scratch, tokenizer)
             if page:
                 page(scratch / PAGE, record)
                 write_text(scratch / "README.md", model_card(record))
@@ -189,17 +190,6 @@ def _write_config(folder: Path, model: "PreTrainedModel") -> None:
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-
-
-def _write_tokenizer(folder: Path, tokenizer) -> None:
-    """Save a tokenizer; `PruneError` if its files would lie outside of the folder."""
-    templates = getattr(tokenizer, "chat_template", None)
-    for name in templates if isinstance(templates, dict) else ():
-        if not re.fullmatch(r"\w[\w.-]{0,99}", str(name)):
-            raise PruneError(
-                f"the tokenizer's chat template {str(name)[:99]!r} has no name for a file: rename it there"
-            )
-    tokenizer.save_pretrained(folder)
 
 
 def write_model(
@@ -226,7 +216,7 @@ def write_model(
             write_text(folder / "model.safetensors.index.json", to_json(index, 2))
         else:
             model.save_pretrained(folder)
-        _write_tokenizer(folder, tokenizer)
+        write_tokenizer(folder, tokenizer)
         if source:
             add_tensors(folder, not_loaded(model, source))
             copy_files(source, folder)

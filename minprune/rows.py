@@ -21,6 +21,7 @@ from minprune.files import check_regular, parse_json, read_json
 Row = tuple[str, Any]  # what to call it in a message, such as "line 3", and its fields
 
 TEXT, CHAT = ("text", "content"), ("messages", "conversations")  # the fields that a document can be in
+FIELDS = (*TEXT, *CHAT)  # the first of them that is filled in holds it
 FORMS = ".txt, .md, .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .arrow, each also as .gz, .bz2, .xz or .zst"
 
 
@@ -56,10 +57,13 @@ def _json_lines(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
 
 def _json(path: Path, file: IO[bytes]) -> Iterator[Row]:
-    """JSON lines under another name, or one value: a list of rows, or an object with such a list."""
+    """JSON lines under another name, or one value: a list of rows, or an object with such a list.
+
+    A line that is a value alone, with something behind it, is the first of several.
+    """
     head, following = itertools.islice(itertools.chain((line for line in file if line.strip()), (b"", b"")), 2)
     with open_file(path) as again:
-        if following and isinstance(json_or_none(head.decode("utf-8-sig")), dict):
+        if following and _is_json(head.decode("utf-8-sig")):
             yield from _json_lines(path, again)
             return
         content = again.read().decode("utf-8-sig")
@@ -76,10 +80,9 @@ def _rows_in(path: Path, value: Any) -> list[Any]:
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
-        column = next((name for name in TEXT if isinstance(value.get(name), list)), None)
-        if column:
-            return [{column: text} for text in value[column]]
-        if any(name in value for name in (*TEXT, *CHAT)):
+        if any(isinstance(value.get(name), list) for name in TEXT):
+            return _transposed(path, {name: value[name] for name in FIELDS if isinstance(value.get(name), list)})
+        if any(name in value for name in FIELDS):
             return [value]
         lists = [item for item in value.values() if isinstance(item, list) and any(isinstance(r, dict) for r in item)]
         if len(lists) == 1:
@@ -89,22 +92,39 @@ def _rows_in(path: Path, value: Any) -> list[Any]:
     raise PruneError(f"{path} holds a JSON {type(value).__name__}, not a list of rows")
 
 
-def _separated(delimiter: str) -> Callable[[Path, IO[bytes]], Iterator[Row]]:
+def _transposed(path: Path, columns: dict[str, list[Any]]) -> list[Any]:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{length} in {name!r}" for name, length in lengths.items())
+        raise PruneError(f"{path} has columns of different lengths, {said}: give one text for each row")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _separated(delimiter: str, quotes: bool) -> Callable[[Path, IO[bytes]], Iterator[Row]]:
+    hint = (
+        "check its quotes" if quotes else "fields of a .tsv hold no tab and no line break, even in quotes: give a .csv"
+    )
+
     def rows(path: Path, file: IO[bytes]) -> Iterator[Row]:
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the usual limit, 131,072, is shorter than many documents
-        lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        lines = csv.reader(
+            text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+        )
         try:
             header = next(lines, [])
             check_text(path, "".join(header))
+            _check_fields(path, header)
             for row in lines:
                 if row and len(row) != len(header):
                     raise PruneError(
-                        f"line {lines.line_num} of {path} has {len(row)} fields and the first line {len(header)}"
+                        f"line {lines.line_num} of {path} has {len(row)} fields and the first line {len(header)}: "
+                        + hint
                     )
                 if row:
                     yield f"line {lines.line_num}", dict(zip(header, row, strict=True))
         except csv.Error as error:
-            raise PruneError(f"line {lines.line_num} of {path} cannot be read ({error}): check its quotes") from None
+            raise PruneError(f"line {lines.line_num} of {path} cannot be read ({error}): {hint}") from None
 
     return rows
 
@@ -114,9 +134,8 @@ def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
     def batches() -> Iterator[Any]:
         table = pyarrow.parquet.ParquetFile(_source(path, file))
-        names = table.schema_arrow.names
-        field = next((name for name in (*TEXT, *CHAT) if name in names), None)
-        return table.iter_batches(64, columns=[field] if field else None)
+        fields = _check_fields(path, table.schema_arrow.names)
+        return table.iter_batches(64, columns=fields or None)
 
     return _numbered(path, batches)
 
@@ -130,11 +149,23 @@ def _arrow(path: Path, file: IO[bytes]) -> Iterator[Row]:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
         if not is_file:
-            return iter(pyarrow.ipc.open_stream(source))
-        table = pyarrow.ipc.open_file(source)
-        return (table.get_batch(number) for number in range(table.num_record_batches))
+            table = pyarrow.ipc.open_stream(source)
+            stored = iter(table)
+        else:
+            table = pyarrow.ipc.open_file(source)
+            stored = (table.get_batch(number) for number in range(table.num_record_batches))
+        fields = _check_fields(path, table.schema.names)
+        return (batch.select(fields) if fields else batch for batch in stored)
 
     return _numbered(path, batches)
+
+
+def _check_fields(path: Path, names: list[str]) -> list[str]:
+    """Which of a table's columns a document can be in; `PruneError` if there are two of one name."""
+    for name in FIELDS:
+        if names.count(name) > 1:
+            raise PruneError(f"{path} has {names.count(name)} columns {name!r}: rename all but one")
+    return [name for name in FIELDS if name in names]
 
 
 def _source(path: Path, file: IO[bytes]) -> Any:
@@ -148,13 +179,17 @@ def folder_rows(path: Path, split: str) -> Iterator[Row]:
     """The rows of a folder that `save_to_disk` wrote: a `Dataset`, or a `DatasetDict` with that split."""
     if (path / "dataset_dict.json").exists():
         names = read_json(path / "dataset_dict.json").get("splits")
-        if not isinstance(names, list) or split not in names or Path(split).name != split:
-            raise PruneError(f"{path} has no split {split!r}: choose one of {', '.join(map(str, names or []))}")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise PruneError(f"{path / 'dataset_dict.json'} has no list of names as its 'splits': copy it again")
+        if split not in names or Path(split).name != split:
+            raise PruneError(f"{path} has no split {split!r}: choose one of {', '.join(names)}")
         path = path / split
     if not (path / "state.json").exists():
         raise PruneError(f"{path} is a folder, neither a text file ({FORMS}) nor one that `save_to_disk` wrote")
     files = read_json(path / "state.json").get("_data_files")
-    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in files or []]
+    if not isinstance(files, list):
+        raise PruneError(f"{path / 'state.json'} has no list of files as its '_data_files': copy it again")
+    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in files]
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise PruneError(f"{path / 'state.json'} names {name!r}, which is no file of its folder")
@@ -174,6 +209,7 @@ def _numbered(path: Path, batches: Callable[[], Iterator[Any]]) -> Iterator[Row]
     try:
         number = 0
         for batch in batches():
+            batch.validate(full=True)  # offsets and lengths from outside point anywhere, and values are read by them
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
@@ -188,6 +224,14 @@ def check_text(path: Path, text: str) -> None:
         raise PruneError(f"{path} looks binary, not like text: give a file that is {FORMS}")
 
 
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
+
+
 def json_or_none(text: str) -> Any:
     """The value of a JSON text, None if it is none."""
     try:
@@ -199,8 +243,8 @@ def json_or_none(text: str) -> Any:
 TABLES: dict[str, Callable[[Path, IO[bytes]], Iterator[Row]]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".jl"), _json_lines),
     ".json": _json,
-    ".csv": _separated(","),
-    ".tsv": _separated("\t"),
+    ".csv": _separated(",", quotes=True),
+    ".tsv": _separated("\t", quotes=False),
     **dict.fromkeys((".parquet", ".pq"), _parquet),
     **dict.fromkeys((".arrow", ".ipc", ".feather"), _arrow),
 }

@@ -484,7 +484,10 @@ def test_an_output_that_is_taken_or_cannot_be_written(prune, tiny_folder, damage
 def test_generate_refuses_what_it_cannot_do(run, tiny_folder):
     assert is_one_line(run("generate", tiny_folder, "--prompt", ""), "prompt is empty")
     assert is_one_line(run("generate", tiny_folder, "--prompt", "a", "--temperature", "nan"), "temperature nan")
+    assert is_one_line(run("generate", tiny_folder, "--prompt", "a", "--temperature", "1e-40"), "temperature 1e-40")
     assert is_one_line(run("generate", tiny_folder, "--prompt", "a", "--tokens", 128), "128 positions")
+    rc, out, _ = run("generate", tiny_folder, "--prompt", "a\udcff", "--tokens", 2)  # as Python reads the byte ff
+    assert rc == 0 and out.startswith("a\ufffd")
 
 
 def test_eval_refuses_an_unknown_split_and_too_long_windows(run, tiny_folder, text_file):

@@ -35,9 +35,9 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def separated(rows, delimiter):
+def separated(rows):
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
+    writer = csv.DictWriter(out, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue().encode()
@@ -65,8 +65,7 @@ KINDS = {  # name -> the content of a file with these rows
     "wrapped.json": lambda rows: json.dumps({"version": 1, "data": rows}).encode(),
     "columns.json": lambda rows: json.dumps({key: [row[key] for row in rows] for key in rows[0]}).encode(),
     "bom.jsonl": lambda rows: b"\xef\xbb\xbf" + lines(rows),
-    "a.csv": lambda rows: separated(rows, ","),
-    "a.tsv": lambda rows: separated(rows, "\t"),
+    "a.csv": lambda rows: separated(rows),
     "a.parquet": parquet,
     "stream.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_stream),
     "file.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_file),
@@ -129,6 +128,83 @@ def test_folders_that_datasets_has_saved_are_read_with_their_splits(expected, tm
         mp.load_text(tmp_path / "one")
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.sampled_from("\"'a, \u2028\\"), min_size=1).filter(str.strip), min_size=1, max_size=6))
+def test_a_tsv_has_no_quotes_every_line_is_a_row(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp("any") / "a.tsv"
+    path.write_text("id\ttext\n" + "".join(f"{i}\t{text}\n" for i, text in enumerate(texts)), encoding="utf-8")
+    assert documents(path, "train") == texts
+
+
+FILLED = [
+    {"text": None, "content": "1", "messages": None},
+    {"text": "", "content": "2", "messages": None},
+    {"text": " ", "content": None, "messages": [{"role": "user", "content": "3"}]},
+    {"text": "4", "content": "title", "messages": []},
+    {"text": None, "content": "", "messages": []},
+]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "a.csv"])
+def test_the_first_field_that_is_filled_in_holds_the_text(chatty, tmp_path, kind):
+    (tmp_path / kind).write_bytes(KINDS[kind](FILLED))
+    said: list[str] = []
+    assert documents(tmp_path / kind, "train", chatty, said.append) == ["1", "2", "<user>3\n", "4"]
+    assert said == [f"1 of 5 rows of {tmp_path / kind} are empty and were skipped"]
+
+
+def test_the_first_field_that_is_filled_in_of_a_csv_and_of_a_saved_data_set(chatty, tmp_path):
+    (tmp_path / "a.csv").write_text("content,text\na,\nb,c\n")
+    assert documents(tmp_path / "a.csv", "train") == ["a", "c"]
+    datasets.Dataset.from_list(FILLED).save_to_disk(tmp_path / "saved")
+    assert documents(tmp_path / "saved", "train", chatty) == ["1", "2", "<user>3\n", "4"]
+
+
+@pytest.mark.parametrize("kind", ["a.csv", "a.tsv", "a.parquet", "stream.arrow", "file.arrow"])
+def test_two_columns_of_one_name_are_refused_by_it(tmp_path, kind):
+    table = pyarrow.table([pyarrow.array([word]) for word in "abc"], names=["id", "text", "text"])
+    write = {"stream.arrow": pyarrow.ipc.new_stream, "file.arrow": pyarrow.ipc.new_file}.get(kind)
+    if kind == "a.parquet":
+        pyarrow.parquet.write_table(table, tmp_path / kind)
+    elif write:
+        with write(tmp_path / kind, table.schema) as writer:
+            writer.write_table(table)
+    else:
+        (tmp_path / kind).write_text("id,text,text\na,b,c\n".replace(",", "," if kind == "a.csv" else "\t"))
+    with pytest.raises(mp.PruneError, match="2 columns 'text'"):
+        mp.load_text(tmp_path / kind)
+
+
+@pytest.mark.parametrize("new", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+@pytest.mark.parametrize("offsets", [(0, 900, 2), (0, 2, 1), (0, -5, 2)])
+def test_arrow_values_that_lie_elsewhere_are_refused_before_they_are_read(tmp_path, new, offsets):
+    place = pyarrow.py_buffer(b"".join(n.to_bytes(4, "little", signed=True) for n in offsets))
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, place, pyarrow.py_buffer(b"ab")])
+    batch = pyarrow.RecordBatch.from_arrays([column], ["text"])
+    with new(tmp_path / "a.arrow", batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(mp.PruneError, match="cannot be read"):
+        mp.load_text(tmp_path / "a.arrow")
+
+
+@pytest.mark.parametrize("value", [5, None, "data", {"a": 1}, [5], [["train"]]])
+@pytest.mark.parametrize(("name", "key"), [("state.json", "_data_files"), ("dataset_dict.json", "splits")])
+def test_a_folder_whose_lists_are_something_else_is_refused(tmp_path, name, key, value):
+    (tmp_path / name).write_text(json.dumps({key: value}))
+    with pytest.raises(mp.PruneError, match=f"{name}.* has no list|names None"):
+        mp.load_text(tmp_path)
+
+
+@pytest.mark.parametrize("first", ["null", '"a"', "3", "[1]", "NaN"])
+def test_json_lines_are_lines_whatever_the_first_of_them_is(tmp_path, first):
+    (tmp_path / "a.json").write_text(f'{first}\n{{"text": "a"}}\n{{"text": "b"}}\n')
+    if first == "null":
+        assert documents(tmp_path / "a.json", "train") == ["a", "b"]
+        return
+    with pytest.raises(mp.PruneError, match=r"line 1 of .* is a"):
+        mp.load_text(tmp_path / "a.json")
+
+
 # --- chats
 
 
@@ -165,6 +241,8 @@ def test_chats_are_written_by_the_tokenizers_own_template(chatty, tmp_path, kind
         ("hello", "a chat is a list"),
         (["hello"], "a chat is a list"),
         ([{"speaker": "a", "line": "b"}], "this one has 'speaker', 'line'"),
+        ([{"role": "user", "content": None}], "this one has 'role', 'content'"),
+        ([{"role": "user", "content": None, "tool_calls": []}], "this one has 'role', 'content', 'tool_calls'"),
         ([{"role": "user", "content": 5}], "this one has 'role', 'content'"),
         ([{"role": "nobody", "content": "x"}], "template refuses this chat"),
     ],
@@ -176,6 +254,25 @@ def test_a_chat_that_cannot_be_written_is_named(chatty, tmp_path, monkeypatch, c
     (tmp_path / "a.jsonl").write_bytes(lines([{"messages": CHATS[0]}, {"messages": chat}]))
     with pytest.raises(mp.PruneError, match=f"line 2 of .*{said}"):
         mp.load_tokens(chatty, tmp_path / "a.jsonl", samples=1, length=4)
+
+
+@pytest.mark.parametrize("kind", ["a.jsonl", "array.json", "a.parquet", "stream.arrow"])
+def test_a_turn_that_calls_tools_needs_no_content(chatty, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(
+        chatty,
+        "chat_template",
+        "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}"
+        "{% if m.tool_calls is defined %}{% for c in m.tool_calls %}[{{ c.function.name }}]{% endfor %}{% endif %}"
+        "{% endfor %}",
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "moon", "arguments": "{}"}}
+    chat = [
+        {"role": "user", "content": "where?", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "up", "tool_calls": None},
+    ]
+    (tmp_path / kind).write_bytes(KINDS[kind]([{"messages": chat}]))
+    assert mp.load_text(tmp_path / kind, tokenizer=chatty) == "<user>where?<assistant>[moon]<tool>up"
 
 
 def test_chats_need_a_tokenizer_with_a_template(tokenizer, tmp_path):
@@ -190,7 +287,7 @@ def test_chats_need_a_tokenizer_with_a_template(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_empty_rows_are_skipped_and_counted(tmp_path, kind):
-    nothing = "" if kind.endswith(("csv", "tsv")) else None
+    nothing = "" if kind.endswith("csv") else None
     rows = [
         {"text": "a", "id": "1"},
         {"text": nothing, "id": "2"},
@@ -235,6 +332,8 @@ def test_a_line_that_holds_no_text_is_named(tmp_path, name, line, said):
     [
         ("a.csv", "id,text\n1,a\n2\n", "line 3 .* has 1 fields and the first line 2"),
         ("a.csv", "id,text\n1,a,b\n", "line 2 .* has 3 fields"),
+        ("a.tsv", 'id\ttext\n1\t"a\nb"\n', "line 3 .* has 1 fields .* no line break"),
+        ("a.json", '{"text": ["a", "b"], "content": ["c"]}', "2 in 'text', 1 in 'content'"),
         ("a.csv", 'id,text\n1,"a\n', "cannot be read"),
         ("a.csv", "id;text\n1;a\n", "only 'id;text'"),
         ("a.json", '{"text": ', "not valid JSON"),

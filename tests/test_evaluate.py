@@ -178,8 +178,25 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_global_generator(tiny
 
 
 @pytest.mark.parametrize(
-    "options", [{"prompt": ""}, {"prompt": "a", "tokens": 0}, {"prompt": "a", "temperature": -1.0}]
+    "options",
+    [
+        {"prompt": ""},
+        {"prompt": "a", "tokens": 0},
+        *({"prompt": "a", "temperature": value} for value in (-1.0, 1e-40, 9e-5, 1e39, math.inf, math.nan)),
+    ],
 )
 def test_a_generation_that_cannot_be_is_refused(tiny_folder, options):
     with pytest.raises(mp.PruneError):
         mp.generate(*mp.load_model(tiny_folder), **options)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e4])
+def test_the_ends_of_the_temperatures_are_the_likeliest_token_and_any_token(tiny_folder, temperature):
+    model, tokenizer = mp.load_model(tiny_folder)
+    texts = {mp.generate(model, tokenizer, "the sun", tokens=4, temperature=temperature, seed=s) for s in range(5)}
+    assert texts == {mp.generate(model, tokenizer, "the sun", tokens=4)} if temperature < 1 else len(texts) > 1
+
+
+def test_half_characters_of_a_prompt_become_replacement_characters(tiny_folder):
+    model, tokenizer = mp.load_model(tiny_folder)
+    assert mp.generate(model, tokenizer, "a\udcff", 3) == mp.generate(model, tokenizer, "a\ufffd", 3)

@@ -93,7 +93,7 @@ def test_a_flag_that_the_library_does_not_save_is_no_surprise_in_the_end(run, co
     assert os.listdir() == (["out"] if code == 0 else [])
 
 
-@pytest.mark.parametrize("part", ["model_card", "_write_config", "_write_tokenizer", "to_json"])
+@pytest.mark.parametrize("part", ["model_card", "_write_config", "write_tokenizer", "to_json"])
 @pytest.mark.parametrize("error", [ValueError("two\nlines"), TypeError(), OSError(36, "File name too long")])
 def test_whatever_part_of_the_output_cannot_be_written(tmp_path, no_work, monkeypatch, part, error):
     src = write_checkpoint(tmp_path / "src")

@@ -313,7 +313,10 @@ def test_a_student_comes_closer_to_its_teacher_which_does_not_move(hidden):
     assert all(torch.equal(layer.weight != 0, keep) for layer, keep in masks.items())
 
 
-@pytest.mark.parametrize("wrong", [{"share": 1.5}, {"temperature": 0.0}, {"hidden": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"share": 1.5}, {"temperature": 0.0}, {"temperature": 1e-40}, {"temperature": float("inf")}, {"hidden": -1.0}],
+)
 def test_distillations_that_cannot_be_are_refused(wrong):
     with pytest.raises(mp.PruneError, match=next(iter(wrong))):
         Distillation(torch.nn.Identity(), **wrong)

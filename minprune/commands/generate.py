@@ -35,7 +35,9 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """A prompt and its continuation."""
     from minprune.evaluate import generate
+    from minprune.files import whole_characters
 
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
-    text = generate(model, tokenizer, arguments.prompt, arguments.tokens, arguments.temperature, arguments.seed)
-    sys.stdout.write(f"{arguments.prompt}{text}\n")
+    prompt = whole_characters(arguments.prompt)  # a terminal may pass on bytes that are no text
+    text = generate(model, tokenizer, prompt, arguments.tokens, arguments.temperature, arguments.seed)
+    sys.stdout.write(f"{prompt}{text}\n")

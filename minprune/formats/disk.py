@@ -24,6 +24,7 @@ from minprune.loading import one_line
 from minprune.model import Layer, block_layers, head_layers
 from minprune.output import RECORD, output_folder, write_errors
 from minprune.skeleton import describe_or_refuse, fill_tables, in_use, read_config, read_generation
+from minprune.tokenizer import write_tokenizer
 from minprune.weights import check_weights, sparse_layers
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def write_exported(
         config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(folder, tokenizer)
         save_file(arrays, folder / ARRAYS)
         if source:
             if left := not_loaded(model, source):

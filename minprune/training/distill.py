@@ -6,6 +6,7 @@
 with both p taken at temperature T, and T^2 so that the size of the gradient does not depend on it (Hinton et al. 2015).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +32,10 @@ class Distillation:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise PruneError(f"share {self.share:g} is outside 0..1: it is the teacher's part of the loss")
-        if not self.temperature > 0 or not self.hidden >= 0:
-            raise PruneError(f"temperature {self.temperature:g} must be positive and hidden {self.hidden:g} at least 0")
+        if not 1e-4 <= self.temperature <= 1e4 or not 0 <= self.hidden < math.inf:
+            raise PruneError(
+                f"temperature {self.temperature:g} must be from 0.0001 to 10000 and hidden {self.hidden:g} at least 0"
+            )
 
     def __call__(self, student: nn.Module, tokens: Tensor) -> Tensor:
         """The loss on tokens (windows, length): a scalar, in nats but for the hidden part."""
