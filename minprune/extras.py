@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minprune.errors import PruneError
 from minprune.files import write_text
-from minprune.folder import inside
+from minprune.folder import entry, inside
 from minprune.loading import INDEX, SINGLE, StoredTensor, header, stored_tensors
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def copy_files(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if not re.fullmatch(_COPIED, path.name) or re.fullmatch(_OURS, path.name) or (target / path.name).exists():
             continue
-        if path.is_file() and inside(source, path.name, str(source)).stat().st_size <= _SMALL:
+        if path.is_file() and entry(path).stat().st_size <= _SMALL:
             shutil.copyfile(path, target / path.name)
 
 

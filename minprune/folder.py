@@ -33,6 +33,7 @@ _READ = {".json", ".safetensors", ".model", ".txt", ".jinja", ".md"}  # the file
 _TEMPLATES = "additional_chat_templates"
 _ALONE = {".gguf": "a GGUF file", ".safetensors": "a file of weights", ".bin": "a file of pickled weights"}
 _ALONE |= dict.fromkeys((".pt", ".pth", ".ckpt", ".pkl"), "a file of pickled weights")
+_LABELS = 2**16  # transformers makes a name for each
 _GROWTH = 64  # how many times longer than the text a tokenizer's normalizer may make it
 
 
@@ -50,7 +51,12 @@ def inside(folder: Path, name: str, source: str) -> Path:
     """
     if not is_name(name):
         raise PruneError(f"{source} names {name!r}, which is no file of {folder}: {AGAIN}")
-    path = folder / name
+    return entry(folder / name)
+
+
+def entry(path: Path) -> Path:
+    """The path of a folder's entry, whatever its name; `PruneError` unless it is a regular file there, or missing."""
+    folder = path.parent
     check_regular(path)
     if path.is_symlink() and not any(Path(os.path.realpath(path)).is_relative_to(root) for root in _roots(folder)):
         raise PruneError(f"{path} is a link that leads out of its folder: put a copy of the file in its place")
@@ -62,7 +68,7 @@ def check_entries(folder: Path) -> None:
     for place in (folder, folder / _TEMPLATES):
         for path in sorted(place.iterdir()) if place.is_dir() else []:
             if path.suffix in _READ and not (path.is_dir() and path.suffix != ".json"):
-                inside(place, path.name, str(place))
+                entry(path)
     if any(re.match(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors$", path.name) for path in folder.iterdir()):
         raise PruneError(f"{folder} holds a distributed checkpoint: save the model with save_pretrained first")
 
@@ -137,6 +143,7 @@ _MODEL: dict[str, tuple[_Check, str]] = {  # a pattern of keys -> what belongs t
     r"model_type": (_TEXT, "a name"),
     r"\w+_token_id": (_IDS, "a token's number"),
     r"(?!model_max_length)\w+": (lambda value: type(value) is not int or _is_id(value), "a number below 2^63"),
+    r"_?num_labels": (lambda value: type(value) is not int or value <= _LABELS, f"a number up to {_LABELS}"),
     r"configuration_files": (_NAMES, "a list of files of this folder"),
     r"transformers_weights": (lambda value: value in (None, "model.safetensors"), "model.safetensors"),
 }

@@ -32,6 +32,8 @@ _FOREIGN = {  # a name of a tensor -> where it comes from, and what makes a chec
     "weights have: use the model that it was made from",
 }
 _SLACK = 256  # so many blocks are built without a second look
+_LAYERS = r"(?!max_)(\w+_)?layers|(n|num)_(\w+_)?layer|depth|first_k_dense_replace"  # each has tensors of its own
+_MODULES = r"(\w+_)?(heads|experts)|(n|num)_(\w+_)?(head|head_kv|experts?|blocks?|groups?|stages?)"
 
 
 class StoredTensor(NamedTuple):
@@ -105,8 +107,8 @@ def check_counts(path: Path, config: dict[str, Any], stored: dict[str, StoredTen
     for key, value in config.items():
         if isinstance(value, dict):
             check_counts(path, value, stored)
-        limit = max(_SLACK, len(stored)) if re.search(r"(^|_)(n_layers?|num_layers|\w*_layers|depth)$", key) else most
-        if type(value) is int and value > limit and re.search("layer|depth|block|expert|head|stage|group", key):
+        limit = max(_SLACK, len(stored)) if re.fullmatch(_LAYERS, key) else most
+        if type(value) is int and value > limit and re.fullmatch(f"{_LAYERS}|{_MODULES}", key):
             raise PruneError(
                 f"{path} says {key} = {value}, but only {len(stored)} tensors are stored: get both from one source"
             )

@@ -88,7 +88,7 @@ class Whole:
         """
         digest = hashlib.sha256(self.model.config.to_json_string(use_diff=False).encode())
         for path in self._weight_files():
-            digest.update(f"{path.name} {sha256(path) if verify else _stamp(path)}".encode())
+            digest.update(f"{path.name} {sha256(path) if verify else _stamp(path)}".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _weight_files(self) -> list[Path]:
@@ -235,8 +235,10 @@ def _match(model: Any, stored: dict[str, StoredTensor]) -> dict[str, Place]:
         place = (stored[key].path, key) if key else None
         if id(value) in seen:
             first = seen[id(value)]
-            if first.startswith(f"{prefix}.") or (place and not torch.equal(_tensor(place), _tensor(places[first]))):
+            if first.startswith(f"{prefix}."):
                 raise _NotStreamedError(f"{name} and {first} are one tensor")
+            if place and not torch.equal(_tensor(place), _tensor(places[first])):
+                raise _NotStreamedError(f"config.json says that {name} and {first} are one, but two are stored")
         elif key and place and stored[key].shape == tuple(value.shape):
             places[name], seen[id(value)] = place, name
         else:

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import socket
+import sys
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tiny import FAMILIES, UNSUPPORTED_EXPERTS, tiny_model
 
 import minprune as mp
 from minprune.cli import main
-from minprune.extras import NOT_LOADED
+from minprune.extras import NOT_LOADED, copy_files
 from minprune.folder import is_name, read_all_json
 from minprune.formats.disk import save_model
 from minprune.loading import INDEX, SINGLE, check_counts, stored_tensors
@@ -276,6 +277,51 @@ def test_the_normalizers_of_real_tokenizers_are_accepted(folder):
 def test_a_configuration_far_larger_than_the_weights_is_refused_before_anything_is_built(folder, values):
     change(folder / "config.json", **values)
     refused(folder, "config.json", "get both from one source")
+
+
+@pytest.mark.parametrize("values", [
+    {"num_labels": 10**9},
+    {"num_labels": 2**40, "id2label": None},
+    {"_num_labels": 10**9},
+    {"text_config": {"num_labels": 10**9}},
+    {"first_k_dense_replace": 10**9},
+    {"num_nextn_predict_layers": 10**9},
+])  # fmt: skip
+def test_a_number_of_which_the_library_makes_a_list_is_refused_before_it_sees_it(folder, values, monkeypatch):
+    monkeypatch.setattr(hf.AutoConfig, "from_pretrained", None)
+    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", None)
+    change(folder / "config.json", **values)
+    refused(folder, str(folder / "config.json"), "0000000" if 2**40 not in values.values() else str(2**40))
+
+
+@pytest.mark.parametrize("values", [
+    {"block_size": 10**6},
+    {"attention_chunk_size": 10**6, "group_size": 10**6, "layer_norm_interval": 10**6},
+    {"max_window_layers": 10**6, "num_experts_per_tok_max": 10**6, "head_chunk": 10**6},
+    {"num_labels": 1000, "max_position_embeddings": 10**6, "block_list_size": 10**9},
+])  # fmt: skip
+def test_a_number_that_counts_no_modules_may_be_large(folder, values):
+    change(folder / "config.json", **values)
+    assert mp.load_model(folder) and open_checkpoint(folder).streamed
+
+
+NAMES = [b"a:b.txt", "my\u202fnotes.md".encode(), b"\xe9t\xe9.txt", b"a\\b.json", b"c:\xe9.safetensors"]
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="the file system takes no such names")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_nobody_names_may_have_any_name(folder, tmp_path, name):
+    path = os.path.join(os.fsencode(folder), name)
+    with open(path, "w") as file:
+        file.write("{}")
+    assert mp.load_model(folder) and open_checkpoint(folder).identity()
+    copy_files(folder, tmp_path)
+    os.unlink(path)
+    os.mkfifo(path)
+    refused(folder, "is a pipe")
+    os.unlink(path)
+    os.symlink(os.path.abspath(__file__), path)
+    refused(folder, "a link that leads out")
 
 
 def test_a_table_far_larger_than_the_weights_is_refused(tmp_path):

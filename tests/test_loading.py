@@ -119,6 +119,13 @@ def test_what_the_library_leaves_out_on_purpose_is_no_reason_to_refuse(folder):
     assert mp.load_model(folder) and open_checkpoint(folder).streamed
 
 
+def test_two_tensors_that_the_configuration_calls_one_are_told_as_two(folder):
+    configure(folder, tie_word_embeddings=True)
+    source = open_checkpoint(folder)
+    said = "config.json says that lm_head.weight and model.embed_tokens.weight are one, but two are stored"
+    assert not source.streamed and any(said in note for note in source.notes)
+
+
 def test_a_masked_language_model_is_refused(folder):
     for name in ("config.json", SINGLE):
         (folder / name).unlink()
