@@ -2,8 +2,8 @@
 
 The host imports torch once and forks for each answer. An answer's process gets the cases' arguments, runs the
 statements that the answer needs and the answer on each case, and writes what came of it as lines (`wire`). Meanwhile
-`minprune.checks` is a stand-in that judges nothing, its files cannot be opened, memory, file sizes and the number of
-new processes are limited, and when it ends, or its time, whatever it started is killed.
+`minprune.checks` is a stand-in that judges nothing, its files cannot be read (`fence` says how far), memory, file sizes
+and the number of new processes are limited, and when it ends, or its time, whatever it started is killed.
 """
 
 import ast
@@ -26,13 +26,12 @@ import psutil
 import torch
 
 import minprune
+from minprune.classroom.fence import close_folder, watch
 from minprune.classroom.outcome import Outcome, failure, run
 from minprune.classroom.wire import to_line
 
 MEMORY = 4 * 2**30  # bytes of an answer's process
 FILE = 2 * 2**30  # bytes of a file that it writes
-PROCESSES = 8  # that it, and each of these, may start one after the other
-_STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen"}
 _CHECKS = os.path.join(os.path.realpath(os.path.dirname(minprune.__file__)), "checks")
 
 
@@ -115,7 +114,8 @@ def _work(path: Path) -> None:
     sys.path.append(job["folder"])  # as Jupyter does, for modules beside the notebook
     _hide_checks()
     _limit()
-    sys.addaudithook(_watch())
+    os.environ["TMPDIR"] = str(path.parent)  # which is there already: what is new beside the package is closed, too
+    sys.addaudithook(watch(_CHECKS, close_folder(_CHECKS)))
     function, first = _function(job)
     os.write(out, json.dumps(first).encode() + b"\n")
     if function is None:
@@ -218,20 +218,3 @@ def _limit() -> None:
     for what, most in limits.items():
         with contextlib.suppress(ValueError, OSError):  # a lower one is set already, or the system knows none
             resource.setrlimit(what, (most, most))
-
-
-def _watch() -> Callable[[str, tuple], None]:
-    """A hook for what an answer does through Python: it cannot be taken out again."""
-    started = 0
-
-    def watch(event: str, args: tuple) -> None:
-        nonlocal started
-        if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)):
-            if os.path.realpath(os.fsdecode(args[0])).startswith(_CHECKS):
-                raise PermissionError("the checks cannot be read where an answer is graded")
-        elif event in _STARTS:
-            started += 1
-            if started > PROCESSES:
-                raise PermissionError(f"an answer may start {PROCESSES} processes, not more")
-
-    return watch

@@ -25,8 +25,10 @@ def add(commands) -> None:
         "give points to the exercises of a filled-in chapter",
         "Each exercise is worth its difficulty. An answer and the parts of the notebook that it needs run in a process "
         "of their own, without the right results, with limits of time and memory and with YOUR rights: grade only "
-        "notebooks whose authors you trust, or do it in a container or an account made for it. The exit code is 0 "
-        "whatever the points.",
+        "notebooks whose authors you trust, or do it in a container or an account made for it. On Linux the kernel "
+        "(Landlock) keeps the checks from being read there; elsewhere only what goes through Python is stopped. "
+        "Other copies of the solutions, such as the book's notebooks, can be read. The exit code is 0 whatever the "
+        "points.",
         "minprune grade student/02-magnitude.ipynb",
     )
     parser.add_argument("notebook", metavar="NOTEBOOK", help="a filled-in chapter; it need not have been executed")
