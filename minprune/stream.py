@@ -111,6 +111,7 @@ class Streamed(Whole):
     ):
         super().__init__(model, tokenizer, folder, device, name)
         self.places = places
+        self._at_hand: set[str] = set()  # whose numbers are the file's: not all others are on the meta device
         self.load(None)
         model.tie_weights()
         for module in model.modules():
@@ -124,16 +125,18 @@ class Streamed(Whole):
 
     def load(self, part: int | None) -> None:
         state = self.model.state_dict()
-        wanted = {name: state[name] for name in self.names(part) if state[name].is_meta}
+        wanted = {name: state[name] for name in self.names(part) if name not in self._at_hand}
         places = dict(zip(wanted, _in_one_piece(list(wanted.values()), self.device), strict=True))
         for name, value in self._read(wanted):
             _check_finite(name, value, self.name)
             places[name].copy_(value)
         self.model.load_state_dict(places, strict=False, assign=True)
+        self._at_hand |= places.keys()
 
     def free(self, part: int) -> None:
         empty = {name: value.to("meta") for name, value in self.tensors(part).items()}
         self.model.load_state_dict(empty, strict=False, assign=True)
+        self._at_hand -= empty.keys()
         _return_memory()
 
     def skip(self, part: int, path: Path) -> None:

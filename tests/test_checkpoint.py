@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, VOCABULARY, loud_model, loud_tokens, tiny_model, tiny_tokens
+from tiny import FAMILIES, NOT_ON_META, VOCABULARY, loud_model, loud_tokens, tiny_model, tiny_tokens
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -110,6 +110,25 @@ def test_the_tensors_rows_and_perplexities_are_those_of_prune(family, batch_size
     assert report.perplexity["before"] == pytest.approx(before, **exact)
     assert report.perplexity["after"] == pytest.approx(mp.perplexity(model, test), **exact)
     assert sorted(os.listdir(tmp_path)) == ["out", "src"]
+
+
+@pytest.mark.parametrize("family", NOT_ON_META)
+def test_every_tensor_is_read_from_the_files_also_where_the_model_without_weights_has_numbers(family, tmp_path):
+    src, calib = write_checkpoint(tmp_path / "src", family), tiny_tokens()
+    opened = open_checkpoint(src)
+    assert isinstance(opened, Streamed)
+    for block in (0, 1, 0):  # also after a block was freed, and read again
+        opened.load(block)
+        stored = tensors(src)
+        assert all(torch.equal(value, stored[name]) for name, value in opened.tensors(block).items())
+        opened.free(block)
+    model = mp.load_model(src)[0]
+    before = mp.perplexity(model, calib)
+    mp.prune(model, calib, "wanda")
+    report = mp.prune_checkpoint(src, tmp_path / "out", calib, "wanda", test=calib)
+    found = mp.load_model(tmp_path / "out")[0]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), found.parameters(), strict=True))
+    assert report.perplexity["before"] == pytest.approx(before, rel=1e-6)
 
 
 @pytest.mark.parametrize("options", [

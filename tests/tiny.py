@@ -105,6 +105,7 @@ ROUTED = {  # their routers or gates are linear layers
         },
     ),
 }
+NOT_ON_META = {"diffllama": (hf.DiffLlamaConfig, _GROUPED)}  # parameters with numbers in a model without weights
 SHARED = {  # one set of weights in several blocks
     "zamba2": (
         hf.Zamba2Config,
@@ -124,7 +125,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
     changes: arguments of the configuration other than the family's own.
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)  # warnings about the tiny sizes
-    make, arguments = (FAMILIES | HANDING_ON | UNSUPPORTED_EXPERTS | ROUTED | SHARED)[family]
+    make, arguments = (FAMILIES | HANDING_ON | UNSUPPORTED_EXPERTS | ROUTED | SHARED | NOT_ON_META)[family]
     model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)), dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
