@@ -32,7 +32,7 @@ from minprune.reconstruct import run_reconstructed
 from minprune.report import BEFORE_RECONSTRUCTION, FEW_AT_ONCE, LayerRow, Report
 from minprune.stages import run_staged
 from minprune.statistics import Statistics, layer_error
-from minprune.watch import Receive, one_by_one, watch
+from minprune.watch import Receive, check_compiled, one_by_one, run_to_head, watch
 from minprune.weights import check_result, check_weights, count_zeros, layer_notes, zeros_in_use
 
 if TYPE_CHECKING:
@@ -76,10 +76,10 @@ def prune(
     start, was_training = time.perf_counter(), model.training
     chosen = adjusted(recipe, calib, method, allocation, options)
     run = Run(model, calib, chosen, pattern, include, exclude, batch_size, progress)
-    check_weights(model, run.layers)
-    if run.calib is not None:
-        check_causal(model, run.calib.shape[1])
     with run.bar, one_by_one(model, run.layers):
+        check_weights(model, run.layers)
+        if run.calib is not None:
+            check_causal(model, run.calib.shape[1])
         model.eval()
         try:
             if run.calib is None:
@@ -93,8 +93,8 @@ def prune(
                 run_staged(model, run.batches, run, whole_block=not sequential)
         finally:
             model.train(was_training)
-    run.settle(run.layers)
-    run.compare(zeros_in_use(model, run.layers))
+        run.settle(run.layers)
+        run.compare(zeros_in_use(model, run.layers))
     return run.report(time.perf_counter() - start)
 
 
@@ -263,18 +263,18 @@ class Run:
 
 
 def _one_pass(model: "PreTrainedModel", run: Run) -> None:
-    receive = run.on_sight()
-    with watch(run.layers, receive):
-        hidden = backbone(model)(input_ids=run.calib, use_cache=False).last_hidden_state
-    for layer in run.layers:
-        if layer.owner is model.get_output_embeddings():
-            receive(layer, hidden)
+    with watch(run.layers, run.on_sight()):
+        if any(layer.owner is model.get_output_embeddings() for layer in run.layers):
+            run_to_head(model, run.batches[0])  # all windows, in one pass
+        else:
+            backbone(model)(input_ids=run.calib, use_cache=False)
 
 
 def _check_model(model: "PreTrainedModel") -> None:
     from transformers import PreTrainedModel
 
     kind = type(model).__name__
+    check_compiled(model)
     if hasattr(model, "merge_and_unload"):
         raise PruneError(
             f"{kind} has adapters beside its weights, in which zeros would not last: merge_and_unload() first"

@@ -226,6 +226,7 @@ def fit_block(
                         parameter.copy_(master)
                 step, error = step + 1, error + float(loss.detach())
             errors.append(error / tokens)
+    torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was
     if not math.isfinite(sum(errors)):
         raise PruneError(f"{layers[0].name}: its block's reconstruction diverged: use a lower rate than {how.rate:g}")
     return errors

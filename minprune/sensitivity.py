@@ -29,7 +29,7 @@ from minprune.passes import check_forward, record_calls, replaced
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
 from minprune.statistics import Statistics
-from minprune.watch import one_by_one, watch
+from minprune.watch import check_compiled, one_by_one, watch
 from minprune.weights import check_weights
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Trial:
             W = self.dense[layer]
             unseen = not self.norms[layer].tokens  # `prune` leaves such a layer dense
             layer.weight.copy_(W if pattern is None or unseen else wanda(W, self.norms[layer], pattern).weight)
+        torch.clear_autocast_cache()  # a caller's autocast may remember other weights in its own type
 
     def _block_of(self, layer: Layer) -> int:
         """The index of the layer's block; for a layer behind the blocks, how many blocks there are."""
@@ -145,11 +146,11 @@ def trial(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -
             "trial runs need calibration windows, some to calibrate and some to judge: 1 given, 8 or more are sensible"
         )
     check_windows(model, calib)
-    check_weights(model, layers)
     check_forward(model)
     calib = calib.to(next(model.parameters()).device)
     held_out = min(HELD_OUT, max(1, len(calib) // 4))
     with _resting(model, layers):
+        check_weights(model, layers)
         running = Trial(model, layers, calib[:-held_out], calib[-held_out:])
         try:
             yield running
@@ -168,7 +169,6 @@ def dense_norms(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | N
     """Statistics (without a Gram matrix) of each layer's inputs while nothing is pruned; calib (windows, length)."""
     calib = _given(calib)
     check_windows(model, calib)
-    check_causal(model, calib.shape[1])
     found = {layer: Statistics(layer.weight.shape[1], gram=False, device=layer.weight.device) for layer in layers}
     has_head = any(layer.owner is model.get_output_embeddings() for layer in layers)
     run = model if has_head else backbone(model)  # the head's products are a quarter of a small model's
@@ -176,9 +176,11 @@ def dense_norms(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | N
     def receive(layer: Layer, X: Tensor) -> None:
         found[layer].update(X)
 
-    with _resting(model, layers), watch(layers, receive):
-        for windows in calib.to(next(model.parameters()).device).split(2):
-            run(input_ids=windows, use_cache=False)
+    with _resting(model, layers):
+        check_causal(model, calib.shape[1])
+        with watch(layers, receive):
+            for windows in calib.to(next(model.parameters()).device).split(2):
+                run(input_ids=windows, use_cache=False)
     return found
 
 
@@ -204,6 +206,7 @@ class Sensitivity:
     cost: float
 
 
+@torch.inference_mode(False)  # in which nobody could see that a tensor was changed in place
 def sensitivity(
     model: "PreTrainedModel",
     calib: Tensor,
@@ -220,6 +223,7 @@ def sensitivity(
     taken on the others. by: "block", "type" or "layer". include, exclude: globs, as in `prune`.
     Raises `PruneError` for a pattern that does not fit, unreadable or fewer than two windows, or another `by`.
     """
+    check_compiled(model)
     layers, chosen = find_layers(model, include, exclude), read_pattern(pattern)
     groups = group_layers(layers, by)
     for layer in layers:

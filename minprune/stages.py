@@ -16,7 +16,7 @@ from torch import Tensor
 from minprune.model import Layer, backbone, decoder_blocks
 from minprune.passes import ForwardPass, record_calls, replaced
 from minprune.statistics import Statistics
-from minprune.watch import watch
+from minprune.watch import run_to_head, watch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,15 +123,16 @@ class Walk:
         self.hidden = found
 
     def prune_head(self, run) -> None:
-        """Prune an output head that was asked for, on what the final norm makes of the last block's outputs."""
+        """Prune an output head that was asked for, on what it reads."""
         for layer in (layer for layer in run.layers if layer.owner is self.model.get_output_embeddings()):
-            observed = None
-            with self.at_the_end():
+            group = _Group([layer], run, whole_block=True)
+            with self.at_the_end(), watch([layer], group.receive):
                 for batch in self.batches:
+                    group.start_batch()
                     with self.products():
-                        out = backbone(self.model)(input_ids=batch, use_cache=False).last_hidden_state
-                    observed = run.observe(out, observed)
-            run.prune(layer, observed)
+                        run_to_head(self.model, batch)
+            for head, observed in group.observed.items():
+                run.prune(head, observed)
 
     @contextmanager
     def at_the_end(self):

@@ -79,6 +79,7 @@ class Whole:
         """Fill a block with what a file holds: its tensors after an earlier run."""
         values = {name: value.to(self.device) for name, value in load_file(path).items()}
         self.model.load_state_dict(values, strict=False, assign=self.streamed)
+        torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was
 
     def identity(self, verify: bool = False) -> str:
         """A hash by which a later run knows the same checkpoint: of the configuration, and of each file of weights.

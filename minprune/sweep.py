@@ -171,6 +171,7 @@ class _Lab:
     def _reset(self) -> None:
         for tensor, copy in self.pristine:
             tensor.copy_(copy)
+        torch.clear_autocast_cache()  # a caller's autocast may remember the pruned weights
 
 
 def _tensors(model: "PreTrainedModel") -> list[tuple[str, Tensor]]:

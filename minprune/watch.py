@@ -1,14 +1,15 @@
 """Seeing each layer's true input at the moment it is used, whatever the architecture around it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from minprune.errors import PruneError
 from minprune.model import Layer
 from minprune.skeleton import plain_outputs
 
@@ -45,6 +46,39 @@ def watch(layers: list[Layer], receive: Receive) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_compiled(model: nn.Module) -> None:
+    """Raise `PruneError` if the model or a part of it is compiled: what runs compiled cannot be watched."""
+    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+        forward = vars(module).get("forward")
+        if "_orig_mod" in module._modules or module._compiled_call_impl or hasattr(forward, "_torchdynamo_inline"):
+            raise PruneError(
+                f"{name or 'the model'} is compiled, so that minprune cannot see what its layers read: prune the model "
+                "before it is compiled, or what torch.compile left as it was (model._orig_mod)"
+            )
+
+
+class _AtTheHeadError(Exception):
+    """Raised where the output head would begin."""
+
+
+def run_to_head(model: "PreTrainedModel", tokens: Tensor) -> None:
+    """The model's forward pass over tokens (windows, length), up to its output head, whose product is not taken.
+
+    Some families change what their backbone returns before the head reads it (BERT's dense layer, activation and norm).
+    A `watch` on the head that was opened before sees what it reads.
+    """
+
+    def stop(head, args) -> None:
+        raise _AtTheHeadError
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        with suppress(_AtTheHeadError):
+            model(input_ids=tokens, use_cache=False)
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -233,10 +233,12 @@ def _run_watched(model: "PreTrainedModel", layers: list[Layer], expected: Callab
         if args and isinstance(output, Tensor):
             product = linear(args[0], layer.weight, getattr(layer.owner, "bias", None))
             far = max(4 * torch.finfo(output.dtype).eps, 1e-5) * product.float().norm()
+            glob = f"*.{layer.name.rpartition('.')[2]}"
             if output.shape != product.shape or not (output - product).float().norm() <= far:
                 raise PruneError(
                     f"{layer.name}: its output is not its input times its weight: remove the hook, adapter or forward "
-                    f"of {type(layer.owner).__name__} that changes it (merge_and_unload of PEFT)"
+                    f"of {type(layer.owner).__name__} that changes it (merge_and_unload of PEFT), or leave such layers "
+                    f"dense with --exclude '{glob}' on the command line, exclude={[glob]} in Python"
                 )
 
     embeddings: Any = model.get_input_embeddings()
@@ -268,10 +270,12 @@ def _marked(layers: list[Layer]) -> Iterator[dict[Layer, Tensor]]:
     try:
         for corner in corners.values():
             corner.copy_(torch.where(corner == 0, 1.0, -corner))
+        torch.clear_autocast_cache()  # a caller's autocast may remember the weights as they were
         yield {layer: corner.clone() for layer, corner in corners.items()}
     finally:
         for layer, corner in corners.items():
             corner.copy_(before[layer])
+        torch.clear_autocast_cache()
 
 
 def _corner(layer: Layer) -> Tensor:

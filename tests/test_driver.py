@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from tiny import VOCABULARY, loud_model, loud_tokens, tiny_model, tiny_tokens
+import transformers as hf
+from tiny import _COMMON, VOCABULARY, loud_model, loud_tokens, tiny_model, tiny_tokens
 from torch import nn
 
 import minprune as mp
@@ -216,12 +217,41 @@ def test_an_untied_output_head_is_pruned_on_what_the_final_norm_gives_it(family,
     torch.testing.assert_close(found.lm_head.weight.data, expected.weight, **TIGHT)
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert-decoder"])
+def test_a_head_that_changes_hidden_states_first_is_pruned_on_what_its_matrix_reads(family, sequential, batch_size):
+    config = hf.AutoConfig.for_model(family, **_COMMON, **({} if "modern" in family else {"is_decoder": True}))
+    config.tie_word_embeddings, config.head_bias = False, True
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(config).double().eval()
+    name = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    include = [name, mp.find_layers(model)[0].name]
+    found, report = pruned(model, include=include, sequential=sequential, batch_size=batch_size)
+    assert report.layers[-1].name == name
+    X = input_of(found, found.get_output_embeddings(), tiny_tokens())
+    expected = mp.METHODS["sparsegpt"](model.get_submodule(name).weight.data, statistics(X), mp.pattern("50%"))
+    torch.testing.assert_close(found.get_submodule(name).weight.data, expected.weight, **TIGHT)
+
+
 def test_the_head_alone_may_be_asked_for():
     model = tiny_model("llama", torch.float64, tie_word_embeddings=False)
     for batch_size in (None, 2):
         found, report = pruned(model, "wanda", "50%", include=["lm_head"], batch_size=batch_size)
         assert [row.name for row in report.layers] == ["lm_head"]
         assert int((found.lm_head.weight == 0).sum()) == VOCABULARY * 16
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_head_that_was_asked_for_costs_no_logits(batch_size):
+    """They would be the largest tensor of all: tokens times vocabulary."""
+    model, products = tiny_model("llama", tie_word_embeddings=False), []
+    with torch.no_grad():
+        mp.perplexity(model, tiny_tokens())  # causality is tried once for a model, with logits
+        mp.causal.check_causal(model, tiny_tokens().shape[1])
+    model.lm_head.register_forward_hook(lambda module, args, out: products.append(out.shape[:-1].numel()))
+    mp.prune(model, tiny_tokens(), "wanda", include=["lm_head"], batch_size=batch_size)
+    assert max(products, default=0) <= 8 * 8  # of a check on a few tokens, if any
 
 
 def test_a_tied_output_head_is_refused_before_anything_is_pruned():

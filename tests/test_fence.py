@@ -71,7 +71,7 @@ KERNEL = {
 def closed(tmp_path):
     """closed(expression, closed, hook) -> what a process finds out, for which a folder of tmp_path is closed."""
     home = tmp_path / "package"
-    for place in ("checks", "beside", "work"):
+    for place in ("checks", "beside", "job"):
         (home / place).mkdir(parents=True)
         (home / place / "patient.py").write_text("print('secret')")
 
@@ -84,8 +84,8 @@ def closed(tmp_path):
             + f"print(tried(lambda: {expression}))\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, cwd=home / "work",
-            env=os.environ | {"TMPDIR": str(home / "work")}, check=False,
+            [sys.executable, "-c", script], capture_output=True, text=True, cwd=home / "job",
+            env=os.environ | {"TMPDIR": str(home / "job")}, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -124,7 +124,7 @@ def test_what_is_beside_a_closed_folder_can_be_read(closed, kernel, kernel_keeps
         "contents(HOME + '/beside/patient.py')",
         "by_c(HOME + '/beside/patient.py')",
         "(open('new', 'w').write('secret'), os.rename('new', 'newer'), contents('newer'))[2]",
-        "(os.rename(HOME + '/beside/patient.py', HOME + '/work/p.py'), contents(HOME + '/work/p.py'))[1]",
+        "(os.rename(HOME + '/beside/patient.py', HOME + '/job/p.py'), contents(HOME + '/job/p.py'))[1]",
         "(open(tempfile.mkdtemp() + '/x', 'w').write('secret'), __import__('sqlite3'), b'secret')[2]",
     ):
         assert "secret" in closed(way, kernel, True), way
@@ -148,9 +148,9 @@ def test_an_answers_process_is_closed(tmp_path, kernel_keeps):
         "def cut_windows(ids, length):\n    assert not any(found), found\n    n = len(ids) // length\n"
         "    return ids[: n * length].view(n, length)\nchecks.cut_windows(cut_windows)",
     )
-    (tmp_path / "work").mkdir()
-    nbformat.write(cells, tmp_path / "work" / "mine.ipynb")
-    mark = {mark.exercise: mark for mark in grade(tmp_path / "work" / "mine.ipynb").marks}["cut_windows"]
+    (tmp_path / "job").mkdir()
+    nbformat.write(cells, tmp_path / "job" / "mine.ipynb")
+    mark = {mark.exercise: mark for mark in grade(tmp_path / "job" / "mine.ipynb").marks}["cut_windows"]
     assert mark.passed, mark.message
 
 

@@ -159,3 +159,29 @@ def test_a_mistake_on_the_command_line_is_one_line(costs, more, reason):
     code, out, err = costs(*more)
     assert (code, out) == (2, "")
     assert reason in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("by", ["block", "layer"])
+def test_costs_under_an_autocast_that_remembers_weights_are_those_under_one_that_does_not(by):
+    model, rows = tiny_model("llama"), []
+    for cache in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache), torch.enable_grad():
+            model(CALIB)  # so that there is something in the cache
+            rows.append(sensitivity(model, CALIB, "50%", by))
+    assert rows[0] == rows[1] and all(row.cost > 0 for row in rows[0])
+
+
+@pytest.mark.parametrize("rule", ["optimal", "inverse"])
+def test_a_rule_that_tries_its_tables_is_not_misled_by_a_callers_autocast(rule):
+    dense, tables = tiny_model("llama", num_hidden_layers=3), []
+    for cache in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cache):
+            tables.append(mp.prune(copy.deepcopy(dense), CALIB, "magnitude", allocation=rule).allocation["table"])
+    assert tables[0] == tables[1] and len(set(tables[0].values())) > 1
+
+
+def test_sensitivity_in_inference_mode_is_what_it_is_outside():
+    model = tiny_model("llama")
+    with torch.inference_mode():
+        found = sensitivity(model, CALIB, "50%")
+    assert found == sensitivity(model, CALIB, "50%")

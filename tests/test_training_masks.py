@@ -357,3 +357,26 @@ def test_a_rank_that_no_matrix_has_is_refused(rank, message):
         add_adapters(model, masks, rank=rank)
     assert all(parameter.requires_grad for parameter in model.parameters())
     add_adapters(model, masks, rank=16)  # of the keys of two of four heads
+
+
+def test_a_callers_autocast_forgets_the_weights_that_were_set_to_zero():
+    model = tiny_model("llama")
+    masks = smallest_go({layer: layer.weight for layer in mp.find_layers(model)}, "60%")
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        dense = model(tiny_tokens()).logits
+        set_zeros(masks)
+        found = model(tiny_tokens()).logits
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert torch.equal(model(tiny_tokens()).logits, found) and not torch.equal(dense, found)
+
+
+def test_masks_made_in_inference_mode_can_be_learnt_with():
+    (model, *_), (outside, *_) = pruned(), pruned()
+    with torch.inference_mode():
+        masks = masks_of(mp.find_layers(model))
+        parametrise(masks)
+    parametrise(masks_of(mp.find_layers(outside)))
+    for one in (model, outside):
+        language_loss(one, tiny_tokens()).backward()
+    for one, other in zip(model.parameters(), outside.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad) and not one.is_inference()

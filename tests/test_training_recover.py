@@ -320,3 +320,23 @@ def test_a_student_comes_closer_to_its_teacher_which_does_not_move(hidden):
 def test_distillations_that_cannot_be_are_refused(wrong):
     with pytest.raises(mp.PruneError, match=next(iter(wrong))):
         Distillation(torch.nn.Identity(), **wrong)
+
+
+@pytest.mark.parametrize("way", ["full", "adapters"])
+def test_in_inference_mode_it_learns_what_it_learns_outside_and_the_weights_stay_ordinary(way):
+    models = [pruned() for _ in range(2)]
+    recover(models[0], counting(), replace(SHORT, way=way))
+    with torch.inference_mode():
+        recover(models[1], counting(), replace(SHORT, way=way))
+    assert bits(models[0]) == bits(models[1])
+    assert not any(parameter.is_inference() for parameter in models[1].parameters())
+
+
+def test_a_callers_autocast_forgets_the_weights_before_training():
+    model = pruned()
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        before = model(tiny_tokens()).logits
+        recover(model, counting(), SHORT)
+        after = model(tiny_tokens()).logits
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        assert torch.equal(model(tiny_tokens()).logits, after) and not torch.equal(before, after)

@@ -1,5 +1,8 @@
 """weights.py: a weight that is not what the model multiplies by is refused, and no report says more than the model."""
 
+import copy
+import re
+
 import accelerate
 import pytest
 import torch
@@ -15,6 +18,8 @@ from minprune.formats import save_model
 from minprune.methods import Method, Result
 from minprune.sensitivity import sensitivity
 from minprune.stream import Streamed
+from minprune.structured.shrink import shrink
+from minprune.weights import check_weights
 
 NAME = "model.layers.1.self_attn.q_proj"
 
@@ -372,3 +377,72 @@ def test_is_conv1d_needs_no_transformers():
         "masks_of(linear_layers(torch.nn.Linear(2, 2))); assert 'transformers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+COMPILED = {
+    "wrapped": lambda model: torch.compile(model, backend="eager"),
+    "in place": lambda model: model.compile(backend="eager") or model,
+    "a block": lambda model: model.model.layers[1].compile(backend="eager") or model,
+    "a layer": lambda model: model.model.layers[1].mlp.up_proj.compile(backend="eager") or model,
+    "its forward": lambda model: setattr(model, "forward", torch.compile(model.forward, backend="eager")) or model,
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: mp.prune(model, tiny_tokens(), "wanda"),
+        lambda model: mp.prune(model, tiny_tokens(), "sparsegpt", batch_size=2),
+        lambda model: sensitivity(model, tiny_tokens()),
+        lambda model: shrink(model, tiny_tokens(), "neurons:25%"),
+        lambda model: shrink(model, tiny_tokens(), "blocks:1"),
+    ],
+)
+def test_a_model_that_is_compiled_is_refused_in_a_line_that_names_the_remedy(how, use):
+    model = tiny_model("llama")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(mp.PruneError, match="before it is compiled") as caught:
+        use(COMPILED[how](model))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_mixture_in_float64_is_pruned_though_the_library_has_no_grouped_product_for_it(batch_size, watched):
+    model = tiny_model("mixtral", torch.float64)
+    model.set_experts_implementation("grouped_mm")
+    before = model.get_experts_implementation()
+    if watched:  # so that the checks run the model, too
+        model.model.layers[0].register_forward_hook(lambda module, args, out: None)
+    report = mp.prune(model, tiny_tokens(), "wanda", batch_size=batch_size)
+    assert report.sparsity == pytest.approx(0.5)
+    assert model.get_experts_implementation() == before
+    rows = sensitivity(tiny_model("mixtral", torch.float64), tiny_tokens(8, 16))
+    assert all(row.cost > 0 for row in rows)
+
+
+def test_a_layer_that_multiplies_in_groups_is_refused_with_the_globs_that_leave_it_dense():
+    class Grouped(torch.nn.Linear):
+        def forward(self, X):
+            return torch.cat([X, X], -1) @ torch.cat([self.weight, self.weight], 1).T
+
+    model = tiny_model("llama")
+    for block in model.model.layers:
+        grouped = Grouped(32, 32, bias=False)
+        grouped.weight = block.self_attn.o_proj.weight
+        block.self_attn.o_proj = grouped
+    with pytest.raises(mp.PruneError, match=re.escape("--exclude '*.o_proj'")) as caught:
+        mp.prune(model, tiny_tokens(), "wanda")
+    assert "exclude=['*.o_proj'] in Python" in str(caught.value)
+    mp.prune(model, tiny_tokens(), "wanda", exclude=["*.o_proj"])
+
+
+def test_the_check_of_weights_is_not_misled_by_what_a_callers_autocast_remembers():
+    model = tiny_model("llama")
+    model.model.layers[0].register_forward_hook(lambda module, args, out: None)  # so that the model is run and watched
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        expected = model(tiny_tokens()).logits
+        check_weights(model, mp.find_layers(model))
+        assert torch.equal(model(tiny_tokens()).logits, expected)

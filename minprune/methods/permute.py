@@ -129,6 +129,7 @@ def fold_permutation(producers: Sequence[Tensor], readers: Sequence[Tensor], ord
         tensor.copy_(tensor[order])
     for tensor in readers:
         tensor.copy_(tensor[:, order])
+    torch.clear_autocast_cache()  # a caller's autocast may remember the old order
 
 
 def _check_order(order: Tensor, d: int) -> None:

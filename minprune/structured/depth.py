@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.evaluate import perplexity
 from minprune.methods.damping import damped_cholesky
 from minprune.model import Layer, backbone, decoder_blocks
 from minprune.statistics import Statistics
 from minprune.structured.units import layers_by_block
+from minprune.weights import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,16 +119,15 @@ def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:
 
 @torch.no_grad()
 def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: float) -> None:
-    """Refit the last matrix of each block that others used to follow, from the first cut to the last, in place."""
+    """Refit the last matrix of each block that others used to follow, from the first cut to the last, in place.
+
+    Raises `PruneError` before anything changes if what is written to one of them would be lost.
+    """
+    depth = len(decoder_blocks(model)[1])
+    refitted = _before_cuts(model, kept)
+    check_weights(model, [layer for _, _, layer in refitted])
     targets = stream_of(model, calib)
-    depth = len(targets) - 1
-    for place, block in enumerate(kept):
-        behind = kept[place + 1] if place + 1 < len(kept) else depth
-        if behind == block + 1:
-            continue
-        layer = _last_matrix(model, block)
-        if layer is None:
-            continue
+    for place, behind, layer in refitted:
         seen: list[Tensor] = []
         hook = layer.owner.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         try:
@@ -134,12 +135,30 @@ def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: 
                 streams = stream_of(model, calib)
         finally:
             hook.remove()
-        Z = seen[0].reshape(-1, seen[0].shape[-1])  # (tokens, d_in)
-        R = (targets[behind] - streams[place + 1]).reshape(len(Z), -1)  # (tokens, d_model)
-        gram = Statistics(Z.shape[1]).update(Z).gram
-        L, _, _ = damped_cholesky(gram, damp)
-        W = layer.weight
-        W.add_(torch.cholesky_solve(Z.float().T @ R.float(), L).T.to(W.dtype))
+        refit(layer.weight, seen[0], targets[behind], streams[place + 1], damp)
+
+
+@exact_arithmetic()
+def refit(W: Tensor, Z: Tensor, target: Tensor, stream: Tensor, damp: float) -> None:
+    """W (d_model, d_in), which reads Z (..., d_in), learns to add what the stream (..., d_model) lacks, in place."""
+    dtype = torch.promote_types(Z.dtype, torch.float32)
+    R = target.to(dtype) - stream.to(dtype)
+    Z = Z.reshape(-1, Z.shape[-1])  # (tokens, d_in)
+    gram = Statistics(Z.shape[1], dtype=dtype, device=Z.device).update(Z).gram
+    L, _, _ = damped_cholesky(gram, damp)
+    W.add_(torch.cholesky_solve(Z.to(dtype).T @ R.reshape(len(Z), -1), L).T.to(W.dtype))
+    torch.clear_autocast_cache()  # a caller's autocast may remember the weight as it was
+
+
+def _before_cuts(model: "PreTrainedModel", kept: list[int]) -> list[tuple[int, int, Layer]]:
+    """For each cut the place in `kept` of the block before it, the index of the block behind it, and what to refit."""
+    following = [*kept[1:], len(decoder_blocks(model)[1])]
+    cuts = [
+        (place, behind, _last_matrix(model, block))
+        for place, (block, behind) in enumerate(zip(kept, following, strict=True))
+        if behind != block + 1
+    ]
+    return [(place, behind, layer) for place, behind, layer in cuts if layer is not None]
 
 
 def _last_matrix(model: "PreTrainedModel", block: int) -> Layer | None:

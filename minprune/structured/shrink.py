@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minprune.causal import check_causal, evaluating
 from minprune.driver import prune
 from minprune.errors import PruneError
 from minprune.model import check_windows, decoder_blocks, is_conv1d
@@ -21,6 +22,7 @@ from minprune.report import Report
 from minprune.structured.cut import Cut, apply_cut, check_cut
 from minprune.structured.depth import choose_blocks, repair_cuts
 from minprune.structured.units import Units, heads, neurons
+from minprune.watch import check_compiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +57,7 @@ def removal(text: "str | Removal") -> Removal:
     return Removal(what, share, int(count) if count else None)
 
 
+@torch.inference_mode(False)
 def shrink(
     model: "PreTrainedModel",
     calib: Tensor | None,
@@ -84,6 +87,7 @@ def shrink(
     ------
     PruneError : for an unknown removal or method, and if no configuration of the model's family describes the result.
     """
+    check_compiled(model)
     wanted = removal(remove)
     if repair not in ("none", "refit", "reconstruct"):
         raise PruneError(f"unknown repair {repair!r}: choose none, refit or reconstruct")
@@ -158,13 +162,15 @@ def _remove_blocks(model, calib: Tensor | None, wanted: Removal, how: str, repai
     if calib is None:
         raise PruneError("choosing blocks needs calibration tokens: pass calib")
     check_windows(model, calib)
+    check_causal(model, calib.shape[1])
     depth = len(decoder_blocks(model)[1])
     gone = wanted.of(depth)
     _check(gone, depth, wanted)
-    kept = choose_blocks(model, calib, gone, how)
-    check_cut(model, Cut(blocks=kept))
-    if repair != "none":
-        repair_cuts(model, calib, kept, damp)
+    with evaluating(model):
+        kept = choose_blocks(model, calib, gone, how)
+        check_cut(model, Cut(blocks=kept))
+        if repair != "none":
+            repair_cuts(model, calib, kept, damp)
     apply_cut(model, Cut(blocks=kept))
     note = f"blocks {', '.join(str(block) for block in range(depth) if block not in kept)} of {depth} removed"
     return Report(how, f"blocks:{gone}", {}, {}, [], {"total": time.perf_counter() - start}, notes=[note])

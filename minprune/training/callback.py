@@ -34,6 +34,7 @@ class KeepZeros(TrainerCallback):
         """The optimizer has moved the weights, what it remembers included: set the zeros again."""
         for weight, gone in self._places:
             weight.masked_fill_(gone, 0)
+        torch.clear_autocast_cache()
 
     def on_train_end(self, args, state, control, **kwargs):
         """Leave the model without hooks."""

@@ -32,6 +32,7 @@ def linear_layers(network: nn.Module) -> list[Layer]:
     return [Layer(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
 
 
+@torch.inference_mode(False)  # masks that are made in it could not be learnt with
 @torch.no_grad()
 def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
     """The masks of what is not zero now. Raises `PruneError` if there is no layer."""
@@ -41,6 +42,7 @@ def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
     return found
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def smallest_go(
     weights: Mapping[Layer, Tensor], pattern: str | Pattern, scope: str = "layer", alive: Masks | None = None
@@ -97,11 +99,13 @@ def original(layer: Layer) -> Tensor:
     return getattr(layer.owner, layer.parameter)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def set_zeros(masks: Masks) -> None:
     """Set to zero what the masks do not keep: +0.0, whatever was there, NaN included."""
     for (owner, name), gone in stored_masks(masks).items():
         getattr(owner, name).masked_fill_(gone, 0)
+    torch.clear_autocast_cache()  # a caller's autocast may remember other weights in its own type
 
 
 def check_owned(masks: Masks, parameters: Iterable[Tensor], place: str) -> None:
@@ -133,6 +137,7 @@ def keeping(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     def after_step(*_) -> None:
         for parameter, gone in places:
             parameter.masked_fill_(gone, 0)
+        torch.clear_autocast_cache()  # in which the caller's optimizer step has left the weights before it
 
     handles = Handles([mask_gradients(masks), optimizer.register_step_post_hook(after_step)])
     try:
@@ -203,6 +208,7 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+@torch.inference_mode(False)
 def parametrise(masks: Masks, straight_through: bool = False) -> None:
     """Make each mask a part of its weight: whatever an optimizer does to the numbers behind it, the zeros are zero.
 
@@ -217,6 +223,7 @@ def parametrise(masks: Masks, straight_through: bool = False) -> None:
         parametrize.register_parametrization(owner, name, Masked(gone, straight_through))
 
 
+@torch.inference_mode(False)
 def make_permanent(masks: Masks) -> None:
     """Replace the parametrised weights by what they come to, so that the model is an ordinary one again."""
     for owner, name in stored_masks(masks):

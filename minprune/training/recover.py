@@ -105,6 +105,7 @@ class Recovery:
         return asdict(self)
 
 
+@torch.inference_mode(False)  # in which there are no gradients
 def recover(
     model: "PreTrainedModel",
     tokens: Tensor,
@@ -247,6 +248,7 @@ class _Run:
 def _restore(model: "PreTrainedModel", was_training: bool, learnable: dict[str, bool]) -> None:
     model.zero_grad(set_to_none=True)
     model.train(was_training)
+    torch.clear_autocast_cache()  # a caller's autocast may remember the weights before training
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(learnable[name])
 

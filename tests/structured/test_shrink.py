@@ -1,6 +1,7 @@
 """A smaller model computes what the larger one with zeros does, and is what its own configuration describes."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny import FAMILIES, tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
-from minprune.structured.depth import angular_distance, block_influence, choose_blocks, stream_of, without
+from minprune.structured.depth import angular_distance, block_influence, choose_blocks, refit, stream_of, without
 from minprune.structured.shrink import removal, shrink
 from minprune.structured.units import heads, neurons
 
@@ -134,3 +135,59 @@ def test_shares_and_numbers_are_read():
     assert removal("neurons:25%").of(48) == 12
     assert removal("heads:1/3").of(9) == 3
     assert removal("blocks:4").of(30) == 4
+
+
+AROUND = {
+    "train mode": nullcontext,
+    "inference mode": torch.inference_mode,
+    "gradients": torch.enable_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("how", ["influence", "angle", "greedy"])
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_set_around_the_removal_of_blocks_changes_nothing(around, how):
+    """GPT-2 has dropout, which in train mode would change what the refit is made of."""
+    models = [tiny_model("gpt2", n_layer=4) for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if around == "autocast" else nullcontext():
+        shrink(models[0], tiny_tokens(), "blocks:1", how)
+    models[1].train(around == "train mode")
+    with AROUND[around]():
+        if around == "autocast":
+            with torch.enable_grad():
+                models[1](tiny_tokens())  # which leaves the weights in autocast's cache
+        shrink(models[1], tiny_tokens(), "blocks:1", how)
+    assert models[1].training == (around == "train mode")
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(one, other) and not other.is_inference()
+
+
+@pytest.mark.parametrize("precision", ["medium", "high"])
+def test_a_refit_is_solved_in_the_arithmetic_of_its_dtype(precision):
+    W = torch.zeros(32, 48)
+    generator = torch.Generator().manual_seed(0)
+    Z, R = (torch.randn(5, 24, d, generator=generator) for d in (48, 32))
+    expected = W.double()
+    refit(expected, Z.double(), R.double(), torch.zeros(5, 24, 32).double(), 0.01)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            refit(W, Z, R, torch.zeros(5, 24, 32), 0.01)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (W - expected).abs().max() < 1e-5 * expected.abs().max()
+    wide = Z.double().reshape(-1, 48)
+    gram = wide.T @ wide
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(48).double()
+    byhand = torch.linalg.solve(gram, wide.T @ R.double().reshape(-1, 32)).T
+    torch.testing.assert_close(expected, byhand, rtol=1e-9, atol=1e-12)  # float64 was not narrowed
+
+
+def test_blocks_of_a_model_that_sees_the_future_are_not_removed():
+    model = tiny_model("llama", num_hidden_layers=4)
+    model.model.layers[1].register_forward_hook(lambda module, args, out: out + out.mean(1, keepdim=True))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(mp.PruneError, match="not causal"):
+        shrink(model, tiny_tokens(), "blocks:1")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
