@@ -33,6 +33,7 @@ from minprune.recipe import Recipe, adjusted
 from minprune.reconstruct import resolved
 from minprune.report import LayerRow, Report, versions
 from minprune.stream import Whole, open_checkpoint
+from minprune.target import check_target
 from minprune.watch import one_by_one
 
 
@@ -74,6 +75,7 @@ def prune_checkpoint(
     Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
+    check_target(dst, src)
     with unfinished(dst, resume, overwrite) as journal, ExitStack() as shown:
         chosen = adjusted(recipe, calib, method, allocation, options)
         source = open_checkpoint(src, dtype, device)
@@ -128,7 +130,7 @@ def prune_checkpoint(
 
         trial = described(_preview(run), {"before": 1.0, "after": 1.0})
         ahead = 2 * rehearse(
-            journal.folder, source.model, source.tokenizer, trial, write_page
+            journal.folder, source.model, source.tokenizer, trial, write_page, source.folder
         )  # the journal says it again
         ahead += _hidden_bytes(source.model, calib, test, how is not None)
         ahead += sum(tensor.nbytes for tensor in source.left.values())

@@ -10,6 +10,7 @@ from minprune.driver import prune
 from minprune.errors import PruneError
 from minprune.evaluate import generate, perplexity
 from minprune.load import load_model, model_folder
+from minprune.lock import absolute
 from minprune.methods import METHODS
 from minprune.model import find_layers
 from minprune.output import check_space, default_name, output_folder, write_model
@@ -49,6 +50,7 @@ def demo(
     Raises `PruneError` if `output` cannot be written.
     """
     folder = Path(output)
+    absolute(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,13 +6,12 @@ that other programs need (an image processor's configuration, a licence). Code i
 
 import json
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.errors import PruneError
-from minprune.files import write_text
+from minprune.files import read_bytes, write_text
 from minprune.folder import entry, inside
 from minprune.loading import INDEX, SINGLE, StoredTensor, header, stored_tensors
 
@@ -54,12 +53,15 @@ def note_of(left: Iterable[str]) -> list[str]:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """Copy small files of a model's folder that the target lacks; weights, code and records are none."""
+    """Copy small files of a model's folder that the target lacks; weights, code and records are none.
+
+    Raises `PruneError` for one that cannot be read or lies elsewhere.
+    """
     for path in sorted(source.iterdir()):
         if not re.fullmatch(_COPIED, path.name) or re.fullmatch(_OURS, path.name) or (target / path.name).exists():
             continue
         if path.is_file() and entry(path).stat().st_size <= _SMALL:
-            shutil.copyfile(path, target / path.name)
+            (target / path.name).write_bytes(read_bytes(path))
 
 
 def save_tensors(target: Path, left: dict[str, StoredTensor]) -> None:

@@ -27,6 +27,8 @@ def check_regular(path: Path) -> None:
         mode = path.stat().st_mode
     except OSError:
         return
+    except ValueError as error:  # a NUL in it
+        raise PruneError(f"{str(path)!r} is no name of a file ({error}): check the path") from None
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
         raise PruneError(f"{path} is {what}, not a regular file: copy its content to one")
@@ -35,10 +37,7 @@ def check_regular(path: Path) -> None:
 def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON value of that type in a file; `PruneError` if it cannot be read, is no JSON, or of another type."""
     check_regular(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PruneError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from None
+    content = read_bytes(path)
     try:
         found = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
@@ -50,6 +49,14 @@ def read_json(path: Path, kind: type = dict) -> Any:
             f"{path} holds a JSON {type(found).__name__} where a {kind.__name__} belongs: copy or download it again"
         )
     return found
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file; `PruneError` if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PruneError(f"cannot read {path} ({error.strerror}): check the path and its permissions") from None
 
 
 def parse_json(text: str) -> Any:

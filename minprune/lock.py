@@ -18,7 +18,8 @@ _held: ContextVar[frozenset[Path]] = ContextVar("outputs that the caller has loc
 def absolute(path: str | Path) -> Path:
     """Where a path leads to, without links, `~` and `..`: one name for one output, whatever it is called by.
 
-    Raises `PruneError` for a home folder that nobody has, for links in a circle, and for a name that is not UTF-8.
+    Raises `PruneError` for a home folder that nobody has, for links in a circle, for a name that is not UTF-8, and
+    for the root of a file system, which has none.
     """
     try:
         found = Path(path).expanduser().resolve()
@@ -28,6 +29,8 @@ def absolute(path: str | Path) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise PruneError(f"the path {str(path)!r} leads nowhere ({reason}): choose another output") from None
+    if not found.name:
+        raise PruneError(f"{str(path)!r} is a whole file system, no output's name: choose a name in it")
     return found
 
 

@@ -16,13 +16,12 @@ from minprune.errors import PruneError
 from minprune.extras import add_tensors, copy_files, not_loaded
 from minprune.files import to_json, write_text
 from minprune.lock import absolute, lock
+from minprune.target import PAGE, RECORD, WORK, check_free, entries
 from minprune.tokenizer import write_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECORD, PAGE = "minprune.json", "report.html"
-WORK = "unfinished"  # a folder in PATH.partial: what the run needs until it has ended
 _KIND = "kind"  # a file in it: which command began the run; so another run may go on in the folder, or remove it
 _EXCHANGE, _HERE = 2, -100  # renameat2's RENAME_EXCHANGE and AT_FDCWD
 
@@ -31,14 +30,6 @@ def default_name(model: str, *made: str) -> str:
     """A folder name, such as MODEL-METHOD-PATTERN, in characters that every file system takes."""
     parts = (Path(model).resolve().name if Path(model).is_dir() else model.split("/")[-1], *made)
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
-
-
-def check_target(target: str | Path, model: str) -> Path:
-    """The absolute path of an output; `PruneError` if it is the folder of the model that is read."""
-    path = absolute(target)
-    if Path(model).exists() and path == absolute(model):
-        raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
-    return path
 
 
 @contextmanager
@@ -55,8 +46,9 @@ def output_folder(
     exception, what is worth going on with. In the folder is another, `WORK`, for what is not part of the output.
 
     kind: of run, such as "prune". resume: go on in what an earlier run of the same kind left at `PATH.partial`.
-    overwrite: replace that, or a folder that minprune finished earlier. A folder that holds anything else is never
-    replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this before any long work.
+    overwrite: replace that, or a folder that minprune finished earlier. One in which there is anything else is
+    never replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this before any long
+    work.
     """
     path = absolute(path)
     with lock(path):
@@ -157,11 +149,12 @@ def rehearse(
     tokenizer,
     record: dict[str, Any],
     page: Callable[[Path, dict[str, Any]], None] | None = None,
+    source: Path | None = None,
 ) -> int:
     """Write all but the weights, and remove it again: what cannot be written is found out before the work, not after.
 
     folder: of `output_folder`. record: as minprune.json will be, with any numbers. page: writes the page of such a
-    record. Returns how many bytes there were. Raises `PruneError` with the reason.
+    record. source: as for `write_model`. Returns how many bytes there were. Raises `PruneError` with the reason.
     """
     scratch = folder / WORK / "rehearsal"
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed in here
@@ -170,10 +163,12 @@ def rehearse(
             scratch.mkdir(exist_ok=True)
             _write_config(scratch, model)
             write_tokenizer(scratch, tokenizer)
+            if source:
+                copy_files(source, scratch)
             if page:
                 page(scratch / PAGE, record)
                 write_text(scratch / "README.md", model_card(record))
-            write_text(scratch / RECORD, to_json(record, 2))
+            write_record(scratch, record)
         return sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
     except (PruneError, MemoryError):
         raise
@@ -221,7 +216,13 @@ def write_model(
             add_tensors(folder, not_loaded(model, source))
             copy_files(source, folder)
         write_text(folder / "README.md", model_card(record))
-        write_text(folder / RECORD, to_json(record, 2))
+        write_record(folder, record)
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write minprune.json, which lists what else is in the folder: all that minprune may replace some day."""
+    files = [name for name in entries(folder) if name.split("/")[0] != WORK]
+    write_text(folder / RECORD, to_json(record | {"files": files}, 2))
 
 
 @contextmanager
@@ -243,17 +244,6 @@ def _size(tensor) -> int:
 
 def _plain(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raise `PruneError` unless `path` is free, or a finished output that may be overwritten."""
-    if path.is_dir() and any(path.iterdir()):
-        if not (path / RECORD).exists():
-            raise PruneError(f"{path} holds other things than a model pruned by minprune: choose another output")
-        if not overwrite:
-            raise PruneError(f"{path} exists already: choose another output or overwrite it with --overwrite")
-    elif path.exists() and not path.is_dir():
-        raise PruneError(f"{path} is a file, not a folder: choose another output")
 
 
 def move(partial: Path, path: Path) -> None:

@@ -181,15 +181,6 @@ def repeating(arguments: argparse.Namespace) -> list[str]:
     return ["minprune", *words] if words else []
 
 
-def check_file(name: str, option: str) -> None:
-    """Raise `PruneError` unless a file can be written there: a device would be replaced, not written to."""
-    path = absolute(name)
-    if path.exists() and not path.is_file():
-        raise PruneError(f"{name} is a folder or a device: name a file for {option}")
-    if not path.parent.is_dir():
-        raise PruneError(f"the folder of {name} does not exist: make it, or write the file elsewhere")
-
-
 def writing(file: str | None) -> AbstractContextManager:
     """While open, no other run may write this file (None: there is none to write)."""
     return lock(absolute(file)) if file else nullcontext()

@@ -11,7 +11,6 @@ from minprune.commands.common import (
     MODEL,
     TEXT,
     add_place,
-    check_file,
     command,
     console,
     load,
@@ -24,6 +23,7 @@ from minprune.commands.common import (
 )
 from minprune.errors import PruneError
 from minprune.files import to_json, write_text
+from minprune.target import check_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,6 +76,7 @@ def add(commands) -> None:
     parser.add_argument("--shots", metavar="N", type=whole(0), help="worked examples before each question (the task's)")
     parser.add_argument("--batch-size", metavar="B", type=whole(1), default=2, help="windows in a forward pass (2)")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured to this file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file at --json")
     add_place(parser)
 
 
@@ -85,7 +86,9 @@ def run(arguments: Namespace) -> None:
     What was measured is printed and written even if a later model fails.
     """
     if arguments.json:
-        check_file(arguments.json, "--json")
+        models = [*arguments.models, arguments.against]
+        read = [arguments.text, *(arguments.tasks or "").split(",")]
+        check_file(arguments.json, "--json", arguments.overwrite, models, read)
     with writing(arguments.json):
         _measure(arguments)
 

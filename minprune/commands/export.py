@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.commands.common import MODEL, LayerName, command, console, kind_of, load, record_of, table_of
-from minprune.output import check_space, check_target, default_name, output_folder, rehearse
+from minprune.output import check_space, default_name, output_folder, rehearse
+from minprune.target import check_target
 
 if TYPE_CHECKING:
     from minprune.formats.disk import StoredRow
@@ -56,9 +57,10 @@ def run(arguments: Namespace) -> None:
     with output_folder(target, arguments.overwrite, "export") as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
         record = _record(arguments, str(model.dtype), origin)
-        rehearse(folder, model, tokenizer, record)
-        check_space(folder, model)
-        rows = write_exported(folder, model, tokenizer, arguments.format, record, model_folder(arguments.model))
+        source = model_folder(arguments.model)
+        ahead = rehearse(folder, model, tokenizer, record, source=source)
+        check_space(folder, model, -ahead)
+        rows = write_exported(folder, model, tokenizer, arguments.format, record, source)
     _show(rows)
     console().print(f"written to {target}", soft_wrap=True)
 

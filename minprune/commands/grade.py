@@ -1,7 +1,5 @@
 """`minprune grade`: points for the exercises of a filled-in chapter."""
 
-import json
-import os
 import textwrap
 from argparse import Namespace
 from pathlib import Path
@@ -9,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from minprune.commands.common import command, console, number
 from minprune.errors import PruneError
+from minprune.files import to_json, write_text
+from minprune.target import check_file
 
 if TYPE_CHECKING:
     from minprune.classroom.grade import Grade
@@ -42,19 +42,15 @@ def run(arguments: Namespace) -> None:
     from minprune.classroom.grade import LONGEST, grade
 
     target = Path(arguments.json) if arguments.json else None
-    if target and target.exists() and not arguments.overwrite:
-        raise PruneError(f"{target} exists: choose another --json, or add --overwrite")
-    if target and not target.parent.is_dir():
-        raise PruneError(f"there is no folder {target.parent} for --json: make it first")
+    if target:
+        check_file(arguments.json, "--json", arguments.overwrite, read=[arguments.notebook])
     if not 0 < arguments.seconds <= LONGEST:
         raise PruneError(
             f"--seconds {arguments.seconds:g} is no time limit: give a number above 0, at most {LONGEST:g}"
         )
     result = grade(arguments.notebook, arguments.seconds)
     if target:
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, target)
+        write_text(target, to_json(result.as_dict(), 2))
     console().print(as_text(result), soft_wrap=True)
 
 

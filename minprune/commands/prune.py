@@ -146,16 +146,17 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """Prune a model, block by block, to a folder that appears only when it is complete."""
     from minprune.methods import get_method
-    from minprune.output import check_free, check_target, default_name
+    from minprune.output import default_name
     from minprune.patterns import pattern as read_pattern
     from minprune.recipe import get_recipe
+    from minprune.target import check_free, check_target
 
     recipe = get_recipe(arguments.recipe)
     name, pattern = arguments.method or recipe.method, read_pattern(arguments.pattern)
     options = read_options(name, get_method(name), arguments.option)
     allocation: Any = read_allocation(arguments.allocation) if arguments.allocation else None
     target = Path(arguments.output or default_name(arguments.model, arguments.recipe or name, str(pattern)))
-    place = check_target(target, arguments.model)
+    place = check_target(target, arguments.model, arguments.calibration, arguments.test, arguments.allocation)
     with lock(place):
         check_free(place, arguments.overwrite)
         _prune(arguments, target, recipe, pattern, allocation, options)

@@ -97,8 +97,9 @@ def run(arguments: Namespace) -> None:
     """Train a model and write it to a folder that appears only when it is complete."""
     from minprune.data import fingerprint
     from minprune.load import model_folder
-    from minprune.output import PAGE, check_space, check_target, default_name, rehearse, write_model
+    from minprune.output import PAGE, check_space, default_name, rehearse, write_model
     from minprune.protocol import windows_of
+    from minprune.target import check_target
     from minprune.training.distill import Distillation
     from minprune.training.output import STATE, training_folder
     from minprune.training.page import write_curves
@@ -117,7 +118,7 @@ def run(arguments: Namespace) -> None:
         bfloat16=arguments.bfloat16,
     )
     target = Path(arguments.output or default_name(arguments.model, "recovered"))
-    check_target(target, arguments.model)
+    check_target(target, arguments.model, arguments.teacher, arguments.data, *arguments.test.split(","))
     taught = {name: getattr(arguments, name) for name in TAUGHT if getattr(arguments, name) is not None}
     if taught and not arguments.teacher:
         raise PruneError(f"--{next(iter(taught))} says how to learn from a teacher: name the dense model as --teacher")
@@ -142,7 +143,12 @@ def run(arguments: Namespace) -> None:
         rows = [{"step": step, "tokens": 0, "loss": 1.0, "perplexity": numbers} for step in (0, recipe.steps)]
         trial = Recovery(recipe, rows=rows)
         ahead = rehearse(
-            folder, model, tokenizer, _record(arguments, model, trial, data, protocols, teacher, pruned), write_curves
+            folder,
+            model,
+            tokenizer,
+            _record(arguments, model, trial, data, protocols, teacher, pruned),
+            write_curves,
+            model_folder(arguments.model),
         )
         ahead += _state_bytes(model, recipe, arguments.save_every)
         ahead -= sum(parameter.numel() for parameter in model.parameters()) * (4 - dtype.itemsize)

@@ -10,7 +10,6 @@ from minprune.commands.common import (
     TEXT,
     LayerName,
     add_place,
-    check_file,
     command,
     console,
     load,
@@ -21,6 +20,7 @@ from minprune.commands.common import (
     writing,
 )
 from minprune.files import to_json, write_text
+from minprune.target import check_file
 
 if TYPE_CHECKING:
     from minprune.patterns import Pattern
@@ -54,6 +54,7 @@ def add(commands) -> None:
     parser.add_argument("--exclude", metavar="GLOB", action="append", default=[], help="not these, repeatable")
     add_place(parser)
     parser.add_argument("--output", metavar="FILE", help="also write the costs to a JSON file")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file at --output")
 
 
 def run(arguments: Namespace) -> None:
@@ -64,7 +65,7 @@ def run(arguments: Namespace) -> None:
     pattern = read_pattern(arguments.pattern)
     check_grouping(arguments.by)
     if arguments.output:
-        check_file(arguments.output, "--output")
+        check_file(arguments.output, "--output", arguments.overwrite, [arguments.model], [arguments.calibration])
     with writing(arguments.output):
         _measure(arguments, pattern)
 

@@ -22,7 +22,7 @@ from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
 from minprune.loading import one_line
 from minprune.model import Layer, block_layers, head_layers
-from minprune.output import RECORD, output_folder, write_errors
+from minprune.output import output_folder, write_errors, write_record
 from minprune.skeleton import describe_or_refuse, fill_tables, in_use, read_config, read_generation
 from minprune.tokenizer import write_tokenizer
 from minprune.weights import check_weights, sparse_layers
@@ -104,7 +104,7 @@ def write_exported(
         index = {"version": VERSION, "files": files, "matrices": entries}
         write_text(folder / INDEX, to_json(index, 1))
         sizes = {"format": form, "bytes": sum(r.bytes for r in rows), "dense_bytes": sum(r.dense_bytes for r in rows)}
-        write_text(folder / RECORD, to_json((record or {}) | sizes, 2))
+        write_record(folder, (record or {}) | sizes)
     return rows
 
 
