@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 import torch
+from provenance import script_of, stamp
 
 from minprune.report import versions
 
@@ -16,13 +17,14 @@ def load_cells(path: Path) -> list[dict]:
 
 
 def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) -> None:
-    """Write the cells with command, protocol, date, machine and versions."""
+    """Write the cells with command, protocol, date, machine, versions, commit and the code behind them."""
     facts = {
         "command": command,
         "protocol": protocol,
         "date": datetime.date.today().isoformat(),
         "machine": f"{processor()}, {torch.get_num_threads()} thread(s), no GPU",
         "versions": versions(),
+        **stamp(script_of(command)),
     }
     path.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
 

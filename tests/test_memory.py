@@ -1,13 +1,13 @@
 """book/results/memory.json: 3 B parameters under 3 GB, nearly flat over depth; one of its peaks measured again."""
 
 import json
-import random
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from drawn import drawn
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results" / "memory.json"
@@ -32,7 +32,7 @@ def test_three_billion_parameters_need_less_than_three_gigabytes_and_a_block_mor
 @pytest.mark.slow
 def test_a_peak_is_found_again_with_two_blocks(cells, tmp_path):
     """The same widths and tokens; 15 % of tolerance, since allocators and libraries differ."""
-    method = random.SystemRandom().choice(sorted(cells))
+    method = drawn(sorted(cells))
     command = [sys.executable, "benchmarks/memory.py", "--blocks", "2", "--methods", method]
     subprocess.run(
         [*command, "--folder", str(tmp_path), "--output", str(tmp_path / "memory.json")], cwd=ROOT, check=True

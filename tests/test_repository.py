@@ -129,3 +129,14 @@ def _python(script: str) -> str:
     return subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
+
+
+def test_torch_and_transformers_are_only_allowed_as_old_as_they_are_tested():
+    """No environment with older ones is tested, so none is promised."""
+    wanted = dict(
+        re.match(r"([\w-]+)>=([\d.]+)", line).groups()
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+        if line.startswith(("torch", "transformers"))
+    )
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
+    assert wanted == {name: pinned[name] for name in ("torch", "transformers")}

@@ -2,11 +2,10 @@
 
 import json
 import re
-import secrets
-import sys
 from pathlib import Path
 
 import pytest
+from drawn import drawn
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results" / "one-shot.json"
@@ -25,8 +24,7 @@ def test_a_cell_drawn_anew_each_time_is_measured_again(results, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import quality
 
-    cell = secrets.choice(json.loads(results.read_text())["cells"])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn(json.loads(results.read_text())["cells"])
     found = quality.recompute(cell["method"], cell["pattern"])
     assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.06), cell
     assert found["zeros"] == pytest.approx(cell["zeros"], abs=2e-5), cell
@@ -38,8 +36,7 @@ def test_a_layer_drawn_anew_each_time_is_measured_again(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import layers
 
-    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "layers.json").read_text())["cells"])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn(json.loads((ROOT / "book" / "results" / "layers.json").read_text())["cells"])
     patient = layers.layers((cell["layer"],))[cell["layer"]]
     found = layers.measure(*patient, cell["method"], cell["pattern"])
     for name in ("error", "held_out", "exact", "exact_held_out"):
@@ -83,8 +80,7 @@ def test_an_allocation_drawn_anew_each_time_is_measured_again(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import allocation
 
-    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "allocation.json").read_text())["cells"])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn(json.loads((ROOT / "book" / "results" / "allocation.json").read_text())["cells"])
     assert allocation.recompute(cell) == pytest.approx(cell["perplexity"], rel=0.06), cell
 
 
@@ -97,15 +93,14 @@ def test_a_run_of_the_sweep_drawn_anew_each_time_is_made_again(monkeypatch, tmp_
     from minprune.runs import read_runs
 
     runs = [run for run in read_runs(SWEEP) if 1 < run["relative"]["wikipedia"] < 20]
-    drawn = secrets.choice(runs)
-    print(f"making again {drawn['method']} {drawn['pattern']} {drawn['seed']}", file=sys.stderr)
-    stage = ((drawn["method"],), (drawn["pattern"],), (drawn["seed"] or 0,))
+    run = drawn(runs)
+    stage = ((run["method"],), (run["pattern"],), (run["seed"] or 0,))
     dense, found = curves.run(tmp_path / "runs.jsonl", [stage])
-    for text, value in drawn["perplexity"].items():
-        assert dense["perplexity"][text] == pytest.approx(drawn["dense"][text], rel=0.01), text
-        assert found["perplexity"][text] == pytest.approx(value, rel=0.06), (text, drawn)
-    assert found["zeros"] == pytest.approx(drawn["zeros"], abs=2e-5)
-    assert found["calibration_sha256"] == drawn["calibration_sha256"]
+    for text, value in run["perplexity"].items():
+        assert dense["perplexity"][text] == pytest.approx(run["dense"][text], rel=0.01), text
+        assert found["perplexity"][text] == pytest.approx(value, rel=0.06), (text, run)
+    assert found["zeros"] == pytest.approx(run["zeros"], abs=2e-5)
+    assert found["calibration_sha256"] == run["calibration_sha256"]
 
 
 def test_a_smaller_sweep_leaves_the_methods_in_their_order(monkeypatch):
@@ -125,8 +120,7 @@ def test_an_order_of_the_pipeline_drawn_anew_each_time_is_measured_again(monkeyp
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import depth
 
-    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "pipeline.json").read_text())["cells"])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn(json.loads((ROOT / "book" / "results" / "pipeline.json").read_text())["cells"])
     found = depth.recompute(cell)
     assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.06), cell
     assert found["drift"] == pytest.approx(cell["drift"], rel=0.1), cell
@@ -145,8 +139,7 @@ def test_a_calibration_drawn_anew_each_time_is_measured_again(monkeypatch):
     cells = json.loads((ROOT / "book" / "results" / "calibration.json").read_text())["cells"]
     dense = next(cell["perplexity"]["wikipedia"] for cell in cells if cell["method"] == "dense")
     speaks = [cell for cell in cells if cell["perplexity"]["wikipedia"] < 10 * dense]
-    cell = secrets.choice([cell for cell in speaks if cell["source"] in ("wikipedia", "news", "test")])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn([cell for cell in speaks if cell["source"] in ("wikipedia", "news", "test")])
     found = calibration.recompute(cell)
     assert found.get("sha256") == cell.get("sha256")
     assert found["perplexity"]["wikipedia"] == pytest.approx(cell["perplexity"]["wikipedia"], rel=0.06), cell
@@ -158,8 +151,7 @@ def test_a_part_of_the_recipe_drawn_anew_each_time_is_measured_again(monkeypatch
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import recipe
 
-    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "recipe.json").read_text())["cells"])
-    print(f"recomputing {cell['part']} {cell['pattern']}", file=sys.stderr)
+    cell = drawn(json.loads((ROOT / "book" / "results" / "recipe.json").read_text())["cells"])
     found = recipe.recompute(cell["part"], cell["pattern"])
     for text in recipe.TEXTS:
         assert found[text] == pytest.approx(cell[text], rel=0.06), (text, cell)
@@ -173,11 +165,11 @@ def test_a_product_with_zeros_is_timed_again(monkeypatch, one_thread):
     import zeros
 
     cells = json.loads((ROOT / "book" / "results" / "zeros.json").read_text())["cells"]
-    tokens = secrets.choice(zeros.TOKENS)
+    tokens = drawn(zeros.TOKENS)
     found = zeros.measure(tokens)
-    drawn = [cell for cell in cells if cell["tokens"] == tokens]
-    assert {(cell["storage"], cell["sparsity"]) for cell in drawn} == set(found)
-    for cell in drawn:
+    these = [cell for cell in cells if cell["tokens"] == tokens]
+    assert {(cell["storage"], cell["sparsity"]) for cell in these} == set(found)
+    for cell in these:
         ratio = found[cell["storage"], cell["sparsity"]]
         assert 0.5 < ratio / cell["ratio"] < 2, (ratio, cell)
         assert cell["storage"] != "dense" or 0.8 < ratio < 1.25, (ratio, cell)  # a zero saves nothing by itself
@@ -189,8 +181,7 @@ def test_a_size_drawn_anew_each_time_is_trained_again(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import sizes
 
-    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "sizes.json").read_text())["cells"])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn(json.loads((ROOT / "book" / "results" / "sizes.json").read_text())["cells"])
     found = sizes.recompute(cell["width"], cell["steps"], cell["seed"])
     assert found["weights"] == cell["weights"]
     assert found["dense"] == pytest.approx(cell["dense"], abs=0.05)
@@ -230,11 +221,10 @@ def test_a_seed_of_the_lottery_drawn_anew_each_time_is_trained_again(monkeypatch
     import lottery
 
     cells = json.loads((ROOT / "book" / "results" / "lottery.json").read_text())["cells"]
-    drawn = secrets.choice(cells)
-    print(f"recomputing {drawn['task']} with seed {drawn['seed']}", file=sys.stderr)
-    found = {cell["way"]: cell["rows"] for cell in lottery.recompute(drawn["task"], drawn["seed"])}
+    run = drawn(cells)
+    found = {cell["way"]: cell["rows"] for cell in lottery.recompute(run["task"], run["seed"])}
     for cell in cells:
-        if (cell["task"], cell["seed"]) == (drawn["task"], drawn["seed"]):
+        if (cell["task"], cell["seed"]) == (run["task"], run["seed"]):
             for (sparsity, score, cost), row in zip(found[cell["way"]], cell["rows"], strict=True):
                 assert [sparsity, cost] == [pytest.approx(row[0], abs=1e-5), row[2]], cell
                 assert score == pytest.approx(row[1], abs=0.04 if cell["task"] == "mnist1d" else 0.08), cell
@@ -247,8 +237,7 @@ def test_a_schedule_drawn_anew_each_time_is_trained_again(monkeypatch):
     import gradual
 
     cells = json.loads((ROOT / "book" / "results" / "gradual.json").read_text())["cells"]
-    cell = secrets.choice(cells)
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn(cells)
     found = gradual.recompute(gradual.run_of(cell), cell["seed"])
     ruined = cell["kind"] == "one-shot" and cell["begin"] >= 0.9  # nothing, or next to nothing, was trained afterwards
     allowed = 0.04 if cell["task"] == "mnist1d" else 0.5 if ruined else 0.08
@@ -264,8 +253,7 @@ def test_a_share_of_activations_drawn_anew_each_time_is_pruned_again(monkeypatch
     import activations
 
     cells = json.loads((ROOT / "book" / "results" / "activations.json").read_text())["cells"]
-    cell = secrets.choice([cell for cell in cells if cell["relative"] < 20])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn([cell for cell in cells if cell["relative"] < 20])
     found = activations.recompute(cell["reads"], cell["rule"], cell["sparsity"])
     assert found["relative"] == pytest.approx(cell["relative"], rel=0.01), cell
     assert found["zeroed"] == pytest.approx(cell["zeroed"], abs=0.002), cell
@@ -288,8 +276,7 @@ def test_a_recovery_drawn_anew_each_time_is_trained_again(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import recovery
 
-    cell = secrets.choice(json.loads((ROOT / "book" / "results" / "recovery.json").read_text())["cells"])
-    print(f"recomputing {cell}", file=sys.stderr)
+    cell = drawn(json.loads((ROOT / "book" / "results" / "recovery.json").read_text())["cells"])
     found = recovery.recompute(cell)
     if cell["kind"] == "dense":
         assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.01)
@@ -300,3 +287,30 @@ def test_a_recovery_drawn_anew_each_time_is_trained_again(monkeypatch):
         for row, expected in zip(found["rows"], cell["rows"], strict=True):
             assert row[0] == expected[0]
             assert row[2:] == pytest.approx(expected[2:], rel=0.06), cell
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book" / "results").glob("*.json")), ids=lambda path: path.name)
+def test_the_code_behind_a_results_file_is_the_one_that_made_it_or_was_confirmed(path, monkeypatch):
+    """If this fails, measure the file again; or measure cells of it again and confirm: benchmarks/provenance.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import provenance
+
+    results = json.loads(path.read_text())
+    assert re.fullmatch(r"[0-9a-f]{7,10}\+?", results["commit"])
+    assert all(note["why"] for note in results.get("confirmed", []))
+    assert not provenance.changed(path), f"{path.name}: made by other code than today's; `{results['command']}`"
+
+
+def test_the_code_behind_a_script_is_what_its_numbers_come_from(monkeypatch, tmp_path):
+    """Changed arithmetic is another code, a changed comment or docstring is not; what prints pages does not count."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import provenance
+
+    code = provenance.code_behind(ROOT / "benchmarks" / "quality.py")
+    assert {f"minprune/{name}.py" for name in ("driver", "statistics", "methods/sparsegpt", "patterns")} <= set(code)
+    assert not {f"minprune/{name}.py" for name in ("page", "card", "cli")} & set(code)
+    digests = []
+    for text in ('"""A."""\nx = 1', '"""B."""\n# why\nx = 1', "x = 1", '"""A."""\nx = 2'):
+        (tmp_path / "module.py").write_text(text)
+        digests.append(provenance._digest(tmp_path / "module.py"))
+    assert digests[0] == digests[1] != digests[3]

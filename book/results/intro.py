@@ -17,6 +17,7 @@ import minprune as mp
 from minprune.report import versions
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent.parent / "benchmarks"))  # whose results files carry the same facts
 PROMPT = "The moon is"
 SETUP = {"calibration windows": 16, "test windows": 8, "length": 512, "seed": 0}
 ROWS = {  # label -> (method, pattern); "random" is not a method of the package
@@ -97,6 +98,8 @@ def main() -> None:
     """Measure unless told to draw only."""
     path = HERE / "intro.json"
     if "--figure" not in sys.argv[1:]:
+        from provenance import stamp
+
         results = {
             "command": "python book/results/intro.py",
             "model": "SmolLM2-135M-Instruct, 4-bit checkpoint expanded to float32 (the embedded one)",
@@ -106,6 +109,7 @@ def main() -> None:
             "versions": versions(),
             "date": date.today().isoformat(),
             "machine": f"{os.cpu_count()} cores of a {platform.machine()} {platform.system()} machine, no GPU",
+            **stamp(Path(__file__)),
             "rows": {label: measure(label) for label in ROWS},
         }
         path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
