@@ -1,8 +1,8 @@
 """Which code made a results file, and whether it has changed since.
 
 A results file carries the commit that it was measured at, and for its script and each module of minprune that this
-reaches a digest of the code without comments and docstrings. When such a module changes, a test fails until the file is measured
-again by its own command, or somebody has measured cells of it again, found them as they were, and says so:
+reaches a digest of the code without comments and docstrings. When such a module changes, a test fails until the file
+is measured again by its own command, or somebody has measured cells of it again, found them as they were, and says so:
 
     python benchmarks/provenance.py                                       # what has changed behind which file
     python benchmarks/provenance.py book/results/layers.json --confirm "twelve cells measured again, equal to 1 %"
