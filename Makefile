@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 assets: $(STAMP)  ## Fetch the embedded model and texts
-	@$(BIN)/python -m minprune.assets
+	@$(BIN)/python -m minprune.data.assets
 
 demo: $(STAMP)  ## Prune SmolLM2 in five ways and compare them (at most 5 minutes on two cores)
 	@$(BIN)/minprune demo
@@ -39,6 +39,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 unit: assets
 	@echo "== unit tests"
@@ -58,7 +59,7 @@ lab: assets  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
 
 student: $(STAMP)  ## Write the notebooks without solutions to student/ (minprune grade gives points)
-	@$(BIN)/python -m minprune.classroom.student student notebooks/*.ipynb
+	@$(BIN)/python -m minprune.course.classroom.student student notebooks/*.ipynb
 
 bench: assets  ## Print the measured ratios: solver, methods, whole pipeline, peak memory
 	@for name in solver methods pipeline peak_memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done

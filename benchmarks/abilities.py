@@ -13,9 +13,9 @@ import torch
 from record import load_cells, save
 
 import minprune as mp
-from minprune.cloze import Score
-from minprune.evaluate import token_nats
-from minprune.pairs import minimal_pairs
+from minprune.evaluation.last_word import Score
+from minprune.evaluation.minimal_pairs import minimal_pairs
+from minprune.evaluation.perplexity import token_nats
 
 CELLS = (
     ("dense", ""),

@@ -15,7 +15,7 @@ import torch
 from record import load_cells, save, short
 
 import minprune as mp
-from minprune.evaluate import token_nats
+from minprune.evaluation.perplexity import token_nats
 from minprune.training.activations import pruned_activations, thresholds
 
 GROUPS = {  # layers that read the same tensor, named by what they read

@@ -17,11 +17,11 @@ import torch
 from record import load_cells, save
 
 import minprune as mp
-from minprune.allocate import allocate
-from minprune.budget import group_layers, sizes_of, table_of
-from minprune.evaluate import token_nats
-from minprune.rules import get_rule
-from minprune.watch import watch
+from minprune.allocation.allocate import allocate
+from minprune.allocation.budget import group_layers, sizes_of, table_of
+from minprune.allocation.rules import get_rule
+from minprune.evaluation.perplexity import token_nats
+from minprune.models.hooks import watch
 
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised, here bfloat16)",

@@ -17,7 +17,7 @@ from record import load_cells, save
 from torch import Tensor
 
 import minprune as mp
-from minprune.data import fingerprint
+from minprune.data.tokens import fingerprint
 
 PATTERN = "60%"
 PROTOCOL = {

@@ -17,8 +17,8 @@ from pathlib import Path
 from record import save
 
 import minprune as mp
-from minprune.runs import read_runs
-from minprune.sweep import sweep
+from minprune.sweep.results import read_runs
+from minprune.sweep.sweep import sweep
 
 QUICK = ("magnitude", "wanda", "sparsegpt")
 TELLING = ("50%", "60%", "70%", "2:4")  # where the methods differ and the model still speaks

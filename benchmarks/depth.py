@@ -20,7 +20,7 @@ from torch import Tensor
 
 import minprune as mp
 from minprune.methods import get_method
-from minprune.model import Layer
+from minprune.models.layers import Layer
 
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised), in bfloat16; sums and solves in float32",

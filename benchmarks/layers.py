@@ -17,7 +17,7 @@ from record import load_cells, save
 
 import minprune as mp
 from minprune.methods import get_method
-from minprune.methods.exact import least_squares
+from minprune.methods.least_squares import least_squares
 from minprune.statistics import layer_error
 
 BLOCKS = (0, 14, 29)

@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from minprune.checkpoint import prune_checkpoint
-from minprune.journal import Journal
+from minprune.pipeline.checkpoint import prune_checkpoint
+from minprune.pipeline.journal import Journal
 
 VOCABULARY, SEED = 32000, 0
 GIGA = 1e9

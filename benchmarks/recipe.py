@@ -16,8 +16,8 @@ import torch
 from record import load_cells, save
 
 import minprune as mp
-from minprune.recipe import RECIPES, Recipe
-from minprune.reconstruct import Reconstruction
+from minprune.pipeline.recipes import RECIPES, Recipe
+from minprune.pipeline.reconstruction import Reconstruction
 
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised to float32)",

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from provenance import script_of, stamp
 
-from minprune.report import versions
+from minprune.output.report import versions
 
 
 def load_cells(path: Path) -> list[dict]:

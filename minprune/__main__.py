@@ -2,6 +2,6 @@
 
 import sys
 
-from minprune.cli import main
+from minprune.cli.main import main
 
 sys.exit(main())

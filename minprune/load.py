@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from minprune.causal import check_causal
 from minprune.errors import PruneError
-from minprune.folder import AGAIN, check_entries, check_kind, read_all_json
-from minprune.loading import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
-from minprune.skeleton import describe_or_refuse, read_config, read_generation
-from minprune.tokenizer import stop_dropout
+from minprune.models.causality import check_causal
+from minprune.models.folder import AGAIN, check_entries, check_kind, read_all_json
+from minprune.models.skeleton import DTYPES, describe_or_refuse, read_config, read_generation
+from minprune.models.tokenizer import stop_dropout
+from minprune.models.weight_files import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
 
 EMBEDDED = ("smollm2",)
 _FILES = [  # what to fetch from the hub
@@ -30,7 +30,6 @@ _FILES = [  # what to fetch from the hub
     "NOTICE*",
 ]
 _TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the first text
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", say=lambda message: None):
@@ -87,7 +86,7 @@ def model_source(name: str | Path, say=lambda message: None) -> str | Path:
     Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
     """
     if name in EMBEDDED:
-        from minprune.assets import smollm2_folder
+        from minprune.data.assets import smollm2_folder
 
         return smollm2_folder(say)
     if name and Path(name).is_dir():

@@ -9,7 +9,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from minprune import checks
-from minprune.classroom.cells import MARK, regions
+from minprune.course.classroom.cells import MARK, regions
 
 ROOT = Path(__file__).parent.parent
 TRACKED = ["git", "ls-files", "notebooks/*.ipynb"]  # a chapter that somebody has only begun is not among them

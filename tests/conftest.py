@@ -92,7 +92,7 @@ def in_an_empty_folder(tmp_path, monkeypatch) -> None:
 @pytest.fixture
 def run(capsys, in_an_empty_folder):
     """run(...) -> (exit code, stdout, stderr) of the command line with these arguments."""
-    from minprune.cli import main
+    from minprune.cli.main import main
 
     def run(*arguments):
         code = main([str(argument) for argument in arguments])

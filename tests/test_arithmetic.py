@@ -11,8 +11,8 @@ from tiny import tiny_model, tiny_tokens
 import minprune as mp
 from minprune.arithmetic import clock, exact_arithmetic, random_devices
 from minprune.methods import Method, magnitude
-from minprune.recipe import Recipe
-from minprune.reconstruct import Reconstruction
+from minprune.pipeline.recipes import Recipe
+from minprune.pipeline.reconstruction import Reconstruction
 
 WIDTH = 320  # more than a panel of the Gram matrix, and than the leaf of a triangular inverse
 WINDOWS, LENGTH = 72, 32  # 2304 tokens: more than one chunk of the statistics

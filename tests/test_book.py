@@ -90,7 +90,7 @@ def test_timing_may_be_read_in_part():
 
 
 def test_one_duration_of_the_demo_is_told_everywhere():
-    told = [BOOK / "using.md", *(BOOK.parent / name for name in ("README.md", "Makefile", "minprune/commands/demo.py"))]
+    told = [BOOK / "using.md", *(BOOK.parent / name for name in ("README.md", "Makefile", "minprune/cli/demo.py"))]
     for path in told:
         line = next(
             line

@@ -90,7 +90,7 @@ def test_a_run_of_the_sweep_drawn_anew_each_time_is_made_again(monkeypatch, tmp_
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import curves
 
-    from minprune.runs import read_runs
+    from minprune.sweep.results import read_runs
 
     runs = [run for run in read_runs(SWEEP) if 1 < run["relative"]["wikipedia"] < 20]
     run = drawn(runs)

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
-from minprune.extras import copy_files, not_loaded, save_tensors
 from minprune.files import read_json, sha256, to_json, write_text
-from minprune.folder import inside, is_name
 from minprune.formats.choose import FORMATS, store
 from minprune.formats.stored import Stored
-from minprune.loading import one_line
-from minprune.model import Layer, block_layers, head_layers
-from minprune.output import output_folder, write_errors, write_record
-from minprune.skeleton import describe_or_refuse, fill_tables, in_use, read_config, read_generation
-from minprune.tokenizer import write_tokenizer
-from minprune.weights import check_weights, sparse_layers
+from minprune.models.checks import check_weights, sparse_layers
+from minprune.models.extras import copy_files, not_loaded, save_tensors
+from minprune.models.folder import inside, is_name
+from minprune.models.layers import Layer, block_layers, head_layers
+from minprune.models.skeleton import describe_or_refuse, fill_tables, in_use, read_config, read_generation
+from minprune.models.tokenizer import write_tokenizer
+from minprune.models.weight_files import one_line
+from minprune.output.folder import output_folder, write_errors, write_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,8 +69,8 @@ def write_exported(
     """Write the model into the empty `folder`, every matrix of its blocks in the format `form` (see `formats.store`).
 
     record: what minprune.json says beside the format and the bytes. source: the folder that the model was read from;
-    what it holds beside a model is copied, see `minprune.extras`. Raises `PruneError` if a matrix does not fit the
-    format, or the files cannot be written.
+    what it holds beside a model is copied, see `minprune.models.extras`. Raises `PruneError` if a matrix does not fit
+    the format, or the files cannot be written.
     """
     from safetensors.torch import save_file
 

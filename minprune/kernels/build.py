@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from minprune.assets import cache_folder
+from minprune.data.assets import cache_folder
 from minprune.errors import PruneError
 
 SOURCE = Path(__file__).with_name("expand.c")

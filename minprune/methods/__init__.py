@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
-from minprune.methods import admm, alps, exact, magnitude, obs, ria, sparsegpt, swaps, wanda
+from minprune.methods import admm, alps, least_squares, magnitude, obs, ria, sparsegpt, swaps, wanda
 from minprune.methods.damping import check_finite
 from minprune.methods.result import Result
 from minprune.patterns import pattern as read_pattern
@@ -134,7 +134,7 @@ METHODS = {
     "obd": Method(obs.obd, needs="norms"),
     "obs": Method(obs.obs, needs="gram"),
     "ria": Method(ria.ria, needs="norms"),
-    "exact": Method(exact.exact, needs="gram"),
+    "exact": Method(least_squares.exact, needs="gram"),
     "admm": Method(admm.admm, needs="gram"),
     "swaps": Method(swaps.swaps, needs="gram"),
     "alps": Method(alps.alps, needs="gram"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
-from minprune.model import decoder_blocks
+from minprune.models.layers import decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

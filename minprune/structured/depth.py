@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
-from minprune.evaluate import perplexity
+from minprune.evaluation.perplexity import perplexity
 from minprune.methods.damping import damped_cholesky
-from minprune.model import Layer, backbone, decoder_blocks
+from minprune.models.checks import check_weights
+from minprune.models.layers import Layer, backbone, decoder_blocks
 from minprune.statistics import Statistics
 from minprune.structured.units import layers_by_block
-from minprune.weights import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minprune.causal import check_causal, evaluating
-from minprune.driver import prune
 from minprune.errors import PruneError
-from minprune.model import check_windows, decoder_blocks, is_conv1d
+from minprune.models.causality import check_causal, evaluating
+from minprune.models.hooks import check_compiled
+from minprune.models.layers import check_windows, decoder_blocks, is_conv1d
+from minprune.output.report import Report
 from minprune.patterns import Lines
-from minprune.report import Report
+from minprune.pipeline.prune import prune
 from minprune.structured.cut import Cut, apply_cut, check_cut
 from minprune.structured.depth import choose_blocks, repair_cuts
 from minprune.structured.units import Units, heads, neurons
-from minprune.watch import check_compiled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.model import Layer, block_layers, decoder_blocks
+from minprune.models.layers import Layer, block_layers, decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

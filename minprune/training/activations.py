@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
-from minprune.model import Layer, backbone
+from minprune.models.layers import Layer, backbone
 from minprune.training.masks import Handles
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
-from minprune.model import Layer
+from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
 from minprune.training.masks import Masks, set_zeros, smallest_go, sparsity_of
 

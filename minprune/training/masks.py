@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from minprune.errors import PruneError
-from minprune.model import Layer
+from minprune.models.layers import Layer
 from minprune.patterns import Pattern, keep_largest
 from minprune.patterns import pattern as read_pattern
 

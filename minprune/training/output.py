@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minprune.lock import absolute
-from minprune.output import WORK, output_folder
+from minprune.output.folder import WORK, output_folder
+from minprune.output.lock import absolute
 
 STATE = f"{WORK}/training.state"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from minprune.files import whole_characters, write_text
-from minprune.page import template
+from minprune.output.page import template
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 320, 150, 40, 8, 128  # of one chart, in its own units
 

@@ -21,15 +21,15 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from minprune.arithmetic import random_devices
-from minprune.data import fingerprint
+from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
-from minprune.evaluate import perplexity
-from minprune.model import check_windows
+from minprune.evaluation.perplexity import perplexity
+from minprune.models.checks import sparse_layers
+from minprune.models.layers import check_windows
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
 from minprune.training.masks import Masks, check_owned, keeping, make_permanent, masks_of
 from minprune.training.state import fits, load_state, save_state
-from minprune.weights import sparse_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

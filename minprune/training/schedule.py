@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.model import Layer
+from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
 from minprune.training.masks import Masked, make_permanent, original, parametrise, smallest_go
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.files import flush
-from minprune.typed import State, checked
+from minprune.output.typed import State, checked
 
 
 def save_state(path: Path, recipe: dict[str, Any], state: dict[str, Any]) -> None:

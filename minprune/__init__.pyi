@@ -1,0 +1,35 @@
+from . import kernels as kernels
+from . import methods as methods
+from . import patterns as patterns
+from . import plots as plots
+from . import statistics as statistics
+from .course import checks as checks
+from .data.tokens import load_text as load_text
+from .data.tokens import load_tokens as load_tokens
+from .errors import PruneError as PruneError
+from .evaluation.last_word import grammar as grammar
+from .evaluation.last_word import last_word as last_word
+from .evaluation.perplexity import Divergence as Divergence
+from .evaluation.perplexity import divergence as divergence
+from .evaluation.perplexity import generate as generate
+from .evaluation.perplexity import perplexity as perplexity
+from .evaluation.protocol import Measurement as Measurement
+from .evaluation.protocol import measure as measure
+from .load import load_model as load_model
+from .methods import METHODS as METHODS
+from .methods import Method as Method
+from .methods import Result as Result
+from .models.layers import find_layers as find_layers
+from .output.report import LayerRow as LayerRow
+from .output.report import Report as Report
+from .patterns import NM as NM
+from .patterns import Block as Block
+from .patterns import Unstructured as Unstructured
+from .patterns import pattern as pattern
+from .pipeline.checkpoint import prune_checkpoint as prune_checkpoint
+from .pipeline.prune import prune as prune
+from .statistics import Statistics as Statistics
+from .statistics import layer_error as layer_error
+from .structured.shrink import shrink as shrink
+
+__version__: str

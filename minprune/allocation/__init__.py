@@ -1,0 +1,1 @@
+"""How much to prune of each layer. Chapter 11."""

@@ -1,0 +1,74 @@
+"""How sparse each layer should be: the same everywhere, what a user's table says, or what a rule makes of the model.
+
+Chapter 11. The rules are in rules.py, the arithmetic that keeps their average exact in budget.py.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from minprune.allocation.rules import adjustable, get_rule
+from minprune.errors import PruneError
+from minprune.models.layers import Layer, matches
+from minprune.patterns import NM, Pattern
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Allocation = str | Mapping[str, float] | Callable[[list[Layer]], Mapping[str, float]] | None
+
+
+def allocate(
+    layers: list[Layer],
+    pattern: Pattern,
+    allocation: Allocation = None,
+    model: "PreTrainedModel | None" = None,
+    calib: Tensor | None = None,
+) -> dict[Layer, Pattern]:
+    """The pattern of each layer.
+
+    allocation: the name of a rule ("owl", "ramp", "optimal", "inverse", "global"), which is given model and calib, and
+    whose average is exactly the sparsity of `pattern`, weighted by parameters. The zeros come in whole weights of each
+    comparison group: rows of a narrow layer, which all round alike, add up to a little more or less. Or glob ->
+    sparsity; of several globs that match a layer the last one counts, a layer that none matches keeps the sparsity of
+    `pattern`, and the average is what the table makes it. Or a function from the layers to such a table. Raises
+    `PruneError` for an unknown name, a rule without the calibration it needs, a glob that matches nothing, a sparsity
+    outside 0..1, or N:M.
+    """
+    if isinstance(allocation, str):
+        rule = get_rule(allocation)
+        if model is None or any(layer.weight.is_meta for layer in layers):
+            raise PruneError(f"allocation {allocation!r} needs the whole model in memory: give a table of sparsities")
+        table: Any = rule(model, layers, calib, adjustable(pattern))
+    else:
+        table = allocation(layers) if callable(allocation) else allocation or {}
+    if not isinstance(table, Mapping):
+        raise PruneError(f"an allocation is a table from globs to sparsities, not {type(table).__name__}")
+    patterns = dict.fromkeys(layers, pattern)
+    if isinstance(pattern, NM):
+        if table:
+            adjustable(pattern)
+        return patterns
+    for glob, sparsity in table.items():
+        matched = [layer for layer in layers if matches(layer, [glob])]
+        if not matched:
+            raise PruneError(f"the allocation's {glob!r} matches no layer: names look like {layers[0].name!r}")
+        if not isinstance(sparsity, (int, float)) or isinstance(sparsity, bool):
+            raise PruneError(f"the allocation's {glob!r} has sparsity {sparsity!r}: it must be a number in 0..1")
+        patterns |= dict.fromkeys(matched, replace(pattern, sparsity=float(sparsity)))
+    return patterns
+
+
+def told(allocation: Allocation, patterns: Mapping[Layer, Pattern]) -> dict[str, Any]:
+    """What a report says of it: {"rule": its name, or None for a table, "table": as given, or what the rule made}."""
+    if not allocation:
+        return {}
+    if isinstance(allocation, Mapping):
+        return {"rule": None, "table": dict(allocation)}
+    name = allocation if isinstance(allocation, str) else getattr(allocation, "__name__", type(allocation).__name__)
+    return {
+        "rule": name,
+        "table": {layer.name: chosen.sparsity for layer, chosen in patterns.items()},
+    }

@@ -1,0 +1,83 @@
+"""`minprune export`: write a pruned model so that its zeros save bytes on disk."""
+
+from argparse import Namespace
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprune.cli.common import MODEL, LayerName, command, console, kind_of, load, record_of, table_of
+from minprune.output.folder import check_space, default_name, output_folder, rehearse
+from minprune.output.target import check_target
+
+if TYPE_CHECKING:
+    from minprune.formats.disk import StoredRow
+
+
+def add(commands) -> None:
+    """The arguments of `minprune export`."""
+    parser = command(
+        commands,
+        "export",
+        run,
+        "write a pruned model in a sparse format, which takes fewer bytes on disk",
+        "minprune.load_model and all minprune commands load the folder, with the same weights bit by bit; "
+        "other programs do not.",
+        "minprune export smollm2-sparsegpt-50pct --format auto --dtype float16",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--format",
+        metavar="F",
+        default="auto",
+        help="how to store each matrix of the blocks:\n"
+        "auto: the smallest for that matrix (default)\n"
+        "bitmask: one bit a weight, and the values that are not zero\n"
+        "nm: N values and their places of every M, for 2:4 and the like\n"
+        "csr, csc: a row or column index for each value\n"
+        "block: whole square blocks\n"
+        "dense: all values",
+    )
+    parser.add_argument(
+        "--dtype", metavar="T", default="auto", help="float32, bfloat16, float16, or the checkpoint's own (auto)"
+    )
+    parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-FORMAT here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
+
+
+def run(arguments: Namespace) -> None:
+    """Write the model to a folder that appears only when it is complete, and say what each kind of layer takes."""
+    from minprune.formats.choose import check_form
+    from minprune.formats.disk import write_exported
+    from minprune.load import model_folder
+
+    check_form(arguments.format)
+    target = Path(arguments.output or default_name(arguments.model, arguments.format))
+    check_target(target, arguments.model)
+    origin = record_of(arguments.model)
+    with output_folder(target, arguments.overwrite, "export") as folder:
+        model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
+        record = _record(arguments, str(model.dtype), origin)
+        source = model_folder(arguments.model)
+        ahead = rehearse(folder, model, tokenizer, record, source=source)
+        check_space(folder, model, -ahead)
+        rows = write_exported(folder, model, tokenizer, arguments.format, record, source)
+    _show(rows)
+    console().print(f"written to {target}", soft_wrap=True)
+
+
+def _record(arguments: Namespace, dtype: str, origin: dict[str, Any]) -> dict[str, Any]:
+    """What minprune.json says of the folder: its origin, and what the minprune.json there says."""
+    record = {"model": arguments.model, "dtype": dtype.removeprefix("torch.")}
+    return record | ({"made from": origin} if origin else {})
+
+
+def _show(rows: "list[StoredRow]") -> None:
+    kinds: dict[str, list[StoredRow]] = defaultdict(list)
+    for row in rows:
+        kinds[kind_of(row.name)].append(row)
+    table = table_of("layers", "count", "format", "MB", "of dense")
+    for name, group in [*kinds.items(), ("all", rows)]:
+        size, dense = sum(row.bytes for row in group), sum(row.dense_bytes for row in group)
+        formats = ", ".join(sorted({row.format for row in group}))
+        table.add_row(LayerName(name), str(len(group)), formats, f"{size / 1e6:.2f}", f"{size / dense:.1%}")
+    console().print(table)

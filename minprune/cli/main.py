@@ -1,0 +1,119 @@
+"""The `minprune` command: prune a model, measure it, look at it.
+
+Results go to stdout; what is going on, and a user's mistake in one line, to stderr. Exit codes: 0, 2 for a mistake
+or a full disk, 130 for Ctrl-C. Each command has a module of its own beside this one.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from minprune import __version__
+from minprune.cli import demo, eval, export, generate, grade, info, prune, recover, sensitivity, sweep
+from minprune.cli.common import say
+from minprune.errors import PruneError
+
+LONGEST = 1000  # characters of an error line
+# in the order of `minprune --help`
+COMMANDS = (demo, prune, recover, sweep, eval, sensitivity, generate, info, export, grade)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name; None: the process's own) and return the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as in `minprune info smollm2 >&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")  # a model may write what the terminal cannot show
+    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else we are told to ignore it
+        signal.signal(signal.SIGINT, _interrupt_once)
+    try:
+        arguments = _read(sys.argv[1:] if argv is None else argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+        return 0
+    except PruneError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt as stop:
+        return _fail(str(stop) or "interrupted: nothing half-written is left", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `minprune info smollm2 | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", str(error)):
+            notes = getattr(error, "__notes__", [])  # such as what is finished and kept
+            hint = "out of memory: use a smaller --batch-size, fewer --samples or a shorter --length"
+            return _fail("; ".join([hint, *notes]), 2)
+        raise
+
+
+def _interrupt_once(number, frame):
+    """The first Ctrl-C ends the run in good order; the next ones, of an impatient hand, must not disturb that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _read(words: list[str]) -> argparse.Namespace:
+    """The arguments of a command, with `words`, the command line as it was."""
+    try:
+        arguments = _parser().parse_args(words)
+    except SystemExit:  # after --help
+        sys.stdout.flush()
+        raise
+    _refuse_empty(arguments)
+    arguments.words = list(words)
+    return arguments
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    if len(line) > LONGEST:  # its end has the remedy
+        line = f"{line[: LONGEST - 200]} ... {line[-200:]}"
+    with suppress(OSError):  # nobody reads it
+        say(f"minprune: {line}")
+    return code
+
+
+def _refuse_empty(arguments: argparse.Namespace) -> None:
+    """An empty value, as from an unset variable of the shell, must not mean the default. MODEL says so itself."""
+    for name, value in vars(arguments).items():
+        if name not in ("model", "models") and (value == "" or (isinstance(value, list) and "" in value)):
+            raise PruneError(f"--{name.replace('_', '-')} is empty: give it a value")
+
+
+class _Parser(argparse.ArgumentParser):
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, **named)
+        self._negative_number_matcher = re.compile(
+            r"-\.?\d", re.ASCII
+        )  # so that -5% is a value as -5 is, and told to be wrong
+
+    def _print_message(self, message: str, file=None) -> None:
+        (file or sys.stderr).write(message)  # argparse would take no notice of a reader that has gone
+
+    def error(self, message: str):
+        raise PruneError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="minprune",
+        description="Prune large language models: set weights to zero and lose as little as possible.",
+        epilog="minprune COMMAND --help explains a command. Start with: minprune demo",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"minprune {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

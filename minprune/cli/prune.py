@@ -1,0 +1,262 @@
+"""`minprune prune`: prune a model and write it to a new folder."""
+
+from argparse import Namespace
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprune.cli.common import (
+    LARGEST_SEED,
+    MODEL,
+    TEXT,
+    LayerName,
+    add_place,
+    command,
+    console,
+    kind_of,
+    repeating,
+    say,
+    say_on_terminal,
+    source_of,
+    split_of,
+    table_of,
+    tokens_of,
+    whole,
+)
+from minprune.cli.prune_options import read_allocation, read_options, table_by_rule
+from minprune.output.lock import absolute, lock
+
+if TYPE_CHECKING:
+    from minprune.output.report import LayerRow, Report
+    from minprune.patterns import Pattern
+    from minprune.pipeline.recipes import Recipe
+
+SMALL = 2e9  # bytes of weights up to which a model is loaded to write a sample of text
+PROMPT = 32  # tokens, and as many are written
+TEST_WINDOWS = 8  # for the perplexities that are reported; `minprune eval` measures on more
+
+
+def add(commands) -> None:
+    """The arguments of `minprune prune`."""
+    parser = command(
+        commands,
+        "prune",
+        run,
+        "prune a model and write it to a new folder",
+        "One block is in memory at a time, so the model may be larger than it. AutoModelForCausalLM.from_pretrained "
+        "loads the folder; minprune.json in it says how the model was made.",
+        "minprune prune smollm2 --method wanda --pattern 2:4 --exclude '*.layers.0.*'",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--method",
+        metavar="M",
+        help="sparsegpt (default), or one of\n"
+        "magnitude, obd, wanda, ria: quick scores, no update\n"
+        "admm, alps, obs: choose and update, slower and better\n"
+        "exact, swaps: the best weights, a better mask, for the\n"
+        "mask of the method before a plus (wanda+swaps+exact);\n"
+        "sparsegpt, admm, alps and obs can stand there, too",
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="R",
+        help="best: admm, and each block trained to do what the dense one did;\n"
+        "three to four times as long, worth it from 50%% on (a --method takes\n"
+        "the place of admm)",
+    )
+    parser.add_argument(
+        "--pattern",
+        metavar="P",
+        default="50%",
+        help="which zeros are allowed (default: 50%%):\n"
+        "50%%: in the comparison group that the method was published with\n"
+        "50%%:row: in each output row; also :layer and :block\n"
+        "2:4: 2 weights kept of every 4 consecutive inputs\n"
+        "block16:50%%: square blocks of 16 x 16 as a whole",
+    )
+    parser.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an option of the method, repeatable; sparsegpt has damp=0.01 and block_size=128",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="TEXT",
+        help=f"{TEXT} (default: wikipedia, its train split; magnitude needs no text)",
+    )
+    parser.add_argument("--samples", metavar="N", type=whole(1), default=64, help="calibration windows (64)")
+    parser.add_argument("--length", metavar="L", type=whole(1), default=512, help="tokens in a window (512)")
+    parser.add_argument(
+        "--seed", metavar="S", type=whole(0, LARGEST_SEED), default=0, help="which windows are drawn (0)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        metavar="B",
+        type=whole(1),
+        help="windows in one forward pass (default: all); fewer take less memory and more time, the result is the same",
+    )
+    parser.add_argument(
+        "--include",
+        metavar="GLOB",
+        action="append",
+        help="prune only layers whose name matches, repeatable (default: all linear layers of the blocks but routers)",
+    )
+    parser.add_argument(
+        "--exclude", metavar="GLOB", action="append", default=[], help="leave these layers dense, repeatable"
+    )
+    parser.add_argument(
+        "--allocation",
+        metavar="TABLE",
+        help="how sparse each layer is, if not all alike: owl, ramp, optimal,\n"
+        "inverse or global keep the average of the pattern (and need\n"
+        "the model in memory); or a JSON file from globs to\n"
+        'sparsities, the last match counts:\n{"*.mlp.*": 0.6, "*.layers.0.*": 0.3}',
+    )
+    parser.add_argument(
+        "--two-pass",
+        action="store_true",
+        help="the published loop: calibrate all layers of a block while it is still dense (kept to compare)",
+    )
+    parser.add_argument(
+        "--test",
+        metavar="TEXT",
+        help="measure the perplexity before and after on 8 windows of this text's\n"
+        "test split (default: the calibration text, if it is an embedded one)",
+    )
+    parser.add_argument("--no-test", action="store_true", help="measure no perplexity and write no sample")
+    add_place(parser)
+    parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-METHOD-PATTERN here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the same command was stopped, by whatever it was;\nwhat is finished is in DIR.partial",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="hash all of the model's files, so that --resume sees every change of them,\nnot only of sizes and times",
+    )
+
+
+def run(arguments: Namespace) -> None:
+    """Prune a model, block by block, to a folder that appears only when it is complete."""
+    from minprune.methods import get_method
+    from minprune.output.folder import default_name
+    from minprune.output.target import check_free, check_target
+    from minprune.patterns import pattern as read_pattern
+    from minprune.pipeline.recipes import get_recipe
+
+    recipe = get_recipe(arguments.recipe)
+    name, pattern = arguments.method or recipe.method, read_pattern(arguments.pattern)
+    options = read_options(name, get_method(name), arguments.option)
+    allocation: Any = read_allocation(arguments.allocation) if arguments.allocation else None
+    target = Path(arguments.output or default_name(arguments.model, arguments.recipe or name, str(pattern)))
+    place = check_target(target, arguments.model, arguments.calibration, arguments.test, arguments.allocation)
+    with lock(place):
+        check_free(place, arguments.overwrite)
+        _prune(arguments, target, recipe, pattern, allocation, options)
+
+
+def _prune(
+    arguments: Namespace, target: Path, recipe: "Recipe", pattern: "Pattern", allocation: Any, options: dict[str, Any]
+) -> None:
+    """The work of `run`, while nobody else may write to the target."""
+    from minprune.data.tokens import EMBEDDED
+    from minprune.evaluation.protocol import windows_of
+    from minprune.load import load_tokenizer
+    from minprune.methods import get_method
+    from minprune.output.folder import PAGE
+    from minprune.pipeline.checkpoint import prune_checkpoint
+
+    method = get_method(arguments.method or recipe.method)
+    tokenizer = load_tokenizer(source_of(arguments.model), arguments.model)
+    calib, source = None, arguments.calibration or "wikipedia"
+    texts: dict[str, Any] = {}
+    if arguments.calibration or method.needs != "nothing" or recipe.reconstruction:
+        calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
+        texts["calibration"] = {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
+    test, text = None, arguments.test or (source if calib is not None and source in EMBEDDED else None)
+    if text and not arguments.no_test:
+        say_on_terminal(f"cutting {text} into windows")
+        test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), say=say)
+    if isinstance(allocation, str):
+        allocation = table_by_rule(arguments, allocation, calib, pattern)
+    say_on_terminal(f"pruning {arguments.model}")
+    report = prune_checkpoint(
+        arguments.model,
+        target,
+        calib,
+        arguments.method,
+        pattern,
+        recipe=recipe,
+        allocation=allocation,
+        include=arguments.include,
+        exclude=arguments.exclude,
+        batch_size=arguments.batch_size,
+        sequential=not arguments.two_pass,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        progress=True,
+        test=test,
+        texts=texts,
+        command=repeating(arguments),
+        verify=arguments.verify,
+        **options,
+    )
+    _show_report(report)
+    if report.perplexity:
+        before, after = report.perplexity["before"], report.perplexity["after"]
+        console().print(f"perplexity {before:,.2f} before, {after:,.2f} after ({after / before:.2f} times)")
+    if test is not None:
+        _add_samples(arguments, absolute(target), tokenizer, test)
+    console().print(f"written to {target}; {target / PAGE} shows how it went", soft_wrap=True)
+
+
+def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
+    """Write the page of the run again, with how both models continue the test text, if they are small."""
+    from minprune.evaluation.perplexity import generate
+    from minprune.files import read_json
+    from minprune.load import load_model
+    from minprune.output.folder import PAGE, RECORD
+    from minprune.output.page import write_page
+
+    if sum(path.stat().st_size for path in target.glob("*.safetensors")) > SMALL:
+        return
+    say_on_terminal("writing samples")
+    samples = {"prompt": tokenizer.decode(test[0, : test.shape[1] // 4][:PROMPT], skip_special_tokens=True)}
+    for key, name in (("before", arguments.model), ("after", target)):
+        model, _ = load_model(name, arguments.dtype, arguments.device)
+        samples[key] = generate(model, tokenizer, samples["prompt"], min(PROMPT, test.shape[1] // 4))
+        del model  # before the next one is loaded
+    write_page(target / PAGE, read_json(target / RECORD), samples)
+
+
+def _show_report(report: "Report") -> None:
+    from minprune.output.report import made_by
+
+    kinds: dict[str, list[LayerRow]] = defaultdict(list)
+    for row in report.layers:
+        kinds[kind_of(row.name)].append(row)
+    table = table_of("layers", "count", "zeros", "mean error", "seconds")
+    for name, rows in kinds.items():
+        sizes = [row.shape[0] * row.shape[1] for row in rows]
+        zeros = sum(row.sparsity * size for row, size in zip(rows, sizes, strict=True)) / sum(sizes)
+        errors = [row.error for row in rows if row.error is not None]
+        error = f"{sum(errors) / len(errors):.4f}" if errors else "-"
+        table.add_row(LayerName(name), str(len(rows)), f"{zeros:.1%}", error, f"{sum(row.seconds for row in rows):.1f}")
+    out = console()
+    out.print(table)
+    seconds = report.seconds["total"]
+    out.print(f"{made_by(asdict(report))}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
+    notes = [*report.notes, *(f"{row.name}: {row.note}" for row in report.layers if row.note)]
+    for note in notes if len(notes) < 7 else notes[:5]:
+        out.print(note)
+    if len(notes) > 6:
+        out.print(f"and {len(notes) - 5} more notes in minprune.json")

@@ -1,0 +1,272 @@
+"""Self-checks: what an answer returns is compared with the right function, then with every known wrong one.
+
+An answer passes if it agrees with the reference on all cases. If it does not, but agrees with one wrong variant on
+all cases and with none of another name, the learner made that mistake, and the verdict names it. Anything else is told
+in plain words: a case, what was expected of it and what came, and which cases were right. No name is given on a guess.
+"""
+
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minprune.course.checks.values import (
+    arguments,
+    difference,
+    is_exact,
+    is_small,
+    kind,
+    parts,
+    read,
+    shape_of,
+    structure,
+    unfit,
+    with_article,
+)
+from minprune.course.outcome import Failure, Outcome, run
+from minprune.errors import PruneError
+
+SECONDS = 30.0  # for an answer in a notebook, all cases together
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of arguments. label: what is special about it, to complete "on ..." ("a matrix with ties")."""
+
+    label: str
+    args: tuple
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A known mistake. name: the short name of the bug; message: what went wrong and where to look, not the solution.
+
+    Two variants may share a name, if the same mistake comes in two forms that differ in an edge case.
+    """
+
+    name: str
+    function: Callable
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says of an answer. bug: the name of the recognised mistake, or None; points: earned."""
+
+    exercise: str
+    passed: bool
+    message: str
+    bug: str | None = None
+    points: int = 0
+
+    def __str__(self) -> str:
+        head = "passed" if self.passed else f"not yet ({self.bug})" if self.bug else "not yet"
+        return f"{'✓' if self.passed else '✗'} {self.exercise}: {head}. {self.message}"
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        head = "passed" if self.passed else f"not yet: *{self.bug}*" if self.bug else "not yet"
+        return f"{'✓' if self.passed else '✗'} **`{self.exercise}`**: {head}. {self.message}"
+
+
+@dataclass(frozen=True, repr=False)
+class Exercise:
+    """A function to be written, and all it takes to judge one. Calling it with an answer gives a `Verdict`.
+
+    chapter: its number. title: what the function does, in a line. difficulty: 1 to 5, also the points.
+    cases: returns the arguments to try, the same at every call. The reference returns a number, a tensor, or a
+    tuple or list of these; answers may return the same as NumPy arrays or nested lists. Booleans and integers are
+    compared exactly and must not be floats, floats within rtol and atol. On arguments that are to be refused the
+    reference raises. slope: the place of the argument in which the result must have the right gradient, as a loss has.
+    """
+
+    name: str
+    chapter: int
+    title: str
+    reference: Callable
+    wrong: tuple[Wrong, ...]
+    cases: Callable[[], Sequence[Case]]
+    difficulty: int = 1
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    slope: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<exercise {self.name} of chapter {self.chapter:02d}: {self.title}>"
+
+    def __call__(self, answer: Callable) -> Verdict:
+        """Run the answer on all cases and judge it. The answer's own exceptions are told, never raised.
+
+        It has `SECONDS` for all cases together; see `course.deadline` for what cannot be stopped.
+        """
+        if not callable(answer):
+            return self._fail(
+                f"Pass the function itself, checks.{self.name}(your_function), not {with_article(answer)}."
+            )
+        end, got = time.monotonic() + SECONDS, []
+        for case in self.cases():
+            got.append(run(answer, case.args, self.slope, max(end - time.monotonic(), 0.001)))
+            if got[-1].late:
+                reason = f"No answer after {SECONDS:g} seconds for the case: {self._where(case)}."
+                return self._fail(f"{reason} Is there a loop that never ends?")
+        return self.judge(got)
+
+    def judge(self, got: Sequence[Outcome]) -> Verdict:
+        """The verdict on what an answer did, one outcome for each case. Nothing of the answer is run."""
+        cases = self.cases()
+        expected = [run(self.reference, case.args, self.slope) for case in cases]
+        wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._right(e, g)]
+        if not wrongs:
+            return Verdict(self.name, True, f"Right on all {len(cases)} cases.", points=self.difficulty)
+        matching = [w for w in self.wrong if self._same(expected, _runs(w.function, cases), got)]
+        if matching and len({w.name for w in matching}) == 1:
+            return self._fail(matching[0].message, matching[0].name)
+        told = next((i for i in wrongs if is_small(cases[i].args) and not expected[i].error), wrongs[0])
+        message = self._explain(cases[told], expected[told], got[told])
+        return self._fail(message if _unwritten(got[told]) else f"{message}{_tally(cases, wrongs)}")
+
+    def agree(self, one: Callable, other: Callable) -> bool:
+        """Whether two functions cannot be told apart by the cases of this exercise."""
+        cases = self.cases()
+        return self._same(*(_runs(f, cases) for f in (self.reference, one, other)))
+
+    def _fail(self, message: str, bug: str | None = None) -> Verdict:
+        return Verdict(self.name, False, message, bug)
+
+    def _right(self, expected: Outcome, got: Outcome) -> bool:
+        """Whether an outcome is the expected one, in kind and gradient as well."""
+        if not self._agree(expected, expected, got):
+            return False
+        return bool(expected.error) or (not any(unfit(got.value, expected.value)) and self._same_slope(expected, got))
+
+    def _same_slope(self, expected: Outcome, got: Outcome) -> bool:
+        if expected.slope is None:
+            return True
+        if got.slope is None or got.slope.shape != expected.slope.shape:
+            return False
+        return bool(self._close(expected.slope, got.slope, exact=False).all())
+
+    def _same(self, like: Iterable[Outcome], one: Iterable[Outcome], other: Iterable[Outcome]) -> bool:
+        """Whether all outcomes agree; what comes after the first that do not is never run."""
+        return all(self._agree(*outcomes) for outcomes in zip(like, one, other, strict=True))
+
+    def _agree(self, like: Outcome, one: Outcome, other: Outcome) -> bool:
+        """Whether two outcomes are equal; `like`, the reference's, says how values are to be read.
+
+        If the reference refuses the arguments, then an error of its kind, or of a narrower one, is the right outcome.
+        """
+        kinds, others = ((outcome.error.kinds if outcome.error else ()) for outcome in (one, other))
+        if like.error and any(refused := [like.error.kinds[0] in found for found in (kinds, others)]):
+            return all(refused)
+        if one.error or other.error or one.changed != other.changed:
+            return kinds[:1] == others[:1] and one.changed == other.changed
+        a, b = read(one.value, like.value), read(other.value, like.value)
+        if a is None or b is None:
+            return a is b and kind(one.value) == kind(other.value)
+        exact = [] if like.error else [is_exact(part) for part in parts(like.value)]
+        return len(a) == len(b) and all(
+            x.shape == y.shape and bool(self._close(x, y, e).all())
+            for x, y, e in zip(a, b, [*exact, *[False] * len(a)], strict=False)
+        )
+
+    def _close(self, expected: Tensor, got: Tensor, exact: bool) -> Tensor:
+        if exact:
+            return expected == got
+        return torch.isclose(got, expected, rtol=self.rtol, atol=self.atol, equal_nan=True)
+
+    def _where(self, case: Case) -> str:
+        return f"{case.label} ({arguments(self.reference, case.args)})"
+
+    def _explain(self, case: Case, expected: Outcome, got: Outcome) -> str:
+        where = f"On {self._where(case)}"
+        if expected.error:
+            came = f"raised {got.error.name}" if got.error else "returned a result"
+            return f"{where} your function {came}. It should raise {expected.error.name}: {expected.error.text}."
+        if got.error:
+            return _explain_error(where, got.error)
+        if got.changed:
+            return (
+                f"{where} your function changed its argument {got.changed}. Work on a copy: the caller still needs it."
+            )
+        if got.value is None:
+            return f"{where} your function returned None. Is the `return` missing?"
+        wanted = parts(expected.value)
+        values = read(got.value, expected.value)
+        if values is None or len(values) != len(wanted):
+            return f"{where} {structure(expected.value)} was expected, not {with_article(got.value)}."
+        for number, (part, value) in enumerate(zip(wanted, values, strict=True)):
+            target = torch.as_tensor(part).double()
+            name = "your result" if len(wanted) == 1 else f"item {number} of your result"
+            if target.shape != value.shape:
+                return f"{where} {name} should be {shape_of(target)}, not {shape_of(value)}."
+            if bool((value.isnan() & ~target.isnan()).any()):
+                return f"{where} {name} holds NaN: look for 0/0, or for infinity times zero."
+            close = self._close(target, value, is_exact(part))
+            if not bool(close.all()):
+                return f"{where} {difference(name, part, target, value, close)}"
+        for number, (part, floats) in enumerate(zip(wanted, unfit(got.value, expected.value), strict=True)):
+            if floats:
+                name = "your result" if len(wanted) == 1 else f"item {number} of your result"
+                held = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
+                return f"{where} {name} should hold {held}, and holds floats ({floats}). The values are right."
+        return self._explain_slope(where, got)
+
+    def _explain_slope(self, where: str, got: Outcome) -> str:
+        name = list(inspect.signature(self.reference).parameters)[self.slope or 0]
+        if got.slope is None:
+            return (
+                f"{where} the value is right, but it has no gradient in `{name}`, so nothing could learn from it. Stay "
+                "with tensors of torch from beginning to end, without `.item()`, `.detach()` or NumPy."
+            )
+        return f"{where} the value is right, but its gradient in `{name}` is not. Is a part of it detached?"
+
+
+def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:
+    """All exercises by name, in the order given. Raises `PruneError` if two have the same name."""
+    exercises: dict[str, Exercise] = {}
+    for exercise in (e for chapter in chapters for e in chapter):
+        if exercise.name in exercises:
+            raise PruneError(f"two exercises are called {exercise.name!r}: rename one")
+        exercises[exercise.name] = exercise
+    return exercises
+
+
+def _runs(function: Callable, cases: Sequence[Case]) -> Iterator[Outcome]:
+    for case in cases:
+        yield run(function, case.args)
+
+
+def _tally(cases: Sequence[Case], wrongs: Sequence[int]) -> str:
+    """Which cases were right and which were not, as one more sentence; of a single case there is nothing to say."""
+    if len(wrongs) == len(cases):
+        return f" None of the {len(cases)} cases is right." if len(cases) > 1 else ""
+    right = [case.label for i, case in enumerate(cases) if i not in wrongs]
+    return f" Right on {_listed(right)}; wrong on {_listed([cases[i].label for i in wrongs])}."
+
+
+def _listed(labels: Sequence[str], most: int = 4) -> str:
+    """Labels in a line, no more than `most` by name."""
+    rest = len(labels) - most
+    return "; ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _unwritten(got: Outcome) -> bool:
+    return got.error is not None and "builtins.NotImplementedError" in got.error.kinds
+
+
+def _explain_error(where: str, error: Failure) -> str:
+    if _unwritten(Outcome(error=error)):
+        return "Nothing is written yet: replace the line that raises NotImplementedError."
+    line = f" in its line {error.line}" if error.line else ""
+    reason = error.text.splitlines() or ["no message"]
+    if reason[0].endswith(":"):  # what was expected stands in the next lines
+        reason = [" ".join(" ".join(reason).split())]
+    return f"{where} your function raised {error.name}{line}: {_short(reason[0])}."
+
+
+def _short(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most]} ..."

@@ -1,0 +1,327 @@
+"""The exercises of chapter 16: the stairs of a schedule, masks from which weights return, inputs that are skipped."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minprune.course.checks.core import Case, Exercise, Wrong
+from minprune.course.checks.values import HALVES, half_up, normal
+
+# staircase(steps, begin, end, every, initial, final): the sparsity that the masks have during each training step
+
+
+def _cubic(done: Tensor, initial: float, final: float) -> Tensor:
+    return final + (initial - final) * (1 - done) ** 3
+
+
+@dataclass(frozen=True)
+class _Staircase:
+    """Masks change at `begin`, every `every` steps, and at `end`; right unless a field says otherwise."""
+
+    curve: Callable[[Tensor, float, float], Tensor] = _cubic
+    stairs: bool = True
+    last: str = "always"  # an update at `end` itself; else never, "multiple": if due anyway, "late": when next due
+    held: bool = True
+    origin: bool = False  # progress counted from step 0
+    before: str = "dense"
+    late: int = 0
+
+    def __call__(self, steps: Tensor, begin: int, end: int, every: int, initial: float, final: float) -> Tensor:
+        now = steps - self.late
+        since = now - begin
+        if self.stairs:
+            since = since // every * every  # of the last update
+            if self.last == "always":
+                since = torch.where(now >= end, torch.tensor(end - begin), since)
+            elif self.held and self.last != "late":
+                since = since.clamp(max=(end - begin - (self.last == "never")) // every * every)
+        done = (since + begin) / end if self.origin else since / (end - begin)
+        if self.held:
+            done = done.clamp(max=1)
+        found = self.curve(done.double(), initial, final)
+        first = {"dense": 0.0, "initial": initial}.get(self.before)
+        return found if first is None else torch.where(now < begin, torch.full_like(found, first), found)
+
+
+def _survivors(done: Tensor, initial: float, final: float) -> Tensor:
+    """The share `final` taken of what the initial sparsity leaves."""
+    return _cubic(done, initial, initial + (1 - initial) * final)
+
+
+staircase = Exercise(
+    name="staircase",
+    chapter=16,
+    title="the sparsity that the masks have during each training step of a cubic schedule",
+    reference=_Staircase(),
+    difficulty=3,
+    wrong=(
+        Wrong(
+            "the end is never reached",
+            _Staircase(last="never"),
+            "The final sparsity is never reached: the stairs stop short of it. Which update is missing?",
+        ),
+        Wrong(
+            "the end is never reached",
+            _Staircase(last="multiple"),
+            "The final sparsity is never reached where `every` does not divide the way from `begin` to `end`. Which "
+            "update is missing there?",
+        ),
+        Wrong(
+            "the end comes late",
+            _Staircase(last="late"),
+            "The final sparsity is reached, but late where `every` does not divide the way: not right before `end`.",
+        ),
+        Wrong(
+            "a curve instead of stairs",
+            _Staircase(stairs=False),
+            "This is the formula at every step. The masks change only at an update, and stay until the next one.",
+        ),
+        Wrong(
+            "slow first",
+            _Staircase(curve=lambda done, initial, final: initial + (final - initial) * done**3),
+            "This begins slowly and ends steeply. It is what is still *missing* that falls with the third power.",
+        ),
+        Wrong(
+            "linear",
+            _Staircase(curve=lambda done, initial, final: initial + (final - initial) * done),
+            "Each stair is as high as the last: this is the linear schedule.",
+        ),
+        Wrong(
+            "counted from step 0",
+            _Staircase(origin=True),
+            "The progress is counted from step 0. The schedule begins at `begin`.",
+        ),
+        Wrong(
+            "not held",
+            _Staircase(held=False, last="never"),
+            "After `end` the sparsity goes on changing. It is to stay where it is.",
+        ),
+        Wrong(
+            "pruned before the beginning",
+            _Staircase(before="initial"),
+            "Before `begin` no mask has been chosen: the network is dense, whatever the initial sparsity is.",
+        ),
+        Wrong(
+            "one step late",
+            _Staircase(late=1),
+            "Every stair comes one step late. An update that is due at a step comes *before* this step is trained.",
+        ),
+        Wrong(
+            "a share of the survivors",
+            _Staircase(curve=_survivors),
+            "The final sparsity came out as a share of what the first update left. It is a share of *all* weights.",
+        ),
+    ),
+    cases=lambda: [
+        Case("updates that divide the way evenly", (torch.arange(12), 2, 10, 4, 0.0, 0.9)),
+        Case("a last interval that is shorter", (torch.arange(14), 2, 11, 4, 0.0, 0.8)),
+        Case("an initial sparsity", (torch.arange(20), 4, 16, 5, 0.3, 0.9)),
+        Case("an update at every step", (torch.arange(9), 1, 6, 1, 0.25, 0.75)),
+        Case("a schedule that begins at once", (torch.arange(8), 0, 5, 2, 0.2, 0.7)),
+        Case("an interval that is longer than the schedule", (torch.arange(9), 2, 6, 10, 0.1, 0.6)),
+        Case("steps in no order", (torch.tensor([40, 7, 300, 12, 99, 13]), 7, 100, 6, 0.5, 0.95)),
+    ],
+)
+
+# gradual_mask(dense, keep, sparsity): the new mask of a layer, and how many weights return
+
+
+@dataclass(frozen=True)
+class _Update:
+    """One update of a layer's mask, right unless a field says otherwise."""
+
+    masked: bool = False  # rank what the network uses
+    of: str = "all"
+    signed: bool = False
+    largest: bool = False
+    to_integer: Callable[[float], int] = round
+    ties: bool = False
+    pruned_first: bool = False
+    count: Callable[[Tensor, Tensor], Tensor] = lambda old, new: new & ~old
+
+    def __call__(self, dense: Tensor, keep: Tensor, sparsity: float) -> tuple[Tensor, int]:
+        score = dense if self.signed else dense.abs()
+        if self.masked:
+            score = score * keep
+        score = score.flatten()
+        total = score.numel()
+        if self.of == "survivors":
+            total = int(keep.sum())
+        gone = self.to_integer(sparsity * total)
+        if self.of == "survivors":
+            gone += keep.numel() - total
+        start = keep.flatten().int().argsort(stable=True) if self.pruned_first else torch.arange(len(score))
+        order = start[score[start].sort(stable=True, descending=self.largest).indices]
+        new = torch.ones_like(score, dtype=torch.bool)
+        if self.ties:
+            new = score > score[order[gone - 1]] if gone else new
+        else:
+            new[order[:gone]] = False
+        new = new.view(keep.shape)
+        return new, int(self.count(keep, new).sum())
+
+
+gradual_mask = Exercise(
+    name="gradual_mask",
+    chapter=16,
+    title="the new mask of a layer from its dense weights, and the number of weights that return",
+    reference=_Update(),
+    difficulty=3,
+    wrong=(
+        Wrong(
+            "no weight ever returns",
+            _Update(masked=True),
+            "What is pruned stays pruned. You ranked what the network uses, where all pruned weights are zero: the "
+            "smallest there is.",
+        ),
+        Wrong(
+            "a share of the survivors",
+            _Update(of="survivors"),
+            "Too many go: the sparsity was taken as the share of the survivors that goes now. It is the share of all "
+            "weights that is to be zero afterwards.",
+        ),
+        Wrong("signed weights", _Update(signed=True), "Weights are ranked with their signs: large negative ones go."),
+        Wrong("largest pruned", _Update(largest=True), "The largest weights go. Small ones are to go."),
+        Wrong("one too few", _Update(to_integer=int), "The number of zeros is rounded down. Round to the nearest."),
+        Wrong(
+            "one too many", _Update(to_integer=math.ceil), "The number of zeros is rounded up. Round to the nearest."
+        ),
+        Wrong("halves rounded up", _Update(to_integer=half_up), HALVES),
+        Wrong(
+            "pruned ones first",
+            _Update(pruned_first=True),
+            "Of equal weights those went first that were pruned already. Of equal ones the lower index goes first, "
+            "whatever "
+            "it was before.",
+        ),
+        Wrong(
+            "ties",
+            _Update(ties=True),
+            "A threshold prunes every weight that equals it: more than were asked for. Of equal ones the lower index "
+            "goes first.",
+        ),
+        Wrong(
+            "counts what goes",
+            _Update(count=lambda old, new: old & ~new),
+            "The mask is right. The number is that of the weights which *go* in this update.",
+        ),
+        Wrong(
+            "counts every change",
+            _Update(count=lambda old, new: old ^ new),
+            "The mask is right. The number counts every place at which the masks differ, also those that go.",
+        ),
+        Wrong(
+            "counts the difference in survivors",
+            _Update(count=lambda old, new: torch.tensor(int(new.sum()) - int(old.sum()))),
+            "The mask is right. The number is by how much the *count* of survivors changed; weights that go and others "
+            "that return cancel in it.",
+        ),
+    ),
+    cases=lambda: [
+        Case("a dense layer", (normal(5, 6, seed=1601), torch.ones(5, 6, dtype=torch.bool), 0.3)),
+        Case("a later update", (normal(6, 7, seed=1602), normal(6, 7, seed=1603) > 0, 0.65)),
+        Case("the same sparsity again", (normal(4, 8, seed=1604), normal(4, 8, seed=1605) > -0.5, 0.4)),
+        Case("a number that is rounded up", (normal(3, 5, seed=1606), normal(3, 5, seed=1607) > -1, 0.25)),
+        Case(
+            "equal weights",
+            (torch.tensor([[1.0, -1, 2, 1], [-1, 3, 1, -4]]), torch.tensor([[True, False] * 2, [True] * 4]), 0.5),
+        ),
+        Case(
+            "equal weights of which a later one was pruned",
+            (
+                torch.tensor([[1.0, -1, 2, 1], [-1, 3, 1, -4]]),
+                torch.tensor([[True] * 4, [False, True, False, True]]),
+                0.5,
+            ),
+        ),
+        Case("half of five weights", (normal(1, 5, seed=1620), normal(1, 5, seed=1621) > 0, 0.5)),
+        Case("a number that is rounded down", (normal(3, 5, seed=1622), normal(3, 5, seed=1623) > -1, 0.22)),
+        Case("all of them", (normal(2, 4, seed=1624), normal(2, 4, seed=1625) > 0, 1.0)),
+        Case("a sparsity of zero", (normal(2, 4, seed=1608), normal(2, 4, seed=1609) > 0, 0.0)),
+    ],
+)
+
+# sparse_outputs(W, X, threshold): a layer that reads only what is large, and the share of its inputs that is skipped
+
+
+@dataclass(frozen=True)
+class _Skipping:
+    """A layer whose small inputs count as zero, right unless a field says otherwise."""
+
+    active: Callable[[Tensor, float], Tensor] = lambda X, threshold: X.abs() > threshold  # (tokens, d_in)
+    share: Callable[[Tensor], Tensor] = lambda on: 1 - on.double().mean()
+    outputs: bool = False
+
+    def __call__(self, W: Tensor, X: Tensor, threshold: float) -> tuple[Tensor, float]:
+        if self.outputs:
+            Y = X @ W.T
+            on = self.active(Y, threshold)
+            return Y * on, float(self.share(on))
+        on = self.active(X, threshold)
+        return (X * on) @ W.T, float(self.share(on))
+
+
+sparse_outputs = Exercise(
+    name="sparse_outputs",
+    chapter=16,
+    title="the outputs of a layer that skips the small inputs of each token, and the share it skips",
+    reference=_Skipping(),
+    difficulty=2,
+    wrong=(
+        Wrong(
+            "written into the weights",
+            _Skipping(active=lambda X, t: (X.abs() > t).cumprod(0).bool()),
+            "The first token is right, and from token to token more is missing. What is small for one token was taken "
+            "away from all that follow, as if it had been erased from the weights.",
+        ),
+        Wrong(
+            "one mask for all tokens",
+            _Skipping(active=lambda X, t: (X.abs().mean(0) > t).expand_as(X)),
+            "All tokens skip the same inputs. Each token has its own.",
+        ),
+        Wrong(
+            "any token is enough",
+            _Skipping(active=lambda X, t: (X.abs() > t).any(0).expand_as(X)),
+            "An input that is large for one token was kept for all. Each token skips its own.",
+        ),
+        Wrong(
+            "signed inputs",
+            _Skipping(active=lambda X, t: (X - t) > 0),
+            "Large negative inputs are skipped. It is the size that is compared.",
+        ),
+        Wrong(
+            "the threshold itself",
+            _Skipping(active=lambda X, t: X.abs() >= t),
+            "An input that equals the threshold is kept. It counts as small.",
+        ),
+        Wrong(
+            "the large ones skipped",
+            _Skipping(active=lambda X, t: X.abs() <= t),
+            "The large inputs are skipped, and the small ones kept.",
+        ),
+        Wrong(
+            "outputs instead of inputs",
+            _Skipping(outputs=True),
+            "The *outputs* were compared with the threshold, and all products had to be computed for it.",
+        ),
+        Wrong(
+            "the share that is read",
+            _Skipping(share=lambda on: on.double().mean()),
+            "The outputs are right. The share is that of the inputs which are read.",
+        ),
+    ),
+    cases=lambda: [
+        Case("some tokens", (normal(4, 6, seed=1611), normal(5, 6, seed=1612), 0.9)),
+        Case("one token", (normal(3, 8, seed=1613), normal(1, 8, seed=1614), 0.5)),
+        Case(
+            "inputs of size exactly 1", (normal(2, 4, seed=1615), torch.tensor([[1.0, -1, 2, 0], [0.5, 3, -2, 1]]), 1.0)
+        ),
+        Case("everything skipped", (normal(3, 4, seed=1618), normal(2, 4, seed=1619), 9.0)),
+        Case("a threshold of zero", (normal(3, 3, seed=1616), normal(4, 3, seed=1617).relu(), 0.0)),
+    ],
+)
+
+EXERCISES = [staircase, gradual_mask, sparse_outputs]

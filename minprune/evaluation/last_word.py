@@ -1,0 +1,200 @@
+"""What a model does with words: the last word of a passage, and the better of two sentences. Chapter 09.
+
+The last word is LAMBADA's idea (Paperno et al., 2016): a passage is given without its last word, which counts as found
+if greedy decoding writes exactly it. Half of our passages have used the word before, so that it can be looked up; for
+the other half the model needs what it knows. Sentences come from pairs.py.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+
+from minprune.data.tokens import load_text, prefix_of
+from minprune.errors import PruneError
+from minprune.evaluation.minimal_pairs import Pair, minimal_pairs
+from minprune.models.causality import check_causal, evaluating
+from minprune.models.layers import check_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of right answers: its value in 0..1, its standard error, of how many, and the parts it is the mean of."""
+
+    value: float
+    error: float
+    count: int
+    parts: dict[str, "Score"]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage without its last word, that word, and whether the passage has used it before (in any case)."""
+
+    context: str
+    word: str
+    used: bool
+
+
+def last_word(
+    model: "PreTrainedModel",
+    tokenizer,
+    source: str | Path = "wikipedia",
+    split: str = "test",
+    count: int = 200,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Score:
+    """The share of passages whose last word greedy decoding writes exactly; parts "used" and "new", equally many.
+
+    source, split: the text, as for `load_text`; count: passages, an even number, spread evenly over the text (see
+    `passages`). Right means: each token of " word" is the likeliest after those before it, and the likeliest token
+    after them does not prolong the word. Raises `PruneError` if the text has too few passages.
+    """
+    found = passages(load_text(source, split, tokenizer=tokenizer))
+    chosen: list[Passage] = []
+    for used in (True, False):
+        kind = [passage for passage in found if passage.used == used]
+        if count < 2 or count % 2 or len(kind) < count // 2:
+            raise PruneError(
+                f"{source} has {len(kind)} passages whose last word is {'used before' if used else 'new'}, and "
+                f"{count} were asked for in all: ask for an even number, at most twice the rarer kind"
+            )
+        chosen += [kind[index * len(kind) // (count // 2)] for index in range(count // 2)]
+    split_ids = [encode_pair(tokenizer, passage.context, f" {passage.word}") for passage in chosen]
+    scored = score(model, [context + word for context, word in split_ids], batch_size, progress)
+    right: dict[str, list[bool]] = {"used": [], "new": []}
+    for passage, (context, word), (_, likeliest) in zip(chosen, split_ids, scored, strict=True):
+        ended = not re.match(r"\w|[-'’]\w", tokenizer.decode(likeliest[-1:]))
+        exact = likeliest[len(context) - 1 : -1].tolist() == word
+        right["used" if passage.used else "new"].append(exact and ended)
+    return _mean(right)
+
+
+def passages(text: str, least: int = 40, most: int = 90) -> list[Passage]:
+    """Whole sentences of one paragraph, `least` to `most` words, that end in a lower-case word of 3 letters or more.
+
+    Passages do not overlap; a paragraph gives as many as its sentences fill, the rest is left out.
+    """
+    found = []
+    for paragraph in text.split("\n"):
+        words: list[str] = []
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z\"'])", paragraph.strip()):
+            words += sentence.split()
+            if len(words) < least:
+                continue
+            if len(words) <= most and (last := re.fullmatch(r"([a-z]{3,})[.!?]", words[-1])):
+                context = " ".join(words[:-1])
+                before = {word.lower() for word in re.findall(r"[^\W\d_]+", context)}
+                found.append(Passage(context, last[1], last[1] in before))
+            words = []
+    return found
+
+
+def grammar(
+    model: "PreTrainedModel",
+    tokenizer,
+    pairs: Sequence[Pair] | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Score:
+    """The share of pairs whose grammatical sentence is the likelier one; a part for each phenomenon.
+
+    pairs: see `minimal_pairs`, whose default they are: 0.5 is chance. The log-likelihood is that of the whole sentence,
+    its first token included, after the tokenizer's BOS (or else EOS) token. The value is the mean over phenomena.
+    """
+    pairs = minimal_pairs() if pairs is None else pairs
+    texts = [("", text) for pair in pairs for text in (pair.right, pair.wrong)]
+    totals = torch.tensor([value for value, _ in log_likelihood(model, tokenizer, texts, batch_size, progress)])
+    better = totals[0::2] > totals[1::2]  # (pairs,)
+    answers: dict[str, list[bool]] = {}
+    for pair, right in zip(pairs, better.tolist(), strict=True):
+        answers.setdefault(pair.phenomenon, []).append(right)
+    return _mean(answers)
+
+
+def log_likelihood(
+    model: "PreTrainedModel",
+    tokenizer,
+    requests: Sequence[tuple[str, str]],
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[tuple[float, bool]]:
+    """For each (context, continuation): log p(continuation | context), in nats, and whether it is greedy decoding's."""
+    split_ids = [encode_pair(tokenizer, *request) for request in requests]
+    scored = score(model, [context + rest for context, rest in split_ids], batch_size, progress)
+    return [
+        (-float(nats[len(context) - 1 :].sum(dtype=torch.float64)), likeliest[len(context) - 1 : -1].tolist() == rest)
+        for (context, rest), (nats, likeliest) in zip(split_ids, scored, strict=True)
+    ]
+
+
+def encode_pair(tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """The tokens of both together, split where the context's own end, after the tokenizer's prefix.
+
+    An empty context is the prefix alone, or else BOS, or else EOS. A space at the context's end is better moved to the
+    continuation, where tokenizers expect it.
+    """
+    prefix = prefix_of(tokenizer)
+    if not context:
+        last = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if not prefix and last is None:
+            raise PruneError(
+                "the tokenizer has neither a BOS nor an EOS token to put before a sentence: give a context"
+            )
+        return prefix or [last], tokenizer(continuation, add_special_tokens=False)["input_ids"]
+    before, whole = (
+        [*prefix, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in (context, context + continuation)
+    )
+    return whole[: len(before)], whole[len(before) :]
+
+
+def score(
+    model: "PreTrainedModel", sequences: Sequence[list[int]], batch_size: int = 16, progress: bool = False
+) -> list[tuple[Tensor, Tensor]]:
+    """For each list of token ids its (nats (length - 1,), likeliest next token (length,)).
+
+    Sequences of about one length share a batch. The shorter ones are padded on the right, where a causal model cannot
+    see it, so the result does not depend on the batch. Raises `PruneError` for a model that is not causal.
+    """
+    check_causal(model, max(map(len, sequences), default=0))
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    found: list[tuple[Tensor, Tensor] | None] = [None] * len(sequences)
+    device = next(model.parameters()).device
+    groups = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    with evaluating(model):
+        for group in tqdm(groups, desc="scoring", unit="batch", disable=None if progress else True, leave=False):
+            rows = [torch.tensor(sequences[index]) for index in group]
+            batch = pad_sequence(rows, batch_first=True).to(device)  # (batch, longest)
+            check_windows(model, batch)
+            for index, row, logits in zip(group, rows, model(input_ids=batch, use_cache=False).logits, strict=True):
+                wide = logits[: len(row)].to(torch.promote_types(logits.dtype, torch.float32))  # (length, vocabulary)
+                nats = cross_entropy(wide[:-1], row[1:].to(device), reduction="none")
+                if nats.isnan().any():
+                    raise PruneError("the model's output is NaN: its weights are damaged, or its dtype is too narrow")
+                found[index] = (nats.cpu(), wide.argmax(-1).cpu())
+    return [pair for pair in found if pair is not None]
+
+
+def _mean(answers: dict[str, list[bool]]) -> Score:
+    """The mean over parts that weigh the same, with the standard error of independent right or wrong answers."""
+    parts = {}
+    for name, right in answers.items():
+        share = sum(right) / len(right)
+        parts[name] = Score(share, (share * (1 - share) / len(right)) ** 0.5, len(right), {})
+    return Score(
+        sum(part.value for part in parts.values()) / len(parts),
+        sum(part.error**2 for part in parts.values()) ** 0.5 / len(parts),
+        sum(part.count for part in parts.values()),
+        parts,
+    )

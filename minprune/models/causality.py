@@ -1,0 +1,219 @@
+"""Does a model see the future? Decided by what it does, whatever its name and its configuration say. Chapter 09.
+
+A causal model predicts the next token from this one and those before it. So if the tokens of a window from position
+`cut` on are replaced by others, nothing may move before it. Both versions have one shape and run the same kernels, so
+in a causal model the difference is not small but zero. One exception is known: a mixture multiplies another number of
+rows by an expert's matrix, which may round otherwise, and at a near tie its router then makes another choice. Where
+anything moves, the derivative decides: that of an earlier output with respect to a later input is exactly zero in a
+causal model, in any dtype, since a masked weight is exactly zero.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.models.blocks import text_config
+from minprune.models.skeleton import plain_outputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SHORT = 8  # tokens in the windows that are cut at every position
+_GRADIENT = 1e-4  # of the largest derivative: below it is what a convolution by FFT rounds
+_SMALL, _LARGE = 1e-3, 0.05  # standard deviations: more than rounding, and more than rounding makes of a near tie
+
+_seen: WeakKeyDictionary[Any, set[tuple]] = WeakKeyDictionary()  # model -> what it was when it passed, see `_state`
+
+
+class Versions(NamedTuple):
+    """Windows of token ids in two versions, both (rows, length): row r of `changed` is another one from cuts[r] on."""
+
+    base: Tensor
+    changed: Tensor
+    cuts: Tensor  # (rows,)
+
+    def early(self) -> Tensor:
+        """(rows, length), True at positions before the cut."""
+        return torch.arange(self.base.shape[1], device=self.base.device) < self.cuts[:, None]
+
+
+def check_causal(model: "PreTrainedModel", length: int = _SHORT) -> None:
+    """Raise `PruneError` if a prediction depends on tokens after it.
+
+    Short windows are cut at every position, so that no pair of neighbours escapes. What shows only in longer ones is
+    looked for at `length`, the tokens in a window that the model is about to read. Once for a model as it is and a
+    length: other weights change nothing about who sees whom, but another module or a flag of the configuration may.
+    """
+    passed, asked = _seen.setdefault(model, set()), (length, *_state(model))
+    if asked in passed:
+        return
+    with evaluating(model):
+        for versions in several_versions(model, length):
+            _check(model, versions)
+    passed.add(asked)
+
+
+def _state(model: "PreTrainedModel") -> tuple[int, str]:
+    """What decides who sees whom: the modules, their flags, what replaces their forward, and the configuration."""
+    flags = ((id(module), id(vars(module).get("forward")), *_plain(vars(module))) for module in model.modules())
+    return hash(tuple(flags)), model.config.to_json_string()
+
+
+def _plain(attributes: dict[str, Any]) -> tuple:
+    return tuple(value for value in attributes.values() if isinstance(value, bool | int | str))
+
+
+def several_versions(model: "PreTrainedModel", length: int) -> list[Versions]:
+    """What a model is tested on that will read windows of that length: short windows, and one of that length."""
+    longest = positions(model) or length
+    short = min(_SHORT, longest)
+    length = min(length, longest)
+    found = [_versions(model, short, range(1, short))] if short > 1 else []
+    if length > short:  # an odd cut lies inside a chunk of any even size
+        found += [_versions(model, length, [cut]) for cut in (length // 3 | 1, length - 1)]
+    return found
+
+
+def pass_block(walk, index: int, versions: Versions) -> None:
+    """Send both versions, the two batches of a `Walk`, through block `index`, which must not let the future through.
+
+    What only rounding moved is taken out again, so that it does not add up over the blocks. Raises `PruneError`.
+    """
+    before = walk.hidden[0] if walk.alone else None
+    base, changed = (_rows_first(hidden, versions) for hidden in walk.through(index, keep=True))
+    early = versions.early().reshape(versions.base.shape + (1,) * (base.ndim - 2))
+    moved = _moved(base, changed, early)
+    if not moved:
+        return
+
+    def slope() -> Tensor:
+        if before is None:
+            raise RuntimeError("hidden states are not all that travels, so no derivative is that of the block")
+        x = before.detach().clone().requires_grad_()
+        kept, walk.hidden = walk.hidden, [x, walk.hidden[1]]
+        try:
+            walk.through(index)
+            total = _weighted(_rows_first(walk.hidden[0], versions), early)
+        finally:
+            walk.hidden = kept
+        return _rows_first(torch.autograd.grad(total, x)[0], versions)
+
+    if _sees(walk.blocks[index], moved, slope, early):
+        raise _refusal(walk.model, f"block {index} lets later positions change earlier ones")
+    changed.copy_(torch.where(early, base, changed))
+
+
+@contextmanager
+def evaluating(model: "PreTrainedModel") -> Iterator[None]:
+    """Without gradients, and without dropout, which would make the result random; the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), plain_outputs(model):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _check(model: "PreTrainedModel", versions: Versions) -> None:
+    base, changed = (_logits(model, windows) for windows in (versions.base, versions.changed))
+    early = versions.early()[..., None]  # (rows, length, 1)
+    moved = _moved(base, changed, early)
+    if not moved:
+        return
+
+    def slope() -> Tensor:
+        embedded: list[Tensor] = []
+
+        def begin(module, args, output) -> Tensor:
+            embedded.append(output.detach().requires_grad_())
+            return embedded[0].clone()  # which the model may change in place
+
+        handle = model.get_input_embeddings().register_forward_hook(begin)
+        try:
+            total = _weighted(_logits(model, versions.base), early)
+            return _rows_first(torch.autograd.grad(total, embedded[0])[0], versions)
+        finally:
+            handle.remove()
+
+    if _sees(model, moved, slope, early):
+        cut = int(versions.cuts[0]) if len(versions.cuts) == 1 else int(versions.cuts[_first(base, changed, early)])
+        raise _refusal(model, f"other tokens from position {cut} on change what it predicts before")
+
+
+def _refusal(model: "PreTrainedModel", what: str) -> PruneError:
+    named = ", ".join(str(name) for name in model.config.architectures or []) or type(model).__name__
+    return PruneError(
+        f"{model.name_or_path or 'the model'} ({named}) is not causal: {what}, so no perplexity or calibration of it "
+        "would mean anything; use a model that is trained to predict the next token"
+    )
+
+
+def _sees(module, moved: float, slope, early: Tensor) -> bool:
+    """Whether what moved is more than rounding. slope: the derivative (rows, length, ...) of what is early."""
+    mixture = any("expert" in f"{name} {type(part).__name__}".lower() for name, part in module.named_modules())
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            size = slope().abs().float()
+    except RuntimeError:  # a kernel without a derivative, or weights made in inference mode
+        return moved > (_LARGE if mixture else _SMALL)
+    return bool(size.masked_fill(early, 0).max() > _GRADIENT * size.max()) or (moved > _LARGE and not mixture)
+
+
+def _moved(base: Tensor, changed: Tensor, early: Tensor) -> float:
+    """The largest difference where it is early, in standard deviations; what is NaN is for others to report."""
+    largest = (base.float() - changed.float()).abs().nan_to_num(0.0).masked_fill(~early, 0).max()
+    return float(largest / base.float().std()) if largest > 0 else 0.0
+
+
+def _first(base: Tensor, changed: Tensor, early: Tensor) -> int:
+    return int((base.float() - changed.float()).abs().masked_fill(~early, 0).flatten(1).amax(1).argmax())
+
+
+def _weighted(outputs: Tensor, early: Tensor) -> Tensor:
+    """A sum of what is early, with weights that do not let derivatives cancel."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(outputs.shape, generator=generator).to(outputs.device)
+    return (outputs.float() * weights.masked_fill(~early, 0)).sum()
+
+
+def _rows_first(hidden: Tensor, versions: Versions) -> Tensor:
+    """A view (rows, length, ...): some families have an axis of streams in front, or the positions before the rows."""
+    rows, length = versions.base.shape  # rows < length
+    for axis in range(hidden.ndim - 1):
+        if hidden.shape[axis : axis + 2] == (rows, length):
+            return hidden.movedim((axis, axis + 1), (0, 1))
+        if hidden.shape[axis : axis + 2] == (length, rows):
+            return hidden.movedim((axis + 1, axis), (0, 1))
+    if hidden.shape[0] == rows * length:
+        return hidden.unflatten(0, (rows, length))
+    raise RuntimeError(f"no axes of {rows} windows and {length} positions in {tuple(hidden.shape)}")
+
+
+def _logits(model: "PreTrainedModel", windows: Tensor) -> Tensor:
+    return model(input_ids=windows, use_cache=False).logits  # (rows, length, vocabulary)
+
+
+def _versions(model: "PreTrainedModel", length: int, cuts: Iterable[int]) -> Versions:
+    """One window of random tokens in two versions, once for each cut; the same in every call."""
+    config = text_config(model)
+    special = {value for key, value in config.to_dict().items() if "token_i" in key and isinstance(value, int)}
+    usual = torch.tensor([i for i in range(config.vocab_size) if i not in special] or list(range(config.vocab_size)))
+    generator, at = torch.Generator().manual_seed(0), torch.tensor(list(cuts))
+    drawn = torch.randint(len(usual), (1, length), generator=generator).expand(len(at), -1)
+    shift = torch.randint(1, max(2, len(usual)), (len(at), length), generator=generator)
+    late = torch.arange(length) >= at[:, None]
+    device = next(model.parameters()).device
+    base, changed = usual[drawn], usual[torch.where(late, drawn + shift, drawn) % len(usual)]
+    return Versions(base.to(device), changed.to(device), at.to(device))
+
+
+def positions(model: "PreTrainedModel") -> int | None:
+    """How many positions the model has; None if there is no limit, for which some configurations say -1."""
+    longest = getattr(text_config(model), "max_position_embeddings", None)
+    return longest if isinstance(longest, int) and longest > 0 else None

@@ -1,0 +1,228 @@
+"""write_page(): what a pruning run did, as one HTML file that needs nothing else: no script, no font, no network.
+
+It is read on a phone as on a wide screen, in the light and in the dark, and says all that minprune.json says. The
+charts are drawn here as inline SVG, so that they take the page's colours; the template escapes every text.
+"""
+
+import math
+import re
+import shlex
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minprune.files import whole_characters, write_text
+from minprune.output.report import made_by
+
+_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
+_FEW = 6  # entries of a table that are not folded away
+_ELSEWHERE = {
+    "layers",
+    "seconds",
+    "versions",
+    "sparsity",
+    "perplexity",
+    "reconstruction",
+    "notes",
+}  # of the record; the rest is the recipe
+
+
+def write_page(path: str | Path, record: dict[str, Any], samples: dict[str, str] | None = None) -> None:
+    """Write the page of one run to `path`.
+
+    record: the dict of minprune.json: `Report.as_dict()` with the recipe and, if it was measured, "perplexity" with
+    "before" and "after". samples: a text's beginning and its continuation by the dense and by the pruned model, as
+    {"prompt": ..., "before": ..., "after": ...}. Raises `OSError` if the file cannot be written.
+    """
+    write_text(Path(path), whole_characters(render(record, samples)))
+
+
+def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str:
+    """The page as one string of HTML; see `write_page`."""
+    layers = record["layers"]
+    return template("page.html").render(
+        title=f"{record.get('model', 'a model')}, {made_by(record)}",
+        facts=_facts(record),
+        figures=_figures(layers, _when(record)),
+        notes=[*record.get("notes", []), *(f"{row['name']}: {row['note']}" for row in layers if row.get("note"))],
+        samples=samples,
+        lists=[
+            ("Recipe", _recipe(record)),
+            ("Reconstruction of the blocks", _reconstruction(record.get("reconstruction") or {})),
+            ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
+            ("Seconds", [(key, _number(value)) for key, value in record.get("seconds", {}).items()]),
+            ("Versions", list(record.get("versions", {}).items())),
+        ],
+        layers=[
+            {
+                **row,
+                "zeros": f"{row['sparsity']:.2%}",
+                "lost": "-" if row["error"] is None else f"{row['error']:.3g}",
+                "took": f"{row['seconds']:.2f}",
+            }
+            for row in layers
+        ],
+        width=_WIDTH,
+        height=_HEIGHT,
+        left=_LEFT,
+        bottom=_BOTTOM,
+    )
+
+
+def template(name: str):
+    """A page's template in this package; it escapes every text, and others can extend it."""
+    from jinja2 import Environment, PackageLoader
+
+    return Environment(autoescape=True, loader=PackageLoader("minprune.output")).get_template(name)
+
+
+def _facts(record: dict) -> list[tuple[str, str, str]]:
+    """The few numbers at the top: name, value, unit."""
+    facts = [("zeros", f"{record['sparsity']:.2%}", "of the weights in these layers")]
+    measured = record.get("perplexity") or {}
+    if {"before", "after"} <= set(measured):
+        before, after = measured["before"], measured["after"]
+        facts.append(("perplexity before", _number(before), "dense"))
+        facts.append(("perplexity after", _number(after), f"{_number(after / before)} times dense"))
+    errors = sorted(row["error"] for row in record["layers"] if row["error"] is not None)
+    if errors:
+        facts.append(
+            (
+                "layer error",
+                _number(errors[len(errors) // 2]),
+                f"the median layer's, {errors[-1]:.3g} at most{_when(record)}",
+            )
+        )
+    if "total" in record.get("seconds", {}):
+        facts.append(("time", _number(record["seconds"]["total"]), "seconds of pruning"))
+    return facts
+
+
+def _when(record: dict) -> str:
+    return ", before the blocks were reconstructed" if (record.get("reconstruction") or {}).get("errors") else ""
+
+
+def _figures(layers: list[dict], when: str) -> list[tuple[str, str, list[dict]]]:
+    """Heading, explanation and charts of layer error and of zeros, one chart for each type of layer."""
+    known = [row["error"] for row in layers if row["error"] is not None]
+    positive = [error for error in known if 0 < error < math.inf]
+    text = "There were no calibration tokens to measure it on."
+    charts = []
+    if known:
+        low = math.floor(math.log10(min(positive, default=0.1)))
+        high = max(math.ceil(math.log10(max(positive, default=1.0))), low + 1)
+        ticks = {10.0**k: f"{10.0**k:g}" if k > -4 else f"1e{k}" for k in range(low, high + 1)}
+
+        def place(row: dict) -> float | None:
+            error = row["error"]
+            return (math.log10(error) - low) / (high - low) if error is not None and 0 < error < math.inf else None
+
+        charts = _charts(
+            layers, place, {(math.log10(t) - low) / (high - low): label for t, label in ticks.items()}, False
+        )
+        text = (
+            f"Share of a layer's output, on its calibration inputs, that pruning changed{when}; against depth, on one "
+            "logarithmic scale for all types. A hollow mark has none: the error is zero or was not measured."
+        )
+    zeros = _charts(layers, lambda row: row["sparsity"], {0.0: "0 %", 0.5: "50 %", 1.0: "100 %"}, True)
+    return [
+        ("Layer error by depth and type", text, charts),
+        ("Zeros by depth and type", "Share of a layer's weights that are zero, against depth.", zeros),
+    ]
+
+
+def _charts(
+    layers: list[dict], place: Callable[[dict], float | None], ticks: dict[float, str], bars: bool
+) -> list[dict[str, Any]]:
+    """One chart for each type of layer, one mark for each layer. place: a mark's height in 0..1, None: unknown."""
+    kinds: dict[str, list[tuple[int, dict]]] = defaultdict(list)
+    for row in layers:
+        kind, depth = _kind_and_depth(row["name"])
+        kinds[kind].append((depth, row))
+    deepest = max((depth for rows in kinds.values() for depth, _ in rows), default=0)
+    step = (_WIDTH - _LEFT - 8) / (deepest + 1)  # of one block
+
+    def x(depth: int) -> float:
+        return round(_LEFT + 4 + step * (depth + 0.5), 2)
+
+    def y(height: float) -> float:
+        return round(_BOTTOM - height * (_BOTTOM - _TOP), 2)
+
+    return [
+        {
+            "kind": kind,
+            "bars": round(0.7 * step, 2) if bars else 0,
+            "ticks": [(y(height), label) for height, label in ticks.items()],
+            "depths": [(_LEFT, "block 0", "start"), *([(_WIDTH - 4, deepest, "end")] if deepest else [])],
+            "marks": [
+                {"x": x(depth), "y": y(place(row) or 0), "known": place(row) is not None, "title": _title(row)}
+                for depth, row in rows
+            ],
+        }
+        for kind, rows in kinds.items()
+    ]
+
+
+def _kind_and_depth(name: str) -> tuple[str, int]:
+    """('self_attn.q_proj', 3) of 'model.layers.3.self_attn.q_proj'; the numbers of experts become *."""
+    found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)
+    return (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", found[2]), int(found[1])) if found else (name, 0)
+
+
+def _title(row: dict) -> str:
+    error = "unknown" if row["error"] is None else f"{row['error']:.3g}"
+    return f"{row['name']}: error {error}, {row['sparsity']:.2%} zeros"
+
+
+def _recipe(record: dict) -> list[tuple[str, Any]]:
+    """All that the record says of how it was made; of a long table, which is folded away, {"summary", "rows"}."""
+    chosen = record.get("allocation") or {}
+    told = {"allocation rule": chosen.get("rule"), "allocation": chosen.get("table")}
+    rows: list[tuple[str, Any]] = []
+    for key, value in {**record, **told}.items():
+        if key in _ELSEWHERE or not value:
+            continue
+        if key == "allocation" and len(value) > _FEW:
+            summary = f"{len(value)} layers, {min(value.values()):.2%} to {max(value.values()):.2%}"
+            rows.append((key, {"summary": summary, "rows": [(name, f"{part:.2%}") for name, part in value.items()]}))
+        else:
+            rows.append((key, shlex.join(value) if key == "command" else _words(value)))
+    return rows
+
+
+def _protocol(measured: dict) -> list[tuple[str, str]]:
+    """How a perplexity was measured: all that the record holds beside the two numbers."""
+    rest = {key: value for key, value in measured.items() if key not in ("before", "after")}
+    nested = rest.pop("protocol", None)
+    rest |= nested if isinstance(nested, dict) else {} if nested is None else {"protocol": nested}
+    return [(key, _words(value)) for key, value in rest.items()]
+
+
+def _reconstruction(how: dict) -> list[tuple[str, str]]:
+    """Its settings, and of the errors of all blocks in all epochs the median block's first and last."""
+    ends = [(errors[0], errors[-1]) for errors in how.get("errors", {}).values() if errors]
+    settings = [(key, _words(value)) for key, value in how.items() if key != "errors"]
+    if not ends:
+        return settings
+    first, last = (statistics.median(column) for column in zip(*ends, strict=True))
+    return [*settings, ("block error", f"{_number(first)} in the first epoch, {_number(last)} in the last (median)")]
+
+
+def _words(value: Any) -> str:
+    """A value of the record for a reader: tables and lists without brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(inner)}" for key, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_words, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """Four digits, without an exponent where that reads well."""
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,179 @@
+"""prune_checkpoint(): from disk to disk, block by block, for models larger than memory. Chapters 08 and 21.
+
+Load a block's tensors, prune it, write one safetensors file, note that it is done, free it. The calibration windows
+wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run that was stopped goes
+on with the first unfinished block, and the finished files are the output. Pruning itself is the driver's: the same
+checks and books (`Run`), the same walk through the blocks (`Walk`).
+
+Where blocks hand each other more than hidden states, none are kept: a run that goes on begins with the first block
+again, and takes the finished blocks from their files.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minprune.allocation.allocate import Allocation
+from minprune.data.tokens import fingerprint
+from minprune.errors import PruneError
+from minprune.models.hooks import one_by_one
+from minprune.models.layers import check_windows
+from minprune.output.folder import PAGE, check_space, rehearse, write_errors, write_model
+from minprune.output.page import write_page
+from minprune.output.report import LayerRow, Report, versions
+from minprune.output.target import check_target
+from minprune.patterns import Pattern
+from minprune.pipeline.disk_run import DiskRun, shard_name
+from minprune.pipeline.journal import Journal, unfinished
+from minprune.pipeline.prune import Run
+from minprune.pipeline.recipes import Recipe, adjusted
+from minprune.pipeline.reconstruction import resolved
+from minprune.pipeline.streaming import Whole, open_checkpoint
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def prune_checkpoint(
+    src: str | Path,
+    dst: str | Path,
+    calib: Tensor | None,
+    method: str | None = None,
+    pattern: str | Pattern = "50%",
+    *,
+    recipe: str | Recipe | None = None,
+    allocation: Allocation = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    sequential: bool = True,
+    resume: bool = False,
+    overwrite: bool = False,
+    dtype: str | torch.dtype = "auto",
+    device: str = "cpu",
+    progress: bool = False,
+    test: Tensor | None = None,
+    texts: Mapping[str, Mapping[str, Any]] | None = None,
+    command: Sequence[str] = (),
+    verify: bool = False,
+    **options,
+) -> Report:
+    """Prune the model in the folder (or of the id) `src` and write it to the new folder `dst`; see `minprune.prune`.
+
+    resume: go on where an earlier run with the same recipe was stopped; its folder is `DST.partial`, and the tensors
+    are those of an uninterrupted run, bit for bit. overwrite: replace an earlier output. dtype, device: as for
+    `load_model`. test: (windows, length) int64 token ids on which the perplexity is measured before and after, without
+    holding the model. texts: where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}, see
+    `minprune.evaluation.protocol.windows_of`. command: the words of a command line that makes the same, for the record.
+    verify: know the model by all bytes of its files, which are read once more for that, and not by their headers,
+    sizes and times, when a run goes on.
+    Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
+    """
+    start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
+    check_target(dst, src)
+    with unfinished(dst, resume, overwrite) as journal, ExitStack() as shown:
+        chosen = adjusted(recipe, calib, method, allocation, options)
+        source = open_checkpoint(src, dtype, device)
+        run = Run(source.model, calib, chosen, pattern, include, exclude, batch_size, progress)
+        shown.enter_context(run.bar)  # else it would stay on the terminal when a check fails
+        if test is not None:
+            check_windows(source.model, test)
+            if test.shape[1] < 2:
+                raise PruneError("test windows of 1 token predict nothing: use length 2 or more")
+        how, skipped = resolved(chosen.reconstruction, source.model, run) if chosen.reconstruction else (None, "")
+        facts = {
+            "method": run.name,
+            "pattern": run.pattern,
+            "options": run.options,
+            "reconstruction": how and {key: value for key, value in asdict(how).items() if key != "bfloat16"},
+            "products in bfloat16": bool(how and how.bfloat16),
+            "layers": {layer.name: str(run.patterns[layer]) for layer in run.layers},
+            "sequential": sequential,
+            "dtype": str(source.model.dtype).removeprefix("torch."),
+            "device": str(source.device),
+            "calibration": None if calib is None else fingerprint(calib),
+            "test": None if test is None else fingerprint(test),
+            "model": source.identity(verify),
+            "versions": versions(),
+        }
+        journal.begin(facts, len(source.blocks))
+        if batch_size is None and journal.lines:  # another number would round differently
+            run.split(next(iter(journal.lines.values()))["batch_size"])
+        said = texts or {}
+
+        def described(report: Report, perplexities: dict[str, float]) -> dict[str, Any]:
+            report.calibration |= said.get("calibration", {})
+            if test is not None:
+                protocol = {
+                    "windows": len(test),
+                    "window": test.shape[1],
+                    "sha256": facts["test"],
+                    **said.get("test", {}),
+                    "dtype": facts["dtype"],
+                }
+                report.perplexity = {**perplexities, "protocol": protocol}
+            return {
+                "model": str(src),
+                "dtype": facts["dtype"],
+                "device": device,
+                "include": include,
+                "exclude": exclude,
+                "sequential": sequential,
+                "command": list(command),
+                **report.as_dict(),
+            }
+
+        trial = described(_preview(run), {"before": 1.0, "after": 1.0})
+        ahead = 2 * rehearse(
+            journal.folder, source.model, source.tokenizer, trial, write_page, source.folder
+        )  # the journal says it again
+        ahead += _hidden_bytes(source.model, calib, test, how is not None)
+        ahead += sum(tensor.nbytes for tensor in source.left.values())
+        if not source.streamed:  # its blocks are written once more, renamed as in the files that it came from
+            ahead += sum(parameter.nbytes for parameter in source.model.parameters())
+        check_space(journal.folder, source.model, journal.bytes() - ahead)
+        with one_by_one(source.model, run.layers):
+            guide = (how, skipped) if how else None
+            job = DiskRun(source, run, journal, test, sequential, guide, start)
+            perplexities = job.all_blocks()
+            job.compare()
+        report = run.report(job.seconds())
+        report.notes += source.notes + job.notes
+        record = described(report, perplexities)
+        _finish(source, journal, record)
+    return report
+
+
+def _preview(run: Run) -> Report:
+    """The report as it will be, before there are any numbers."""
+    calibration = {} if run.calib is None else {"windows": run.calib.shape[0], "length": run.calib.shape[1]}
+    rows = [LayerRow(layer.name, (layer.weight.shape[0], layer.weight.shape[1]), 0.0, 0.5, 0.0) for layer in run.layers]
+    return Report(run.name, run.pattern, run.options, calibration, rows, recipe=run.recipe, allocation=run.allocation)
+
+
+def _hidden_bytes(model, calib: Tensor | None, test: Tensor | None, guided: bool) -> int:
+    """How much disk the hidden states at a block boundary take: two files while one replaces the other."""
+    tokens = 0 if calib is None else calib.numel() * (2 if guided else 1)
+    tokens += 0 if test is None else 2 * test.numel()
+    return 2 * tokens * model.get_input_embeddings().weight.shape[-1] * model.dtype.itemsize
+
+
+def _finish(source: Whole, journal: Journal, record: dict[str, Any]) -> None:
+    """Write all that is not in a block's file; minprune.json comes last."""
+    weight_map: dict[str, str] = {}
+    if source.streamed:
+        journal.write(shard_name(source, None), source.tensors(None))
+        for part in (None, *range(len(source.blocks))):
+            weight_map |= dict.fromkeys(source.names(part), shard_name(source, part))
+    with write_errors(journal.folder):
+        write_page(journal.folder / PAGE, record)
+    write_model(journal.folder, source.model, source.tokenizer, record, weight_map, source.folder)
+
+
+def _listed(globs: Iterable[str] | None) -> list[str] | None:
+    return [globs] if isinstance(globs, str) else None if globs is None else list(globs)

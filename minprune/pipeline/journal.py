@@ -1,0 +1,188 @@
+"""What a run from disk to disk has finished, so that it can be stopped at any moment and go on. Chapter 08.
+
+PATH.partial holds the finished files of the output and a folder `unfinished`: the recipe, a journal with one line for
+each finished block, and the hidden states at a block boundary. Every file is written under another name, flushed to
+the disk and renamed; the journal's line comes last, and what has no line does not count.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minprune.errors import PruneError
+from minprune.files import flush, parse_json, read_json, sha256, to_json, write_text
+from minprune.output.folder import WORK, output_folder, write_errors
+from minprune.output.typed import Line, checked
+
+_RECIPE, _JOURNAL = "recipe.json", "journal.jsonl"
+Hidden = Callable[[], dict[str, Tensor]] | None
+_SHARE = 20  # saving hidden states takes at most one part in so many of the time
+
+
+class Journal:
+    """The unfinished output of one run. folder: PATH.partial; lines: the journal's last line on each finished block.
+
+    A line is {"block", "file", "sha256", "hidden": None or {"file", "sha256"}} and what the run adds to it. On the disk
+    it ends with "line", its own sha256: what a damaged disk made of it does not count either.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.work = folder, folder / WORK
+        self.lines: dict[int, dict[str, Any]] = {}
+        self.blocks = 0
+        self._saved, self._cost = time.perf_counter(), 0.0
+
+    def begin(self, recipe: dict[str, Any], blocks: int) -> None:
+        """Start with this recipe, or go on if an earlier run with the same one got here.
+
+        Raises `PruneError`, naming the difference, if the earlier run had another recipe, or if it cannot be read.
+        """
+        recipe = json.loads(to_json(recipe))
+        if not (self.work / _RECIPE).exists():
+            with write_errors(self.folder):
+                write_text(self.work / _RECIPE, to_json(recipe, 1))
+            self.blocks = blocks
+            return
+        before = _read(self.work / _RECIPE)
+        for key in [*recipe, *before]:
+            if recipe.get(key) != before.get(key):
+                raise PruneError(
+                    f"{self.folder} was begun with {key} {_short(before.get(key))}, not {_short(recipe.get(key))}: "
+                    "resume it as it was begun, overwrite it or choose another output"
+                )
+        for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
+            path.unlink()
+        names = set(recipe.get("layers", {}))
+        self.lines = {
+            block: line
+            for block, line in self.read_lines().items()
+            if block < blocks and {row["name"] for row in line["rows"]} <= names
+        }
+        write_text(self.work / _JOURNAL, "".join(map(_sealed, self.lines.values())))
+        self.blocks = blocks
+
+    def finished(self, block: int) -> Path | None:
+        """The file of a finished block, if it still holds what was written."""
+        line = self.lines.get(block)
+        path = self.folder / line["file"] if line else None
+        return path if path and line and _intact(path, line["sha256"]) else None
+
+    def hidden(self) -> tuple[int, dict[str, Tensor]] | None:
+        """(the number of blocks behind them, hidden states by name) of the last boundary that was kept undamaged."""
+        for block in sorted(self.lines, reverse=True):
+            saved = self.lines[block]["hidden"]
+            if saved and _intact(self.work / saved["file"], saved["sha256"]):
+                return block + 1, load_file(self.work / saved["file"])
+        return None
+
+    def add(self, block: int, file: str, tensors: dict[str, Tensor], hidden: Hidden, more: dict) -> None:
+        """A block is finished: write its tensors to `file`, under `folder`, and its line with `more` in it.
+
+        hidden: gives the states behind it (None: there are none). They are saved unless that would take too large a
+        share of the time: going on from an older boundary, or from the beginning, leads to the same.
+        """
+        line = {"block": block, "file": file, "sha256": self.write(file, tensors), "hidden": None, **more}
+        start = time.perf_counter()
+        if hidden and start - self._saved >= _SHARE * self._cost:
+            name = f"hidden-{block + 1:05d}.safetensors"
+            line["hidden"] = {"file": name, "sha256": self.write(f"{WORK}/{name}", hidden())}
+            self._saved = time.perf_counter()
+            self._cost = self._saved - start
+        with write_errors(self.folder), (self.work / _JOURNAL).open("a", encoding="utf-8") as journal:
+            journal.write(_sealed(line))
+            flush(journal)
+        self.lines[block] = line
+        if line["hidden"]:
+            for path in self.work.glob("hidden-*"):
+                if path.name != line["hidden"]["file"]:
+                    path.unlink()
+
+    def write(self, file: str, tensors: dict[str, Tensor]) -> str:
+        """Write tensors to a file under `folder`, all of it or nothing, and return its sha256."""
+        path = self.folder / file
+        part = path.with_name(path.name + ".tmp")
+        with write_errors(self.folder):
+            save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata={"format": "pt"})
+            with part.open("rb+") as handle:
+                digest = hashlib.file_digest(handle, "sha256").hexdigest()
+                flush(handle)
+            shutil.copymode(self.work / _RECIPE, part)  # safetensors files begin as readable by their owner alone
+            os.replace(part, path)
+        return digest
+
+    def bytes(self) -> int:
+        """How much of the output is on the disk already."""
+        files = {line["file"] for line in self.lines.values()}
+        return sum((self.folder / file).stat().st_size for file in files if (self.folder / file).exists())
+
+    def kept(self) -> str:
+        """What of this run there is to go on with, in words; "" for nothing."""
+        count = len(self.read_lines()) if self.blocks else 0  # else they are another run's
+        said = f"{count} of {self.blocks} blocks are kept in {self.folder}: continue with --resume"
+        return said if count else ""
+
+    def read_lines(self) -> dict[int, dict[str, Any]]:
+        """The journal on the disk; a line that is damaged, or was not completed before a crash, does not count."""
+        path = self.work / _JOURNAL
+        found: dict[int, dict[str, Any]] = {}
+        for text in path.read_bytes().splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                line = parse_json(text.decode())
+                if isinstance(line, dict) and line.pop("line", None) == _digest(line):
+                    found[line["block"]] = checked(line, Line)
+        return found
+
+
+@contextmanager
+def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) -> Iterator[Journal]:
+    """Yield the `Journal` of `PATH.partial`, which is renamed to `path` if the block ends well; see `output_folder`.
+
+    If the block fails or is interrupted, the folder is kept if it holds a finished block, and the exception says so.
+    resume: go on in a `PATH.partial` that is there already. overwrite: replace one, or a finished output of minprune.
+    Raises `PruneError` before the block if `path` cannot become the output.
+    """
+    journals: list[Journal] = []
+
+    def kept() -> str:
+        return "".join(journal.kept() for journal in journals)
+
+    with output_folder(path, overwrite, "prune", resume, kept) as partial:
+        journals.append(Journal(partial))
+        yield journals[0]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The recipe of the earlier run."""
+    try:
+        return read_json(path)
+    except PruneError:
+        raise PruneError(f"{path} is damaged, so the run cannot go on: overwrite it or choose another output") from None
+
+
+def _digest(line: dict[str, Any]) -> str:
+    return hashlib.sha256(to_json(line).encode()).hexdigest()
+
+
+def _sealed(line: dict[str, Any]) -> str:
+    return to_json({**line, "line": _digest(line)})
+
+
+def _intact(path: Path, digest: str) -> bool:
+    try:
+        return sha256(path) == digest
+    except OSError:
+        return False
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:20]}...{text[-12:]}"

@@ -1,0 +1,67 @@
+"""Recipes: what is more than one layer's business, put together with a method. Chapters 08 and 11.
+
+    mp.prune(model, calib, recipe="best", pattern="60%")
+
+"best": ADMM in the order of the model, and after each block a reconstruction of the block. It was put together
+on validation text and measured on test text: book/results/recipe.json, and sweep.jsonl beside ADMM alone. Below 45 %
+zeros it is ADMM alone: what is lost there is too little for the reconstruction to pay.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from minprune.allocation.allocate import Allocation
+from minprune.errors import PruneError
+from minprune.pipeline.reconstruction import Reconstruction
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method with its options, how sparse each layer is, and how blocks are reconstructed (None: not at all).
+
+    allocation: see `minprune.allocation.allocate`; N:M patterns have one sparsity and go without. name: what reports
+    call it.
+    """
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    allocation: Allocation = None
+    reconstruction: Reconstruction | None = None
+    name: str = ""
+
+
+RECIPES = {"best": Recipe("admm", reconstruction=Reconstruction(), name="best")}
+
+
+def get_recipe(recipe: str | Recipe | None) -> Recipe:
+    """The recipe of that name, the one that is given, or for None plain SparseGPT.
+
+    Raises `PruneError`, which lists them, for an unknown name.
+    """
+    if recipe is None:
+        return Recipe("sparsegpt")
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise PruneError(f"unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[recipe]
+
+
+def adjusted(
+    recipe: str | Recipe | None, calib: Tensor | None, method: str | None, allocation: Allocation, options: dict
+) -> Recipe:
+    """The recipe (see `get_recipe`) with what is given beside it in place of its own.
+
+    A recipe's options go with its method. Raises `PruneError` if blocks cannot be reconstructed for want of tokens.
+    """
+    chosen = get_recipe(recipe)
+    if calib is None and chosen.reconstruction:
+        raise PruneError("this recipe reconstructs blocks, which needs calibration tokens: pass calib")
+    if allocation is not None:
+        chosen = replace(chosen, allocation=allocation)
+    if method in (None, chosen.method):
+        return replace(chosen, options={**chosen.options, **options})
+    return replace(chosen, method=str(method), options=options)

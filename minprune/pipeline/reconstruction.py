@@ -1,0 +1,281 @@
+"""Reconstruct a block: let the weights that are left do together what the dense block did. Chapter 08.
+
+A method answers for one layer. What a block does wrong in the end is the business of all its layers, and of the
+errors of the blocks before it, too. So after the layers of a block are pruned, what they keep is trained, block by
+block, and each block learns to give what the *dense* model has at that depth, from the *drifted* inputs it really
+gets:
+
+    minimise  sum over tokens of ||f'(h') - f(h)||^2 / ||f(h)||^2
+
+over the kept weights, norms and biases of the pruned block f'; f is the dense block, h its input in the dense model,
+h' what the pruned blocks before it make of that. Dividing by the energy of each token is what the norm at the beginning
+of the next block does. The mask stays as it is. Adam, with steps in units of each tensor's own root mean square.
+
+Guo et al. 2024 (EBFT) train blocks like that, towards the dense output on the drifted input; Li et al. 2021 (BRECQ)
+did so for quantisation.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from minprune.errors import PruneError
+from minprune.models.layers import Layer
+from minprune.pipeline.staged import Walk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_WARMUP = 5  # steps in which the rate rises: Adam's first steps are as large as any, whatever the gradient
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How blocks are trained. epochs: passes over the calibration windows for each block, 0 for none.
+
+    rate: the largest step, relative to the root mean square of what each tensor keeps; it falls to 0 as half a cosine.
+    windows: in one step. seed: of the order of the steps. least: below that share of zeros over all layers nothing is
+    trained; at 40 % it gained less than one per cent for three times the time (book/results/recipe.json). bfloat16:
+    whether forward passes take their matrix products in that type (statistics, solves, sums and weights stay in
+    float32); None: where blocks are trained and the hardware multiplies it faster. Models that are not in float32 keep
+    their type. Raises `PruneError` for a setting that cannot be.
+    """
+
+    epochs: int = 2
+    rate: float = 0.03
+    windows: int = 4
+    seed: int = 0
+    least: float = 0.45
+    bfloat16: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.windows < 1 or not 0 < self.rate < math.inf or not 0 <= self.least <= 1:
+            raise PruneError(
+                f"{self.epochs} epochs of {self.windows} windows at rate {self.rate:g} from {self.least:g} zeros on "
+                "cannot be trained: use 2 epochs, 4 windows, 0.03 and 0.45, or 0 epochs for none"
+            )
+
+
+def run_reconstructed(model: "PreTrainedModel", run, how: Reconstruction, whole_block: bool) -> None:
+    """Prune the layers of `run`, the driver's `Run`, block by block, and reconstruct each block.
+
+    whole_block: as in `run_staged`.
+    """
+    guide = Guide(model, run, *resolved(how, model, run))
+    walk = Walk(model, guide.batches, guide.products)
+    for index in range(len(walk.blocks)):
+        guide.see(index)
+        guide.prune(walk, index, whole_block)
+    walk.prune_head(run)
+
+
+def resolved(how: Reconstruction, model: "PreTrainedModel", run) -> tuple[Reconstruction, str]:
+    """The settings that a run really has, the hardware's answer among them, and why nothing is trained, if so.
+
+    Where too little is pruned nothing is trained and nothing is taken in bfloat16: it is the method alone, bit for bit.
+    """
+    wanted = _sparsity(run)
+    if how.epochs and wanted < how.least - 1e-9:  # an average of shares is rounded
+        why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
+        return replace(how, epochs=0, bfloat16=False), why
+    chosen = how.epochs > 0 and _multiplies_bfloat16(_device(model)) if how.bfloat16 is None else how.bfloat16
+    return replace(how, bfloat16=chosen and model.dtype == torch.float32), ""
+
+
+class Guide:
+    """What the dense model makes of the calibration windows, and the training of blocks towards it.
+
+    Only the block that is named need have its weights at hand. how, skipped: as they were `resolved`; they go to
+    `run.reconstruction`, and so do seconds and each block's errors. walk: the windows as they come in steps, on their
+    way through the dense model. batches: the windows as the walk through the pruned model has to be given them.
+    Raises `PruneError` if no gradient comes through this family's blocks.
+    """
+
+    def __init__(self, model: "PreTrainedModel", run, how: Reconstruction, skipped: str = ""):
+        self.run, self.how, self.device = run, how, _device(model)
+        self.walk = Walk(model, run.calib.split(how.windows) if how.epochs else (), self.products)
+        self.batches = _in_whole_steps(run.batches, self.walk)
+        if self.walk.batches:
+            _check_trainable(model, self.walk)
+        run.reconstruction = {  # a run that goes on has some of it already
+            **asdict(how),
+            "seconds": 0.0,
+            "errors": {},
+            **({"skipped": skipped} if skipped else {}),
+            **run.reconstruction,
+        }
+
+    def see(self, index: int) -> None:
+        """Look at block `index` while it is dense."""
+        start = time.perf_counter()
+        self.targets = self.walk.through(index, keep=True)
+        self.run.reconstruction["seconds"] += time.perf_counter() - start
+
+    def prune(self, walk: Walk, index: int, whole_block: bool = False) -> None:
+        """Prune block `index`, which was seen, on what `walk` brings there, train it, and send `walk` through it."""
+        layers = self.run.layers_under(f"{walk.prefix}.{index}.")
+        trains = bool(self.how.epochs and layers)
+        walk.prune(index, self.run, whole_block, trains)
+        if not trains:
+            return
+        start = time.perf_counter()
+        errors = fit_block(walk.blocks[index], layers, self._drifted(walk, index), self.targets, self.how)
+        walk.through(index)
+        self.run.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
+        self.run.reconstruction["seconds"] += time.perf_counter() - start
+
+    def _drifted(self, walk: Walk, index: int) -> Callable[[int], Tensor]:
+        """Step -> what the block makes of the step's windows as `walk` brings them."""
+        if walk.calls is None:  # its batches are the steps
+            return lambda step: walk.rehearse(index, step)
+        axis, inputs = walk.calls.axis, []
+        for hidden, batch in zip(walk.hidden, walk.batches, strict=True):
+            inputs += hidden.split(hidden.shape[axis] // len(batch) * self.how.windows, axis)
+        return lambda step: self.walk.rehearse(index, step, inputs[step])
+
+    def products(self):
+        """While open, a float32 model takes its matrix products in bfloat16, if that was chosen: for forward passes.
+
+        Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`.
+        """
+        return torch.autocast(self.device, torch.bfloat16, enabled=bool(self.how.bfloat16), cache_enabled=False)
+
+
+def _device(model: "PreTrainedModel") -> str:
+    embeddings: Any = model.get_input_embeddings()
+    return embeddings.weight.device.type
+
+
+def _sparsity(run) -> float:
+    """The share of zeros over all layers of a run that their patterns ask for."""
+    zeros = sum(run.patterns[layer].sparsity * layer.weight.numel() for layer in run.layers)
+    return zeros / sum(layer.weight.numel() for layer in run.layers)
+
+
+def _check_trainable(model: "PreTrainedModel", walk: Walk) -> None:
+    """Raise `PruneError` if no gradient comes through the first block."""
+    block = walk.blocks[0]
+    with _learning(block, dict.fromkeys(block.parameters(), torch.ones(()))):
+        try:
+            walk.rehearse(0, 0).sum().backward()
+        except RuntimeError as error:
+            if "out of memory" in str(error) or "can't allocate" in str(error):
+                raise
+            raise PruneError(
+                f"the blocks of {type(model).__name__} cannot be reconstructed, for no gradient comes through them "
+                f"({str(error).splitlines()[0][:120]}): use a method without a recipe"
+            ) from error
+
+
+def _in_whole_steps(batches: tuple[Tensor, ...], dense: Walk) -> tuple[Tensor, ...]:
+    """The batches, each cut anew to hold a whole number of the steps of `dense`, so that none straddles two of them.
+
+    One step each if a walk is a forward pass for each batch, which cannot be cut at all.
+    """
+    if not dense.batches or (dense.alone and len(batches) == 1):
+        return batches
+    step = len(dense.batches[0])
+    size = max(1, len(batches[0]) // step) * step if dense.alone else step
+    return torch.cat(batches).split(size)
+
+
+def fit_block(
+    block: nn.Module,
+    layers: list[Layer],
+    forward: Callable[[int], Tensor],
+    targets: list[Tensor],
+    how: Reconstruction,
+) -> list[float]:
+    """Train a block in place; what is zero in `layers` stays zero, and other matrices stay as they are.
+
+    targets: for each step what the block should give, (windows, length, d_model) in most families. forward: step ->
+    what it gives, in that shape. Returns the mean relative error of each epoch, measured before each step.
+    """
+    kept = _trainable(block, layers)
+    masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in kept]
+    rates = [how.rate * _size(master) for master in masters]
+    optimizer = torch.optim.Adam(
+        [{"params": [master], "lr": rate} for master, rate in zip(masters, rates, strict=True)],
+        betas=(0.9, 0.95),
+        eps=1e-12,
+        fused=True,
+    )
+    generator, total, step, errors = torch.Generator().manual_seed(how.seed), how.epochs * len(targets), 0, []
+    tokens = sum(h[..., 0].numel() for h in targets)
+    with _learning(block, kept):
+        for _ in range(how.epochs):
+            error = 0.0
+            for batch in torch.randperm(len(targets), generator=generator).tolist():
+                share = min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * share
+                loss = _lost(forward(batch), targets[batch])
+                loss.backward()
+                for (parameter, keep), master in zip(kept.items(), masters, strict=True):
+                    master.grad = None if parameter.grad is None else parameter.grad.to(master) * keep
+                    parameter.grad = None
+                optimizer.step()
+                with torch.no_grad():
+                    for parameter, master in zip(kept, masters, strict=True):
+                        parameter.copy_(master)
+                step, error = step + 1, error + float(loss.detach())
+            errors.append(error / tokens)
+    torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was
+    if not math.isfinite(sum(errors)):
+        raise PruneError(f"{layers[0].name}: its block's reconstruction diverged: use a lower rate than {how.rate:g}")
+    return errors
+
+
+def _lost(out: Tensor, target: Tensor) -> Tensor:
+    """The relative error of each token, (..., d_model) both, summed over tokens."""
+    wide = torch.promote_types(target.dtype, torch.float32)
+    out, target = out.to(wide), target.to(wide)
+    energy = target.square().sum(-1).clamp_min(torch.finfo(wide).tiny)
+    return ((out - target).square().sum(-1) / energy).sum()
+
+
+def _trainable(block: nn.Module, layers: list[Layer]) -> dict[nn.Parameter, Tensor]:
+    """What is trained of a block, with what may move of it: bool, in the parameter's shape.
+
+    Of the layers the weights that are not zero; norms and biases whole; nothing of matrices that were left out.
+    """
+    found = {p: torch.ones_like(p, dtype=torch.bool) for p in block.parameters() if p.ndim == 1}
+    for layer in layers:
+        parameter = getattr(layer.owner, layer.parameter)
+        keep = found.setdefault(parameter, torch.zeros_like(parameter, dtype=torch.bool))
+        layer.matrix(keep).copy_(layer.weight != 0)
+    return found
+
+
+def _size(tensor: Tensor) -> float:
+    """The root mean square of what is not zero; of a tensor of zeros, such as fresh biases, 0: it stays as it is."""
+    return math.sqrt(float(tensor.square().sum()) / max(1, int(tensor.count_nonzero())))
+
+
+@contextmanager
+def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]):
+    """While open, gradients reach these parameters of the block and no others."""
+    before = {parameter: parameter.requires_grad for parameter in block.parameters()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(parameter in trained)
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, required in before.items():
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    """Whether the hardware is made for products in bfloat16."""
+    if device == "cpu":
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        return any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported()

@@ -1,0 +1,47 @@
+"""tokenizer.py: a text has the same tokens each time, and a tokenizer is written as it was read."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import minprune as mp
+from minprune.formats import save_model
+from minprune.load import load_tokenizer
+from minprune.output.folder import output_folder, write_model
+
+
+@pytest.fixture
+def dropping(tiny_folder, tmp_path):
+    """A function from a dropout to the tiny model's folder with it."""
+
+    def made(value):
+        folder = tmp_path / f"dropout-{value}"
+        shutil.copytree(tiny_folder, folder)
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["model"]["dropout"] = value
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        return folder
+
+    return made
+
+
+def dropout_in(folder):
+    return json.loads((folder / "tokenizer.json").read_text())["model"]["dropout"]
+
+
+@pytest.mark.parametrize("value", [None, 0.0, 0.1, 0.5, 1.0])
+def test_dropout_changes_no_window_and_stays_in_what_is_written(dropping, tiny_folder, text_file, tmp_path, value):
+    folder = dropping(value)
+    bare, (model, tokenizer) = mp.load_model(tiny_folder)[1], mp.load_model(folder)
+    expected = mp.load_tokens(bare, text_file, samples=4, length=16, seed=0)
+    for each in (tokenizer, load_tokenizer(folder, folder)):
+        assert torch.equal(mp.load_tokens(each, text_file, samples=4, length=16, seed=0), expected)
+    report = mp.prune(model, expected, method="magnitude", pattern="50%")
+    with output_folder(tmp_path / "out") as partial:
+        write_model(partial, model, tokenizer, report.as_dict())
+    save_model(model, tokenizer, tmp_path / "exported")
+    for written in (tmp_path / "out", tmp_path / "exported"):
+        assert dropout_in(written) == value
+    assert torch.equal(mp.load_tokens(tokenizer, text_file, samples=4, length=16, seed=0), expected)

@@ -1,0 +1,152 @@
+"""A run that is killed at any moment goes on and ends with the same bytes, and no finished block is done again."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+
+import pytest
+from drawn import seed
+from test_checkpoint import write_checkpoint
+from tiny import tiny_tokens
+
+import minprune as mp
+from minprune.pipeline import journal
+from minprune.pipeline.staged import Walk
+
+BLOCKS = {"llama": 6, "gemma4": 4}  # whose later blocks read the keys and values of earlier ones
+OPTIONS = {"method": "sparsegpt", "batch_size": 2, "test": tiny_tokens(2, seed=7)}
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+def calls_made(function):
+    """How many calls, of Python and of C, a function makes."""
+    made = [0]
+    sys.setprofile(lambda *_: made.__setitem__(0, made[0] + 1))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return made[0]
+
+
+def run(src, dst, log, last_call):
+    """Prune in a fork of this process, which has everything imported, and note each block that is begun.
+
+    last_call: at that call the fork kills itself, by the signal that nothing can catch. So a seed repeats a run.
+    """
+    child = os.fork()
+    if child:
+        return child
+    try:
+        real, made = Walk.prune, [0]
+
+        def prune(walk, index, *rest):
+            with log.open("a") as file:
+                file.write(f"{index}\n")
+            return real(walk, index, *rest)
+
+        def count(*_):
+            made[0] += 1
+            if made[0] == last_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Walk.prune = prune
+        sys.setprofile(count)
+        mp.prune_checkpoint(src, dst, tiny_tokens(), resume=True, **OPTIONS)
+    except BaseException as error:  # the fork must not return into pytest
+        sys.setprofile(None)
+        sys.stderr.write(f"{error!r}\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def finished(partial):
+    """The blocks that the journal of an unfinished output holds."""
+    path = partial / "unfinished" / "journal.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return {json.loads(line)["block"] for line in lines if line.endswith("\n")}
+
+
+def weights(folder):
+    """A hash of each file of weights."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))}
+
+
+def kill_and_resume(tmp_path, kills, family, seed):
+    """Runs that are killed `kills` times at random moments, and what must hold after each.
+
+    With one thread: a fork of a process with a pool of threads would wait for them.
+    """
+    chance = random.Random(seed)
+    src = write_checkpoint(tmp_path / "src", family, num_hidden_layers=BLOCKS[family])
+    mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), **OPTIONS)
+    calls = calls_made(lambda: mp.prune_checkpoint(src, tmp_path / "counted", tiny_tokens(), **OPTIONS))
+    expected = weights(tmp_path / "plain")
+    assert weights(tmp_path / "counted") == expected
+    done = number = 0
+    while done < kills:
+        number += 1
+        dst, log, before = tmp_path / f"out{number}", tmp_path / f"log{number}", set()
+        while not dst.exists():
+            log.unlink(missing_ok=True)
+            child = run(src, dst, log, chance.randrange(1, int(1.2 * calls)) if done < kills else 0)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            assert code in (0, -signal.SIGKILL)
+            begun = [int(line) for line in log.read_text().split()] if log.exists() else []
+            assert not before & set(begun), "a finished block was done again"
+            assert len(begun) == len(set(begun))
+            done += code != 0
+            before = finished(dst.with_name(dst.name + ".partial")) or before
+        assert weights(dst) == expected and not list(dst.rglob("*.tmp"))
+        record = json.loads((dst / "minprune.json").read_text())
+        assert {row["sparsity"] for row in record["layers"]} == {0.5}
+        shutil.rmtree(dst)
+
+
+@pytest.mark.parametrize("family", BLOCKS)
+def test_killed_at_a_few_random_moments(family, tmp_path, one_thread):
+    kill_and_resume(tmp_path, 6 if family == "llama" else 3, family, seed())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", BLOCKS)
+def test_killed_a_hundred_times_at_random_moments(family, tmp_path, one_thread):
+    kill_and_resume(tmp_path, 100, family, seed())
+
+
+def test_a_kill_within_any_write_leaves_what_was_there(tmp_path, monkeypatch):
+    """Between writing and renaming, between renaming and the journal's line: each point of the protocol once."""
+    src = write_checkpoint(tmp_path / "src", num_hidden_layers=2)
+    mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), **OPTIONS)
+
+    class Killed(BaseException):
+        pass
+
+    calls = {"flush": 0}
+    real = journal.flush
+
+    def dying(at):
+        def flush(file):
+            calls["flush"] += 1
+            if calls["flush"] == at:
+                raise Killed
+            real(file)
+
+        return flush
+
+    at = 0
+    while not (tmp_path / "out").exists():
+        at, calls["flush"] = at + 1, 0
+        with monkeypatch.context() as patched:
+            patched.setattr(journal, "flush", dying(at))
+            patched.setattr(journal.shutil, "rmtree", lambda *_, **__: None)  # who is killed cleans nothing up
+            try:
+                mp.prune_checkpoint(src, tmp_path / "out", tiny_tokens(), resume=True, **OPTIONS)
+            except Killed:
+                assert not (tmp_path / "out").exists()
+    assert at > 3
+    assert weights(tmp_path / "out") == weights(tmp_path / "plain")
