@@ -16,6 +16,7 @@ from tiny import tiny_model, tiny_tokens
 import minprune as mp
 from minprune.allocation import rules
 from minprune.allocation.budget import group_layers, shifted, sizes_of
+from minprune.allocation.sensitivity import sensitivity
 from minprune.cli.main import main
 
 CALIB = tiny_tokens(8, 16)
@@ -84,7 +85,7 @@ def test_one_threshold_prunes_what_sorting_all_scores_prunes():
 
 
 def test_inverse_sensitivity_keeps_the_product_of_sparsity_and_cost_the_same():
-    costs = [row.cost for row in mp.sensitivity.sensitivity(DEEP, CALIB, "20%")]
+    costs = [row.cost for row in sensitivity(DEEP, CALIB, "20%")]
     table = rules.inverse(DEEP, mp.find_layers(DEEP), CALIB, "20%", spread=0.2)
     found = [table[f"model.layers.{block}.mlp.up_proj"] for block in range(4)]
     products = [s * cost for s, cost in zip(found, costs, strict=True) if 0 < s < 0.4]

@@ -17,6 +17,7 @@ import minprune as mp
 from minprune.allocation.budget import group_layers
 from minprune.allocation.sensitivity import sensitivity, trial
 from minprune.models import memory
+from minprune.models.blocks import decoder_blocks
 from minprune.models.passes import record_calls
 from minprune.pipeline import staged as stages
 from minprune.pipeline.recipes import Recipe
@@ -130,7 +131,7 @@ def test_from_disk_to_disk_stopped_and_resumed_is_bit_for_bit_the_same(case, opt
 def block_outputs(model, tokens):
     """The hidden states that each block returns, from plain hooks."""
     seen = []
-    _, blocks = mp.model.decoder_blocks(model)
+    _, blocks = decoder_blocks(model)
 
     def keep(module, args, out):
         seen.append((out if isinstance(out, torch.Tensor) else out[0]).clone())
@@ -147,7 +148,7 @@ def block_outputs(model, tokens):
 def test_reconstruction_learns_from_what_reaches_the_block_in_the_pruned_model(case):
     """Of the last block, whose first error is measured before any step: it is that of the plain method, by hooks."""
     model = made(case)
-    prefix, blocks = mp.model.decoder_blocks(model)
+    prefix, blocks = decoder_blocks(model)
     last = f"{prefix}.{len(blocks) - 1}"
     one_step = Recipe("wanda", reconstruction=Reconstruction(epochs=1, windows=5, least=0, bfloat16=False))
     some = {"include": [f"{prefix}.0.*", f"{last}.*"]}
@@ -201,7 +202,7 @@ def test_the_cost_of_a_block_is_that_of_a_model_in_which_it_is_pruned(case):
 @pytest.mark.parametrize("case", CASES)
 def test_hidden_states_are_known_to_travel_alone_where_they_do(case):
     model = made(case)
-    _, blocks = mp.model.decoder_blocks(model)
+    _, blocks = decoder_blocks(model)
     with torch.no_grad():
         alone = record_calls(model, blocks, tiny_tokens().split(2)) is not None
     assert alone == (case in ALONE or case in ("bamba", "gpt1", "mamba"))
@@ -259,7 +260,7 @@ def test_a_family_whose_forward_pass_changes_its_weights_is_refused_by_name_befo
 
 def test_the_same_masks_and_positions_are_stored_once():
     model = tiny_model("gemma2", attn_implementation="eager")
-    _, blocks = mp.model.decoder_blocks(model)
+    _, blocks = decoder_blocks(model)
     with torch.no_grad():
         calls = record_calls(model, blocks, tiny_tokens(7).split(2))
     masks = [[parts["attention_mask"] for parts in batch] for batch in calls.others]

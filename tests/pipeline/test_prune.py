@@ -11,6 +11,7 @@ from tiny import _COMMON, VOCABULARY, loud_model, loud_tokens, tiny_model, tiny_
 from torch import nn
 
 import minprune as mp
+from minprune.models.causality import check_causal
 from minprune.pipeline import prune as driver
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}  # float64 models: all that differs is the order of the sums
@@ -248,7 +249,7 @@ def test_a_head_that_was_asked_for_costs_no_logits(batch_size):
     model, products = tiny_model("llama", tie_word_embeddings=False), []
     with torch.no_grad():
         mp.perplexity(model, tiny_tokens())  # causality is tried once for a model, with logits
-        mp.causal.check_causal(model, tiny_tokens().shape[1])
+        check_causal(model, tiny_tokens().shape[1])
     model.lm_head.register_forward_hook(lambda module, args, out: products.append(out.shape[:-1].numel()))
     mp.prune(model, tiny_tokens(), "wanda", include=["lm_head"], batch_size=batch_size)
     assert max(products, default=0) <= 8 * 8  # of a check on a few tokens, if any
