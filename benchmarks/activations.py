@@ -1,4 +1,4 @@
-"""Small activations of SmolLM2 set to zero while it runs, for chapter 16: perplexity by kind of layer and sparsity.
+"""Small activations of SmolLM2 set to zero while it runs, for chapter 17: perplexity by kind of layer and sparsity.
 
 Writes one JSON file with the command, versions and machine; a cell that it already holds is not repeated.
 

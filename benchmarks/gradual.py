@@ -1,4 +1,4 @@
-"""Schedules of pruning during one training run, for chapter 16: when, how fast, and from which weights.
+"""Schedules of pruning during one training run, for chapter 17: when, how fast, and from which weights.
 
 All runs of a task have the same training steps on the same batches; a cell is one run with one seed. Writes one JSON
 file with the command, versions and machine; a cell that it already holds is not repeated.

@@ -1,4 +1,4 @@
-"""Lottery tickets with their controls and seeds, for chapter 15: a small network on MNIST-1D, a small language model.
+"""Lottery tickets with their controls and seeds, for chapter 16: a small network on MNIST-1D, a small language model.
 
 Both are trained from nothing, and again after each round of pruning. Writes one JSON file with the command, versions
 and machine; a seed that it already holds is not repeated.

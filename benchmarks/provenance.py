@@ -22,7 +22,9 @@ import minprune
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "book" / "results"
 # Words, files and pages: what they do with a number does not change it.
-_NO_NUMBERS = {"errors", "files", "output", "journal", "page", "card", "report", "plots", "assets", "loading", "runs"}
+_NO_NUMBERS = re.compile(
+    r"minprune/(errors|files|plots|output/\w+|pipeline/journal|data/assets|models/weight_files|sweep/results)\.py"
+)
 
 
 def code_behind(script: Path) -> dict[str, str]:
@@ -33,7 +35,7 @@ def code_behind(script: Path) -> dict[str, str]:
         tree = ast.parse(waiting.pop().read_text(encoding="utf-8"))
         for path in _imported(tree):
             name = path.relative_to(ROOT).as_posix()
-            if path.stem not in _NO_NUMBERS and name not in found:
+            if not _NO_NUMBERS.fullmatch(name) and name not in found:
                 found[name] = _digest(path)
                 waiting.append(path)
     return dict(sorted(found.items()))

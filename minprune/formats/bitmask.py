@@ -1,4 +1,4 @@
-"""One bit for each weight says whether it is stored, and the stored values follow each other. Chapter 18.
+"""One bit for each weight says whether it is stored, and the stored values follow each other. Chapter 19.
 
 Bits per weight: (1 - s) b + 1. It pays from s > 1 / b on, and no format for arbitrary zeros does much better around
 50 %, where the mask of a random half is worth one bit a weight.

@@ -1,4 +1,4 @@
-"""Which format stores a matrix in the fewest bytes. Chapter 18."""
+"""Which format stores a matrix in the fewest bytes. Chapter 19."""
 
 from typing import Any
 

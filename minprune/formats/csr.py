@@ -1,4 +1,4 @@
-"""Compressed sparse rows and columns: every stored value with its place in its line. Chapter 18.
+"""Compressed sparse rows and columns: every stored value with its place in its line. Chapter 19.
 
 CSR goes row by row: `indices` holds the column of each value, and row i owns values pointers[i] to pointers[i+1].
 CSC is the same thing column by column. Bits per weight of a matrix with sparsity s, values of b and indices of i bits,

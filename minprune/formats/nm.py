@@ -1,4 +1,4 @@
-"""N:M: of every M neighbouring inputs N values are stored, each with its place in the group. Chapter 18.
+"""N:M: of every M neighbouring inputs N values are stored, each with its place in the group. Chapter 19.
 
 Bits per weight: N / M (b + ceil(log2 M)). For 2:4 that is b / 2 + 1, the layout of NVIDIA's sparse tensor cores (Mishra
 et al. 2021): two 2-bit indices for each group of four. A group with fewer than N values is filled up with zeros.

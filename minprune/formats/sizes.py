@@ -1,4 +1,4 @@
-"""Bits per weight of every format, and from which sparsity on it pays. Chapter 18.
+"""Bits per weight of every format, and from which sparsity on it pays. Chapter 19.
 
 s: the share of zeros; value_bits b: 32, 16, 8, 4. The formulas count every array of the format, for matrices whose rows
 fill whole bytes; the formats' own `nbytes` must agree with them.

@@ -1,4 +1,4 @@
-"""prune_checkpoint(): from disk to disk, block by block, for models larger than memory. Chapters 08 and 21.
+"""prune_checkpoint(): from disk to disk, block by block, for models larger than memory. Chapters 08 and 22.
 
 Load a block's tensors, prune it, write one safetensors file, note that it is done, free it. The calibration windows
 wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run that was stopped goes

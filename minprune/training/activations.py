@@ -4,7 +4,7 @@
 
 The mask belongs to one token's input, so it must never be written into the weights. A published snippet does just that,
 `weight *= mask` in a forward hook: after the first input every column of an inactive input is zero for good, and the
-next input can only make more so. Chapter 16 shows what is left of the model.
+next input can only make more so. Chapter 17 shows what is left of the model.
 
 Layers read inputs of very different size, so that one threshold for all prunes some of them away and others hardly at
 all: `thresholds` gives each layer its own.

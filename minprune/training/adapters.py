@@ -1,4 +1,4 @@
-"""Low-rank adapters that are merged under the mask. Chapter 17.
+"""Low-rank adapters that are merged under the mask. Chapter 18.
 
     W' = (W + alpha / rank * B A) on the mask, 0 elsewhere       (Hu et al. 2022 for B A)
 

@@ -1,4 +1,4 @@
-"""Keep the zeros in a `transformers.Trainer` run of your own. Chapter 17.
+"""Keep the zeros in a `transformers.Trainer` run of your own. Chapter 18.
 
 Trainer(model=model, args=arguments, train_dataset=data, callbacks=[KeepZeros(masks)]).train()
 """

@@ -1,4 +1,4 @@
-"""Learning from the dense model what the text alone does not say. Chapter 17.
+"""Learning from the dense model what the text alone does not say. Chapter 18.
 
     L = share * T^2 KL(p_teacher || p_student) + (1 - share) * cross-entropy
         + hidden * mean over layers of ||h_student - h_teacher||^2 / ||h_teacher||^2

@@ -1,4 +1,4 @@
-"""Lottery tickets: iterative magnitude pruning with rewinding, and the controls it needs. Chapter 15.
+"""Lottery tickets: iterative magnitude pruning with rewinding, and the controls it needs. Chapter 16.
 
 Train, prune the smallest weights, put the survivors back to what they were at the start, train again, and so on
 (Frankle and Carbin 2019); or back to an early step (Frankle et al. 2020). Without going back it is what practitioners

@@ -1,4 +1,4 @@
-"""The zeros of a whole network as masks, and three ways to keep them while it learns. Chapters 15 to 17.
+"""The zeros of a whole network as masks, and three ways to keep them while it learns. Chapters 16 to 18.
 
     masks = masks_of(find_layers(model))                     # what is zero now stays zero
     with keeping(masks, optimizer):                          # 1: around any training loop

@@ -1,4 +1,4 @@
-"""recover(): a pruned language model learns again, and its zeros stay zero. Chapter 17.
+"""recover(): a pruned language model learns again, and its zeros stay zero. Chapter 18.
 
 A plain loop: draw windows, loss, gradients, clip, AdamW, with the zeros kept by masks.py (all weights are trained) or
 adapters.py (only low-rank adapters are). What a step does depends on its number and on the state that the last one

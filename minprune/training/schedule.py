@@ -1,4 +1,4 @@
-"""How sparse a network is at each step of its training: at once, linearly, or with Zhu and Gupta's cubic. Chapter 16.
+"""How sparse a network is at each step of its training: at once, linearly, or with Zhu and Gupta's cubic. Chapter 17.
 
     s(t) = s_final + (s_initial - s_final) (1 - (t - begin) / (end - begin))^3        begin <= t <= end
 

@@ -1,4 +1,4 @@
-"""Answers to the exercises of chapter 15, for test_checks.py: right ones in other words, and unforeseen wrong ones."""
+"""Answers to the exercises of chapter 16, for test_checks.py: right ones in other words, and unforeseen wrong ones."""
 
 import math
 

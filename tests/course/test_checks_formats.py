@@ -1,4 +1,4 @@
-"""The checks of chapter 18 beyond what test_checks.py asks of every exercise: the package agrees, two bugs at once."""
+"""The checks of chapter 19 beyond what test_checks.py asks of every exercise: the package agrees, two bugs at once."""
 
 import pytest
 import torch

@@ -56,10 +56,10 @@ EXERCISES: dict[str, Exercise] = collect(
     predictions.EXERCISES,  # chapter 09
     calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
-    tickets.EXERCISES,  # chapter 15
-    schedules.EXERCISES,  # chapter 16
-    recovery.EXERCISES + lessons.EXERCISES,  # chapter 17
-    formats.EXERCISES + packing.EXERCISES,  # chapter 18
+    tickets.EXERCISES,  # chapter 16
+    schedules.EXERCISES,  # chapter 17
+    recovery.EXERCISES + lessons.EXERCISES,  # chapter 18
+    formats.EXERCISES + packing.EXERCISES,  # chapter 19
 )
 
 

@@ -1,4 +1,4 @@
-"""The exercises of chapter 18: a matrix into CSR, a product from CSR, and 2:4 into values and two-bit places."""
+"""The exercises of chapter 19: a matrix into CSR, a product from CSR, and 2:4 into values and two-bit places."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

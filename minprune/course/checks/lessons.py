@@ -1,4 +1,4 @@
-"""The exercises of chapter 17 on what is learnt: the loss of distillation, and how much of the damage came back."""
+"""The exercises of chapter 18 on what is learnt: the loss of distillation, and how much of the damage came back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

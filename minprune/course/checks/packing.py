@@ -1,4 +1,4 @@
-"""The exercise of chapter 18 on 2:4: two values of every four, and their places in two bits each."""
+"""The exercise of chapter 19 on 2:4: two values of every four, and their places in two bits each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

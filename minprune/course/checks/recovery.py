@@ -1,4 +1,4 @@
-"""The exercises of chapter 17 on zeros that stay: a step of AdamW under a mask, an adapter merged under one."""
+"""The exercises of chapter 18 on zeros that stay: a step of AdamW under a mask, an adapter merged under one."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The exercises of chapter 16: the stairs of a schedule, masks from which weights return, inputs that are skipped."""
+"""The exercises of chapter 17: the stairs of a schedule, masks from which weights return, inputs that are skipped."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The exercises of chapter 15: the mask of a round, one threshold over several layers, and what a ticket costs."""
+"""The exercises of chapter 16: the mask of a round, one threshold over several layers, and what a ticket costs."""
 
 import math
 from collections.abc import Callable
