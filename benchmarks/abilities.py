@@ -15,7 +15,7 @@ from record import load_cells, save
 import minprune as mp
 from minprune.evaluation.last_word import Score
 from minprune.evaluation.minimal_pairs import minimal_pairs
-from minprune.evaluation.perplexity import token_nats
+from minprune.evaluation.perplexity import token_nll
 
 CELLS = (
     ("dense", ""),
@@ -48,11 +48,11 @@ def recompute(method: str, pattern: str) -> dict:
             None if method == "magnitude" else mp.load_tokens(tokenizer, "wikipedia", samples=32, length=512, seed=0)
         )
         mp.prune(model, calib, method=method, pattern=pattern)
-    nats = token_nats(model, test).double()
+    nats = token_nll(model, test).double()
     found = {"perplexity": float(nats.mean().exp())}
     if method != "dense":
         beside = mp.divergence(model, dense, test)
-        difference = nats - token_nats(dense, test).double()
+        difference = nats - token_nll(dense, test).double()
         found |= {
             "kl": beside.kl,
             "agreement": beside.agreement,

@@ -15,7 +15,7 @@ import torch
 from record import load_cells, save, short
 
 import minprune as mp
-from minprune.evaluation.perplexity import token_nats
+from minprune.evaluation.perplexity import token_nll
 from minprune.training.activations import pruned_activations, thresholds
 
 GROUPS = {  # layers that read the same tensor, named by what they read
@@ -51,7 +51,7 @@ def patient():
 def dense_nats() -> torch.Tensor:
     """(windows, length - 1), of the unchanged model on the test text."""
     model, windows = patient()
-    return token_nats(model, windows["test"])
+    return token_nll(model, windows["test"])
 
 
 def recompute(reads: str, rule: str, sparsity: float) -> dict:
@@ -66,7 +66,7 @@ def recompute(reads: str, rule: str, sparsity: float) -> dict:
     else:
         limits = thresholds(model, layers, windows["train"], sparsity)
     with pruned_activations(layers, limits) as activity:
-        nats = token_nats(model, windows["test"])
+        nats = token_nll(model, windows["test"])
     lost = (nats - dense_nats()).double().mean(1)  # (windows,)
     parts = activity.by_layer
     outputs = {layer.name: layer.weight.shape[0] for layer in layers}
@@ -96,7 +96,7 @@ def one_threshold(sparsity: float) -> float:
     sizes: list[torch.Tensor] = []
     layers = mp.find_layers(model, include=GROUPS["all"])
     handles = [
-        layer.owner.register_forward_pre_hook(lambda module, args: sizes.append(args[0].abs().flatten()[::7]))
+        layer.module.register_forward_pre_hook(lambda module, args: sizes.append(args[0].abs().flatten()[::7]))
         for layer in layers
     ]
     model(input_ids=windows["train"])

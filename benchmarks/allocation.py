@@ -20,8 +20,8 @@ import minprune as mp
 from minprune.allocation.allocate import allocate
 from minprune.allocation.budget import group_layers, sizes_of, table_of
 from minprune.allocation.rules import get_rule
-from minprune.evaluation.perplexity import token_nats
-from minprune.models.hooks import watch
+from minprune.evaluation.perplexity import token_nll
+from minprune.models.hooks import capture_inputs
 
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised, here bfloat16)",
@@ -114,7 +114,7 @@ class Bench:
             sizes = sizes_of({layer.name: [layer] for layer in members})
             blocks.append(np.array([table.get(layer.name, table.get("*")) for layer in members]) @ sizes / sizes.sum())
         try:
-            nats = token_nats(self.model, self.test).double().mean(1)  # (windows,)
+            nats = token_nll(self.model, self.test).double().mean(1)  # (windows,)
             return {
                 "perplexity": float(f"{float(nats.mean().exp()):.6g}"),
                 "nats": [round(float(value), 4) for value in nats],
@@ -137,7 +137,7 @@ def prune_with_wanda(model, calib: torch.Tensor, method: str, pattern: str, allo
         stats = mp.Statistics(X.shape[-1], gram=False).update(X)
         layer.weight.copy_(mp.METHODS[method](layer.weight, stats, patterns[layer]).weight)
 
-    with watch(layers, receive):
+    with capture_inputs(layers, receive):
         model.base_model(input_ids=calib, use_cache=False)
 
 

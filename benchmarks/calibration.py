@@ -82,7 +82,7 @@ def windows_of(source: str, windows: int, length: int, seed: int) -> Tensor:
 
 def recompute(setting: dict) -> dict:
     """Perplexity on the three texts, seconds, and the sha256 of the calibration tokens, of one cell's setting."""
-    model, tokenizer, pristine = patient()
+    model, tokenizer, dense_weights = patient()
     source, windows, length, seed, method = (setting[k] for k in ("source", "windows", "length", "seed", "method"))
     options = {name: setting[name] for name in ("damp", "block_size") if name in setting}
     found: dict = {"perplexity": {}}
@@ -103,7 +103,7 @@ def recompute(setting: dict) -> dict:
             tokens = mp.load_tokens(tokenizer, text, "test", samples, 512)
             found["perplexity"][text] = float(f"{mp.perplexity(model, tokens):.6g}")
     finally:
-        for W, copy in pristine:
+        for W, copy in dense_weights:
             W.copy_(copy)
     return found
 

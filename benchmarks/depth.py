@@ -66,7 +66,7 @@ def patient() -> tuple[Any, Any, list[tuple[Layer, Tensor]]]:
 @contextmanager
 def hooked(layers, receive):
     """While open, receive(layer, X) is called with the input of each layer right before it is used."""
-    hooks = [x.owner.register_forward_pre_hook(lambda m, args, x=x: receive(x, args[0])) for x in layers]
+    hooks = [x.module.register_forward_pre_hook(lambda m, args, x=x: receive(x, args[0])) for x in layers]
     try:
         yield
     finally:
@@ -127,8 +127,8 @@ def states(model, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def recompute(setting: dict) -> dict:
     """Perplexity, the drift after each block, and the seconds of one cell's setting."""
-    model, tokenizer, pristine = patient()
-    layers = [layer for layer, _ in pristine]
+    model, tokenizer, dense_weights = patient()
+    layers = [layer for layer, _ in dense_weights]
     calib = mp.load_tokens(tokenizer, "wikipedia", samples=16, length=512, seed=0)
     held = mp.load_tokens(tokenizer, "wikipedia", "validation", 2, 512)
     before = states(model, held)
@@ -148,7 +148,7 @@ def recompute(setting: dict) -> dict:
         ).tolist()
         perplexity = mp.perplexity(model, mp.load_tokens(tokenizer, "wikipedia", "test", 16, 512))
     finally:
-        for layer, W in pristine:
+        for layer, W in dense_weights:
             layer.weight.copy_(W)
     return {
         "perplexity": float(f"{perplexity:.6g}"),

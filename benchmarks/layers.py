@@ -44,7 +44,7 @@ def layers(names: tuple[str, ...] = ()) -> dict[str, tuple[torch.Tensor, mp.Stat
         windows = mp.load_tokens(tokenizer, "wikipedia", split=split, samples=samples, length=512, seed=0)
         seen = {layer.name: mp.Statistics(layer.weight.shape[1]) for layer in chosen}
         hooks = [
-            layer.owner.register_forward_pre_hook(
+            layer.module.register_forward_pre_hook(
                 lambda module, args, stats=seen[layer.name]: stats.update(args[0]) and None
             )
             for layer in chosen

@@ -17,7 +17,7 @@ from small import SCORES, TASKS
 
 import minprune as mp
 from minprune.training.lottery import Ticket, find_tickets, random_ticket, shares, state_of
-from minprune.training.masks import set_zeros, smallest_go, sparsity_of
+from minprune.training.masks import magnitude_masks, set_zeros, sparsity_of
 
 SEEDS = {"mnist1d": 5, "language": 5}
 ROUNDS = {"mnist1d": shares(0.3, 8), "language": shares(0.5, 4)}
@@ -64,7 +64,7 @@ def recompute(task: str, seed: int) -> list[dict]:
     job.train(network, {}, 0, job.steps)
     trained = {layer: layer.weight.clone() for layer in layers}
     for number in controlled:
-        masks = smallest_go(trained, mp.Unstructured(sparsities[number - 1]), job.scope)
+        masks = magnitude_masks(trained, mp.Unstructured(sparsities[number - 1]), job.scope)
         found.setdefault("at once", []).append(ticket(masks, number, 2 * job.steps, initial))
     for number in controlled:
         longer = TASKS[task](steps=(number + 1) * job.steps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minprune.models.layers import find_layers
-from minprune.pipeline.staged import Walk
+from minprune.pipeline.staged import BlockwiseForward
 
 
 def sparsegpt(W: Tensor, gram: Tensor, sparsity: float = 0.5, block_size: int = 128, damp: float = 0.01) -> Tensor:
@@ -37,7 +37,7 @@ def sparsegpt(W: Tensor, gram: Tensor, sparsity: float = 0.5, block_size: int = 
 def prune_two_pass(model, calib: Tensor, sparsity: float = 0.5) -> None:
     """Prune all layers of the blocks with the published loop, one window (1, length) at a time."""
     blocks = model.model.layers
-    walk = Walk(model, calib.split(1))
+    walk = BlockwiseForward(model, calib.split(1))
     for index in range(len(blocks)):
         layers = [layer for layer in find_layers(model) if layer.name.startswith(f"model.layers.{index}.")]
         grams = {layer: torch.zeros(layer.weight.shape[1], layer.weight.shape[1]) for layer in layers}
@@ -47,7 +47,7 @@ def prune_two_pass(model, calib: Tensor, sparsity: float = 0.5) -> None:
             grams[layer] += X.T @ X
 
         hooks = [
-            layer.owner.register_forward_pre_hook(lambda module, args, layer=layer, add=add: add(layer, args[0]))
+            layer.module.register_forward_pre_hook(lambda module, args, layer=layer, add=add: add(layer, args[0]))
             for layer in layers
         ]
         for window in range(len(calib)):
@@ -56,4 +56,4 @@ def prune_two_pass(model, calib: Tensor, sparsity: float = 0.5) -> None:
             hook.remove()
         for layer in layers:
             layer.weight.copy_(sparsegpt(layer.weight, grams[layer], sparsity))
-        walk.through(index)
+        walk.run_block(index)

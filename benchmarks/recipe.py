@@ -36,7 +36,7 @@ TEXTS = {"wikipedia": ("test", 32), "news": ("test", 16), "validation": ("valida
 PATTERNS = ("70%", "2:4", "60%", "50%")
 BEST = RECIPES["best"]
 NONE = Reconstruction(epochs=0, bfloat16=True)  # the plain method in the same number types
-ALWAYS = Reconstruction(least=0)  # also where little is lost
+ALWAYS = Reconstruction(min_sparsity=0)  # also where little is lost
 PARTS = {  # name -> what `prune` is told besides the pattern
     "best": {"recipe": "best"},
     "sparsegpt, two-pass": {"recipe": Recipe("sparsegpt", reconstruction=NONE), "sequential": False},

@@ -109,7 +109,7 @@ class Bench:
         """Train as the cell says; the rows and seconds."""
         recipe = Recipe(
             steps, BATCH, cell["lr"], max(1, steps // 10), seed=seed, evaluate=evaluate, bfloat16=True,
-            way="adapters" if cell["way"] == "adapters" else "full",
+            mode="adapters" if cell["way"] == "adapters" else "full",
         )  # fmt: skip
         teacher = Distillation(self.dense) if cell["way"] == "distilled" else None
         masks = {} if cell["pattern"] == "dense" else None

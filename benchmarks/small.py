@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import minprune as mp
 from minprune.training.distill import language_loss
-from minprune.training.masks import keeping, linear_layers
+from minprune.training.masks import linear_layers, maintain_sparsity
 
 DIGITS = (
     "4000 training examples, 40-100-100-10, ReLU, 600 steps of 100 examples, Adam, lr 0.002; 1000 test examples; "
@@ -52,7 +52,7 @@ class Digits:
     def train(self, network: nn.Module, masks, start: int, stop: int, before: BeforeStep = _nothing) -> None:
         """Step `step` sees the same batch in every run."""
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr, fused=True)
-        with keeping(masks, optimizer):
+        with maintain_sparsity(masks, optimizer):
             for step in range(start, stop):
                 before(step)
                 batch = _batch(len(self.X), 100, step)
@@ -99,7 +99,7 @@ class Language:
     def train(self, network: nn.Module, masks, start: int, stop: int, before: BeforeStep = _nothing) -> None:
         """Step `step` sees the same batch in every run, and the same learning rate."""
         optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0.01, fused=True)
-        with keeping(masks, optimizer):
+        with maintain_sparsity(masks, optimizer):
             for step in range(start, stop):
                 before(step)
                 optimizer.param_groups[0]["lr"] = float(self.rates[step])

@@ -18,7 +18,7 @@ from minprune.models.skeleton import DTYPES, describe_or_refuse, read_config, re
 from minprune.models.tokenizer import stop_dropout
 from minprune.models.weight_files import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
 
-EMBEDDED = ("smollm2",)
+BUNDLED = ("smollm2",)
 _FILES = [  # what to fetch from the hub
     "*.json",
     "*.safetensors",
@@ -33,7 +33,7 @@ _TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the f
 
 
 def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", say=lambda message: None):
-    """(model, tokenizer) of an embedded name ("smollm2"), a Hugging Face id or a folder; in eval mode.
+    """(model, tokenizer) of a bundled name ("smollm2"), a Hugging Face id or a folder; in eval mode.
 
     The folder may be one that `minprune export` wrote. dtype: "auto" keeps the checkpoint's. Only safetensors weights
     are read, and code from a repository is never run. Raises `PruneError` if there is no such model, it is not causal,
@@ -51,7 +51,7 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     tokenizer = load_tokenizer(folder, name)
     config = read_config(folder)
     read_generation(folder)
-    if name not in EMBEDDED:
+    if name not in BUNDLED:
         check_sizes(folder, describe_or_refuse(folder, copy.deepcopy(config), None), stored_tensors(folder))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -81,11 +81,11 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
 
 
 def model_source(name: str | Path, say=lambda message: None) -> str | Path:
-    """Where the files of a model are: its folder (that of an embedded model, after fetching it), or the id on the hub.
+    """Where the files of a model are: its folder (that of a bundled model, after fetching it), or the id on the hub.
 
     Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
     """
-    if name in EMBEDDED:
+    if name in BUNDLED:
         from minprune.data.assets import smollm2_folder
 
         return smollm2_folder(say)
@@ -96,7 +96,7 @@ def model_source(name: str | Path, say=lambda message: None) -> str | Path:
         check_kind(name)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
         raise PruneError(
-            f"no model {str(name)!r}: name a folder that exists, an embedded model ({', '.join(EMBEDDED)}) or an id on "
+            f"no model {str(name)!r}: name a folder that exists, a bundled model ({', '.join(BUNDLED)}) or an id on "
             "the Hugging Face hub"
         )
     return name

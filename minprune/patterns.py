@@ -105,13 +105,13 @@ class NM:
         its group go before it. Every two places are compared in long rows, and a small matrix product counts, which
         beats sorting a million tiny groups. In large groups the threshold is found as for a row.
         """
-        quick = isinstance(scores, np.ndarray)
+        is_numpy = isinstance(scores, np.ndarray)
         if self.m > _FEW:
-            keep = keep_largest(torch.from_numpy(scores).T if quick else scores.T, self.m - self.n).T
-            return keep.numpy() if quick else keep
-        first, second, count, enough = _counting(self.n, self.m, None if quick else scores.device)
+            keep = keep_largest(torch.from_numpy(scores).T if is_numpy else scores.T, self.m - self.n).T
+            return keep.numpy() if is_numpy else keep
+        first, second, count, enough = _counting(self.n, self.m, None if is_numpy else scores.device)
         ordered = scores[first] <= scores[second]  # (pairs, groups)
-        return count @ (ordered.astype(np.float32) if quick else ordered.float()) >= enough
+        return count @ (ordered.astype(np.float32) if is_numpy else ordered.float()) >= enough
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Fixtures that tests share: a tiny Llama and a tiny tokenizer on disk, a text, the embedded model, a generator."""
+"""Fixtures that tests share: a tiny Llama and a tiny tokenizer on disk, a text, the bundled model, a generator."""
 
 import os
 from pathlib import Path
@@ -57,7 +57,7 @@ def text_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The embedded model and its tokenizer. Shared by all tests: prune a deep copy."""
+    """The bundled model and its tokenizer. Shared by all tests: prune a deep copy."""
     import minprune as mp
 
     return mp.load_model("smollm2")

@@ -16,7 +16,7 @@ from minprune.pipeline.reconstruction import Reconstruction
 
 WIDTH = 320  # more than a panel of the Gram matrix, and than the leaf of a triangular inverse
 WINDOWS, LENGTH = 72, 32  # 2304 tokens: more than one chunk of the statistics
-NARROW = Reconstruction(epochs=1, windows=24, bfloat16=True)
+NARROW = Reconstruction(epochs=1, batch_size=24, bfloat16=True)
 
 
 @contextmanager

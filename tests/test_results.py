@@ -307,8 +307,9 @@ def test_the_code_behind_a_script_is_what_its_numbers_come_from(monkeypatch, tmp
     import provenance
 
     code = provenance.code_behind(ROOT / "benchmarks" / "quality.py")
-    assert {f"minprune/{name}.py" for name in ("pipeline/prune", "statistics", "methods/sparsegpt", "patterns")} <= set(code)
-    assert not {f"minprune/{name}.py" for name in ("page", "card", "cli")} & set(code)
+    behind = ("pipeline/prune", "statistics", "methods/sparsegpt", "patterns")
+    assert {f"minprune/{name}.py" for name in behind} <= set(code)
+    assert not {f"minprune/{name}.py" for name in ("output/page", "output/model_card", "cli/main")} & set(code)
     digests = []
     for text in ('"""A."""\nx = 1', '"""B."""\n# why\nx = 1', "x = 1", '"""A."""\nx = 2'):
         (tmp_path / "module.py").write_text(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from minprune.allocation.rules import adjustable, get_rule
+from minprune.allocation.rules import get_rule, require_variable_sparsity
 from minprune.errors import PruneError
 from minprune.models.layers import Layer, matches
 from minprune.patterns import NM, Pattern
@@ -41,7 +41,7 @@ def allocate(
         rule = get_rule(allocation)
         if model is None or any(layer.weight.is_meta for layer in layers):
             raise PruneError(f"allocation {allocation!r} needs the whole model in memory: give a table of sparsities")
-        table: Any = rule(model, layers, calib, adjustable(pattern))
+        table: Any = rule(model, layers, calib, require_variable_sparsity(pattern))
     else:
         table = allocation(layers) if callable(allocation) else allocation or {}
     if not isinstance(table, Mapping):
@@ -49,7 +49,7 @@ def allocate(
     patterns = dict.fromkeys(layers, pattern)
     if isinstance(pattern, NM):
         if table:
-            adjustable(pattern)
+            require_variable_sparsity(pattern)
         return patterns
     for glob, sparsity in table.items():
         matched = [layer for layer in layers if matches(layer, [glob])]
@@ -61,7 +61,7 @@ def allocate(
     return patterns
 
 
-def told(allocation: Allocation, patterns: Mapping[Layer, Pattern]) -> dict[str, Any]:
+def describe_allocation(allocation: Allocation, patterns: Mapping[Layer, Pattern]) -> dict[str, Any]:
     """What a report says of it: {"rule": its name, or None for a table, "table": as given, or what the rule made}."""
     if not allocation:
         return {}

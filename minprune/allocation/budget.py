@@ -51,7 +51,9 @@ def table_of(groups: dict[str, list[Layer]], sparsities: np.ndarray) -> dict[str
     return {layer.name: float(s) for s, layers in zip(sparsities, groups.values(), strict=True) for layer in layers}
 
 
-def shifted(wanted: np.ndarray, sizes: np.ndarray, average: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+def project_by_shift(
+    wanted: np.ndarray, sizes: np.ndarray, average: float, low: float = 0.0, high: float = 1.0
+) -> np.ndarray:
     """clip(wanted + t, low, high) with the one t for which the mean, weighted by sizes, is `average`. (groups,)
 
     These are the sparsities within bounds and budget that are nearest to `wanted`, measured by
@@ -61,7 +63,9 @@ def shifted(wanted: np.ndarray, sizes: np.ndarray, average: float, low: float = 
     return _exact(lambda t: np.clip(wanted + t, low, high), ends, sizes, average, low, high)
 
 
-def scaled(wanted: np.ndarray, sizes: np.ndarray, average: float, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+def project_by_scale(
+    wanted: np.ndarray, sizes: np.ndarray, average: float, low: float = 0.0, high: float = 1.0
+) -> np.ndarray:
     """clip(k * wanted, low, high) with the one k for which the mean, weighted by sizes, is `average`. (groups,)
 
     wanted: positive. Raises `PruneError` if no sparsities in low..high have that average.

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from minprune.allocation.budget import group_layers, scaled, shifted, sizes_of, table_of
+from minprune.allocation.budget import group_layers, project_by_scale, project_by_shift, sizes_of, table_of
 from minprune.allocation.sensitivity import Trial, dense_norms, trial
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
@@ -49,7 +49,7 @@ def owl(
     sparsity falls linearly with D_g, by 2 * spread from the block with the fewest to the one with the most. Unlike the
     published code, the average is weighted by parameters and exact after clamping.
     """
-    groups, average = group_layers(layers), adjustable(pattern).sparsity
+    groups, average = group_layers(layers), require_variable_sparsity(pattern).sparsity
     norms = dense_norms(model, layers, calib)
     shares = []
     for members in groups.values():
@@ -59,7 +59,7 @@ def owl(
         shares.append(sum(int(A.gt(limit).sum()) for A in scores) / size)
     D = np.array(shares)
     kept = 2 * spread * (D - D.min()) / max(float(np.ptp(D)), 1e-12)
-    return table_of(groups, shifted(-kept, sizes_of(groups), average))
+    return table_of(groups, project_by_shift(-kept, sizes_of(groups), average))
 
 
 def one_threshold(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None, pattern: str | Pattern) -> Table:
@@ -68,7 +68,7 @@ def one_threshold(model: "PreTrainedModel", layers: list[Layer], calib: Tensor |
     Scores are Wanda's, or |W| if there is no calibration. The threshold is found on a sample of each layer's scores,
     and the sparsities are then shifted until their average is exact.
     """
-    average = adjustable(pattern).sparsity
+    average = require_variable_sparsity(pattern).sparsity
     norms = None if calib is None else dense_norms(model, layers, calib)
     samples, sizes = [], np.array([layer.weight.numel() for layer in layers], dtype=float)
     for layer in layers:
@@ -81,7 +81,7 @@ def one_threshold(model: "PreTrainedModel", layers: list[Layer], calib: Tensor |
     place = np.searchsorted(np.cumsum(weights[order]), average * sizes.sum())
     threshold = merged[order[min(place, len(order) - 1)]]
     found = np.array([np.searchsorted(s, threshold) / len(s) for s in samples])
-    table = shifted(found, sizes, average)
+    table = project_by_shift(found, sizes, average)
     return {layer.name: float(s) for layer, s in zip(layers, table, strict=True)}
 
 
@@ -99,11 +99,11 @@ def inverse(
     The sensitivity c_g of a group is what pruning it alone costs, at the average sparsity: s_g = k / c_g, within
     `spread` of the average, k such that the average is exact.
     """
-    groups, average = group_layers(layers, by), adjustable(pattern).sparsity
+    groups, average = group_layers(layers, by), require_variable_sparsity(pattern).sparsity
     with trial(model, layers, calib) as running:
         costs = error_curves(running, groups, pattern, [average])[:, 0]
     wanted = 1 / np.maximum(costs, 1e-9)
-    return table_of(groups, scaled(wanted, sizes_of(groups), average, *_around(average, spread)))
+    return table_of(groups, project_by_scale(wanted, sizes_of(groups), average, *_around(average, spread)))
 
 
 def ramp(
@@ -118,9 +118,9 @@ def ramp(
 
     slopes: those that are tried; each is the last block's sparsity minus the first's, before clamping.
     """
-    groups, chosen = group_layers(layers), adjustable(pattern)
+    groups, chosen = group_layers(layers), require_variable_sparsity(pattern)
     depth = np.linspace(-0.5, 0.5, len(groups))
-    tables = [table_of(groups, shifted(slope * depth, sizes_of(groups), chosen.sparsity)) for slope in slopes]
+    tables = [table_of(groups, project_by_shift(slope * depth, sizes_of(groups), chosen.sparsity)) for slope in slopes]
     if len(tables) == 1:
         return tables[0]  # nothing to choose
     with trial(model, layers, calib) as running:
@@ -145,35 +145,35 @@ def optimal(
 
     Each group's cost is measured at the average sparsity and at `steps` more on either side, up to `spread` away, while
     all other layers are pruned at the average (alone: while they are dense). The sum of these curves is minimised
-    under the budget, see `cheapest`.
+    under the budget, see `minimize_cost`.
     """
-    groups, average = group_layers(layers, by), adjustable(pattern).sparsity
+    groups, average = group_layers(layers, by), require_variable_sparsity(pattern).sparsity
     low, high = _around(average, spread)
     below, above = np.linspace(low, average, steps + 1)[:-1], np.linspace(average, high, steps + 1)[1:]
     with trial(model, layers, calib) as running:
         if alone:
             middle = error_curves(running, groups, pattern, [average])
         else:
-            running.set_rest(adjustable(pattern))
+            running.set_rest(require_variable_sparsity(pattern))
             middle = np.full((len(groups), 1), running.cost({}))  # each group at the average: the same model
         sides = [error_curves(running, groups, pattern, side) for side in (below, above)]
     grid = np.concatenate([below, [average], above])
     costs = np.concatenate([sides[0], middle, sides[1]], axis=1)  # (groups, levels)
     kept = np.append(True, np.diff(grid) > 0)  # at sparsity 0 or 1 there is nothing on one side
-    return table_of(groups, cheapest(grid[kept], costs[:, kept], sizes_of(groups), average))
+    return table_of(groups, minimize_cost(grid[kept], costs[:, kept], sizes_of(groups), average))
 
 
 def error_curves(
     running: Trial, groups: dict[str, list[Layer]], pattern: str | Pattern, levels: Iterable[float]
 ) -> np.ndarray:
     """What each group costs at each sparsity, all else being as it is in the trial: (groups, levels), nats."""
-    patterns = [replace(adjustable(pattern), sparsity=float(level)) for level in levels]
+    patterns = [replace(require_variable_sparsity(pattern), sparsity=float(level)) for level in levels]
     return np.array(
         [[running.cost(dict.fromkeys(members, level)) for level in patterns] for members in groups.values()]
     )
 
 
-def cheapest(levels: np.ndarray, costs: np.ndarray, sizes: np.ndarray, average: float) -> np.ndarray:
+def minimize_cost(levels: np.ndarray, costs: np.ndarray, sizes: np.ndarray, average: float) -> np.ndarray:
     """Sparsities (groups,) that minimise the sum of error curves at an exact average, weighted by sizes.
 
     levels (levels,), increasing; costs (groups, levels); between levels a curve is monotone cubic where it was measured
@@ -194,7 +194,7 @@ def cheapest(levels: np.ndarray, costs: np.ndarray, sizes: np.ndarray, average: 
     budget = (average - levels[0]) * sizes.sum()
     taken = np.empty(order.size)
     taken[order] = np.clip((budget - before) / weights.flat[order], 0, 1)
-    return shifted(levels[0] + taken.reshape(weights.shape) @ width, sizes, average)
+    return project_by_shift(levels[0] + taken.reshape(weights.shape) @ width, sizes, average)
 
 
 def _convex_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -213,7 +213,7 @@ def _around(average: float, spread: float) -> tuple[float, float]:
     return max(0.0, average - spread), min(1.0, average + spread)
 
 
-def adjustable(pattern: str | Pattern) -> Unstructured | Block | Lines:
+def require_variable_sparsity(pattern: str | Pattern) -> Unstructured | Block | Lines:
     """The pattern, if its sparsity can be changed; `PruneError` for N:M."""
     chosen = read_pattern(pattern)
     if isinstance(chosen, NM):

@@ -25,7 +25,7 @@ from minprune.errors import PruneError
 from minprune.methods.wanda import wanda
 from minprune.models.causality import check_causal
 from minprune.models.checks import check_weights
-from minprune.models.hooks import check_compiled, one_by_one, watch
+from minprune.models.hooks import capture_inputs, check_compiled, eager_experts
 from minprune.models.layers import Layer, backbone, check_windows, decoder_blocks, find_layers
 from minprune.models.passes import check_forward, record_calls, replaced
 from minprune.patterns import Pattern
@@ -170,7 +170,7 @@ def dense_norms(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | N
     calib = _given(calib)
     check_windows(model, calib)
     found = {layer: Statistics(layer.weight.shape[1], gram=False, device=layer.weight.device) for layer in layers}
-    has_head = any(layer.owner is model.get_output_embeddings() for layer in layers)
+    has_head = any(layer.module is model.get_output_embeddings() for layer in layers)
     run = model if has_head else backbone(model)  # the head's products are a quarter of a small model's
 
     def receive(layer: Layer, X: Tensor) -> None:
@@ -178,7 +178,7 @@ def dense_norms(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | N
 
     with _resting(model, layers):
         check_causal(model, calib.shape[1])
-        with watch(layers, receive):
+        with capture_inputs(layers, receive):
             for windows in calib.to(next(model.parameters()).device).split(2):
                 run(input_ids=windows, use_cache=False)
     return found
@@ -190,7 +190,7 @@ def _resting(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with one_by_one(model, layers):
+        with eager_experts(model, layers):
             yield
     finally:
         model.train(was_training)

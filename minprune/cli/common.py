@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-MODEL = "an embedded model (smollm2), a folder, or a Hugging Face id"
+MODEL = "a bundled model (smollm2), a folder, or a Hugging Face id"
 TEXT = (
-    "an embedded text (wikipedia, news, python), a hub data set (wikitext2, c4), or a .txt, .jsonl, .json, .csv, .tsv, "
+    "a bundled text (wikipedia, news, python), a hub data set (wikitext2, c4), or a .txt, .jsonl, .json, .csv, .tsv, "
     ".parquet or .arrow file"
 )
 LARGEST_SEED = 2**63 - 1

@@ -27,21 +27,21 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """A table of the layers: shapes, zeros, and the pattern of the zeros."""
-    from minprune.models.detect import recognise
-    from minprune.models.layers import block_layers, decoder_blocks, head_layers, is_tied, matches, unfit_experts
+    from minprune.models.detect import detect_pattern
+    from minprune.models.layers import block_layers, decoder_blocks, head_layers, is_tied, matches, unsupported_experts
 
     model, _ = load(arguments.model, "auto", "cpu")
-    unfit = unfit_experts(block_layers(model))
+    unfit = unsupported_experts(block_layers(model))
     layers = [layer for layer in block_layers(model) if not matches(layer, unfit)]
     layers += [
-        layer for layer in head_layers(model) if not is_tied(model, layer) and recognise(layer.weight) != "dense"
+        layer for layer in head_layers(model) if not is_tied(model, layer) and detect_pattern(layer.weight) != "dense"
     ]
     config = model.config.get_text_config()
     groups: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
     for layer in layers:
         W = layer.weight
         name = layer.name if arguments.all else kind_of(layer.name)
-        groups[name, tuple(W.shape)].append((W.numel() - int(W.count_nonzero()), recognise(W)))
+        groups[name, tuple(W.shape)].append((W.numel() - int(W.count_nonzero()), detect_pattern(W)))
     table = table_of("layers", "count", "shape", "zeros", "pattern")
     for (name, shape), found in groups.items():
         share = sum(zeros for zeros, _ in found) / (len(found) * shape[0] * shape[1])

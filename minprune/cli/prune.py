@@ -125,7 +125,7 @@ def add(commands) -> None:
         "--test",
         metavar="TEXT",
         help="measure the perplexity before and after on 8 windows of this text's\n"
-        "test split (default: the calibration text, if it is an embedded one)",
+        "test split (default: the calibration text, if it is a bundled one)",
     )
     parser.add_argument("--no-test", action="store_true", help="measure no perplexity and write no sample")
     add_place(parser)
@@ -166,7 +166,7 @@ def _prune(
     arguments: Namespace, target: Path, recipe: "Recipe", pattern: "Pattern", allocation: Any, options: dict[str, Any]
 ) -> None:
     """The work of `run`, while nobody else may write to the target."""
-    from minprune.data.tokens import EMBEDDED
+    from minprune.data.tokens import BUNDLED
     from minprune.evaluation.protocol import windows_of
     from minprune.load import load_tokenizer
     from minprune.methods import get_method
@@ -180,7 +180,7 @@ def _prune(
     if arguments.calibration or method.needs != "nothing" or recipe.reconstruction:
         calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
         texts["calibration"] = {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
-    test, text = None, arguments.test or (source if calib is not None and source in EMBEDDED else None)
+    test, text = None, arguments.test or (source if calib is not None and source in BUNDLED else None)
     if text and not arguments.no_test:
         say_on_terminal(f"cutting {text} into windows")
         test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), say=say)

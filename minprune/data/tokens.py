@@ -14,7 +14,7 @@ from minprune.data.documents import documents
 from minprune.data.texts import articles
 from minprune.errors import PruneError
 
-EMBEDDED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
+BUNDLED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
 HUB = {  # name -> (data set, config, column, what its splits are called there)
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text", {}),
     "c4": ("allenai/c4", "en", "text", {"test": "validation"}),
@@ -86,13 +86,13 @@ def load_text(
 
     tokenizer: whose chat template writes the documents that are chats.
     """
-    if source in EMBEDDED:
+    if source in BUNDLED:
         return "\n\n".join(articles(str(source), split, say))
     if source in HUB:
         return _from_hub(str(source), split)
     path = Path(source)
     if not path.exists():
-        raise PruneError(f"no text {str(source)!r}: name a file, or one of {', '.join([*EMBEDDED, *HUB])}")
+        raise PruneError(f"no text {str(source)!r}: name a file, or one of {', '.join([*BUNDLED, *HUB])}")
     text = "\n\n".join(documents(path, split, tokenizer, say))
     if not text.strip():
         raise PruneError(f"{source} is empty: calibration and evaluation need text")
@@ -143,6 +143,6 @@ def _from_hub(source: str, split: str) -> str:
         return "\n\n".join(row[column] for row in rows)
     except (OSError, ValueError, RuntimeError) as error:
         raise PruneError(
-            f"cannot get {source!r} from the hub ({type(error).__name__}): use an embedded text "
-            f"({', '.join(EMBEDDED)}) or a file"
+            f"cannot get {source!r} from the hub ({type(error).__name__}): use a bundled text "
+            f"({', '.join(BUNDLED)}) or a file"
         ) from None

@@ -74,9 +74,9 @@ def last_word(
     split_ids = [encode_pair(tokenizer, passage.context, f" {passage.word}") for passage in chosen]
     scored = score(model, [context + word for context, word in split_ids], batch_size, progress)
     right: dict[str, list[bool]] = {"used": [], "new": []}
-    for passage, (context, word), (_, likeliest) in zip(chosen, split_ids, scored, strict=True):
-        ended = not re.match(r"\w|[-'’]\w", tokenizer.decode(likeliest[-1:]))
-        exact = likeliest[len(context) - 1 : -1].tolist() == word
+    for passage, (context, word), (_, top1) in zip(chosen, split_ids, scored, strict=True):
+        ended = not re.match(r"\w|[-'’]\w", tokenizer.decode(top1[-1:]))
+        exact = top1[len(context) - 1 : -1].tolist() == word
         right["used" if passage.used else "new"].append(exact and ended)
     return _mean(right)
 
@@ -134,8 +134,8 @@ def log_likelihood(
     split_ids = [encode_pair(tokenizer, *request) for request in requests]
     scored = score(model, [context + rest for context, rest in split_ids], batch_size, progress)
     return [
-        (-float(nats[len(context) - 1 :].sum(dtype=torch.float64)), likeliest[len(context) - 1 : -1].tolist() == rest)
-        for (context, rest), (nats, likeliest) in zip(split_ids, scored, strict=True)
+        (-float(nats[len(context) - 1 :].sum(dtype=torch.float64)), top1[len(context) - 1 : -1].tolist() == rest)
+        for (context, rest), (nats, top1) in zip(split_ids, scored, strict=True)
     ]
 
 

@@ -46,25 +46,25 @@ def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, pr
     windows that the model cannot read, for a model whose output is NaN, and for one that sees the tokens it should
     predict (see `minprune.models.causality`).
     """
-    return exp(float(token_nats(model, tokens, batch_size, progress).mean(dtype=torch.float64)))
+    return exp(float(token_nll(model, tokens, batch_size, progress).mean(dtype=torch.float64)))
 
 
-def token_nats(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False) -> Tensor:
+def token_nll(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False) -> Tensor:
     """-log p(token | the tokens before it in its window), in nats: (windows, length - 1), float32 or wider, on the CPU.
 
     Column i belongs to token i + 1 of the window: nothing predicts the first. Raises as `perplexity` does.
     """
     check_windows(model, tokens)
     check_causal(model, tokens.shape[1])
-    return _read_nats(model, tokens, batch_size, progress)
+    return _read_nll(model, tokens, batch_size, progress)
 
 
 def read_perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2) -> float:
     """`perplexity` of a model that is known to be causal."""
-    return exp(float(_read_nats(model, tokens, batch_size, False).mean(dtype=torch.float64)))
+    return exp(float(_read_nll(model, tokens, batch_size, False).mean(dtype=torch.float64)))
 
 
-def _read_nats(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progress: bool) -> Tensor:
+def _read_nll(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progress: bool) -> Tensor:
     found = []
     with evaluating(model):
         for batch in _batches(model, tokens, batch_size, progress):

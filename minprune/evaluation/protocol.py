@@ -20,7 +20,7 @@ from torch import Tensor
 from minprune.data.documents import has_splits
 from minprune.data.tokens import check_normalizer, cut, fingerprint, load_text, load_tokens, prefix_of, window_starts
 from minprune.errors import PruneError
-from minprune.evaluation.perplexity import exp, token_nats
+from minprune.evaluation.perplexity import exp, token_nll
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,7 +166,7 @@ def measure(
     text = load_text(source, split, say, tokenizer)
     dtype = str(model.dtype).removeprefix("torch.")
     windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, stride, bos, dtype)
-    nats = token_nats(model, windows, batch_size, progress)[counted[:, 1:]].double()
+    nats = token_nll(model, windows, batch_size, progress)[counted[:, 1:]].double()
     return Measurement(float(nats.mean()), protocol)
 
 

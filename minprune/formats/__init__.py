@@ -7,14 +7,14 @@ save_model(model, tokenizer, "folder")    # minprune.load_model("folder") reads 
 """
 
 from minprune.formats.bitmask import Bitmask
-from minprune.formats.block import BlockRows
+from minprune.formats.block import BSR
 from minprune.formats.choose import FORMATS, predicted_bytes, store
 from minprune.formats.csr import CSC, CSR
 from minprune.formats.disk import save_model
-from minprune.formats.nm import NMGroups
-from minprune.formats.stored import Dense, Stored
+from minprune.formats.nm import NMPacked
+from minprune.formats.stored import Dense, SparseMatrix
 
 __all__ = [
-    "CSC", "CSR", "FORMATS", "BlockRows", "Bitmask", "Dense", "NMGroups", "Stored", "predicted_bytes", "save_model",
+    "CSC", "CSR", "FORMATS", "BSR", "Bitmask", "Dense", "NMPacked", "SparseMatrix", "predicted_bytes", "save_model",
     "store",
 ]  # fmt: skip

@@ -11,11 +11,19 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from minprune.formats.stored import TILE_ROWS, Stored, pack, packed_bytes, spare_bits_are_zero, stored_mask, unpack
+from minprune.formats.stored import (
+    TILE_ROWS,
+    SparseMatrix,
+    pack,
+    packed_bytes,
+    spare_bits_are_zero,
+    stored_mask,
+    unpack,
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Bitmask(Stored):
+class Bitmask(SparseMatrix):
     """values (stored,) row by row; bits (d_out, ceil(d_in / 8)) uint8: bit j of byte k of a row is column 8 k + j."""
 
     name = "bitmask"

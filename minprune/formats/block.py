@@ -13,11 +13,11 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.formats.csr import line_of_each, lines_problem
-from minprune.formats.stored import TILE_ROWS, Stored, index_dtype, stored_mask
+from minprune.formats.stored import TILE_ROWS, SparseMatrix, index_dtype, stored_mask
 
 
 @dataclass(frozen=True, eq=False)
-class BlockRows(Stored):
+class BSR(SparseMatrix):
     """values (blocks, size, size), indices (blocks,) of the block's column, pointers (d_out / size + 1,)."""
 
     name = "block"

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
-from minprune.formats.block import BlockRows
+from minprune.formats.block import BSR
 from minprune.formats.csr import CSC, CSR
-from minprune.formats.nm import NMGroups, code_bits
-from minprune.formats.stored import Dense, Stored, index_dtype, packed_bytes, stored_mask
+from minprune.formats.nm import NMPacked, code_bits
+from minprune.formats.stored import Dense, SparseMatrix, index_dtype, packed_bytes, stored_mask
 
-FORMATS: dict[str, type[Stored]] = {kind.name: kind for kind in (Dense, Bitmask, CSR, CSC, BlockRows, NMGroups)}
+FORMATS: dict[str, type[SparseMatrix]] = {kind.name: kind for kind in (Dense, Bitmask, CSR, CSC, BSR, NMPacked)}
 LARGEST_GROUP = 32  # groups and blocks are powers of two
 LARGEST_BLOCK = 64
 
 
-def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> Stored:
+def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> SparseMatrix:
     """W (d_out, d_in) in the named format, with the settings (block size, N:M) that take the fewest bytes.
 
     "auto" takes the smallest of all; of formats of equal size it takes the simplest, in the order of `FORMATS`. Raises

@@ -12,13 +12,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from minprune.formats.stored import TILE_ROWS, UNSIGNED, Stored, index_dtype, stored_mask
+from minprune.formats.stored import TILE_ROWS, UNSIGNED, SparseMatrix, index_dtype, stored_mask
 
 _PRODUCTS = 2**22  # at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Lines(Stored):
+class Lines(SparseMatrix):
     """values (stored,), indices (stored,) and pointers (lines + 1,), the indices of each line ascending.
 
     Indices and pointers have the narrowest of 8, 16, 32 (unsigned) and 64 bits, or the dtype asked for.

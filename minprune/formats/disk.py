@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from minprune.errors import PruneError
 from minprune.files import read_json, sha256, to_json, write_text
 from minprune.formats.choose import FORMATS, store
-from minprune.formats.stored import Stored
+from minprune.formats.stored import SparseMatrix
 from minprune.models.checks import check_weights, sparse_layers
 from minprune.models.extras import copy_files, not_loaded, save_tensors
 from minprune.models.folder import inside, is_name
@@ -132,8 +132,9 @@ def _stored_layers(folder: Path, model: "PreTrainedModel", entries: dict[str, An
     """The layers that the index names; `PruneError` if they are not the model's, or only a part of a parameter."""
     there = block_layers(model) + head_layers(model)
     chosen = [layer for layer in there if layer.name in entries]
-    parameters = {id(getattr(layer.owner, layer.parameter)) for layer in chosen}
-    whole = all(layer.name in entries or id(getattr(layer.owner, layer.parameter)) not in parameters for layer in there)
+    parameters = {id(getattr(layer.module, layer.parameter)) for layer in chosen}
+    others = [layer for layer in there if layer.name not in entries]
+    whole = not any(id(getattr(layer.module, layer.parameter)) in parameters for layer in others)
     if len(chosen) != len(entries) or not whole:
         raise PruneError(f"{folder / INDEX} names other matrices than the model has: export it again")
     return chosen
@@ -156,12 +157,12 @@ def _fill(
             if set(file.keys()) != wanted | others.keys():
                 raise PruneError(f"{path} holds other arrays than {INDEX} says: export the model again")
             for layer in layers:
-                old = getattr(layer.owner, layer.parameter)
+                old = getattr(layer.module, layer.parameter)
                 stored = _read_matrix(path, file, layer, entries[layer.name])
                 if id(old) not in filled:
                     new = torch.empty(old.shape, dtype=dtype or stored.values.dtype)
                     filled[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
-                layer.matrix(filled[id(old)].data).copy_(stored.to_dense())
+                layer.view_as_2d(filled[id(old)].data).copy_(stored.to_dense())
             for name, target in others.items():
                 tensor = file.get_tensor(name)
                 if tensor.shape != target.shape or tensor.is_floating_point() != target.is_floating_point():
@@ -178,7 +179,7 @@ def _fill(
     model.load_state_dict(state, assign=True)
 
 
-def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> Stored:
+def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> SparseMatrix:
     """One matrix in its format, checked to belong to this layer before anything of its size is made."""
     (d_out, d_in), kind = layer.weight.shape, FORMATS[entry["format"]]
     settings = {key: value for key, value in entry.items() if key not in ("format", "shape")}
@@ -204,7 +205,7 @@ def _own(array: Tensor) -> Tensor:
 
 def _others(model: "PreTrainedModel", layers: list[Layer]) -> dict[str, Tensor]:
     """All parameters and saved buffers that hold no matrix of `layers`, each once, even if it is tied to another."""
-    inside = {id(getattr(layer.owner, layer.parameter)) for layer in layers}
+    inside = {id(getattr(layer.module, layer.parameter)) for layer in layers}
     saved = model.state_dict().keys()
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]
     return {name: tensor for name, tensor in named if id(tensor) not in inside}

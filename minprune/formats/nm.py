@@ -14,7 +14,7 @@ from torch import Tensor
 from minprune.errors import PruneError
 from minprune.formats.stored import (
     TILE_ROWS,
-    Stored,
+    SparseMatrix,
     as_bits,
     pack,
     packed_bytes,
@@ -25,7 +25,7 @@ from minprune.formats.stored import (
 
 
 @dataclass(frozen=True, eq=False)
-class NMGroups(Stored):
+class NMPacked(SparseMatrix):
     """values (d_out, d_in n / m), and codes (d_out, bytes) uint8: the places in the group, ascending, packed.
 
     Each code has ceil(log2 m) bits, the first in the lowest bits of the first byte; m is at most 256.

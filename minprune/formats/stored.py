@@ -21,7 +21,7 @@ TILE_ROWS = 256  # decoded at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Stored(ABC):
+class SparseMatrix(ABC):
     """One weight matrix (d_out, d_in) in some format. Making one checks it, so that no index points outside.
 
     The tensors among the fields are what is stored, the other fields (and the values' dtype) describe them.
@@ -106,7 +106,7 @@ class Stored(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(Stored):
+class Dense(SparseMatrix):
     """Every weight, zeros included: values (d_out, d_in). What all other formats have to beat."""
 
     name = "dense"

@@ -13,8 +13,8 @@ from torch.nn.functional import linear
 
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
-from minprune.formats.nm import NMGroups
-from minprune.formats.stored import Dense, Stored
+from minprune.formats.nm import NMPacked
+from minprune.formats.stored import Dense, SparseMatrix
 from minprune.kernels.build import kernel
 from minprune.kernels.product import Packed, pack_for_kernel
 
@@ -27,7 +27,7 @@ FEW = 16  # tokens up to which the kernel is used: above, expanding once for all
 class SparseLinear(nn.Module):
     """X -> X W^T + b with W (d_out, d_in) in a stored form. It cannot be trained."""
 
-    def __init__(self, stored: Stored, bias: Tensor | None = None):
+    def __init__(self, stored: SparseMatrix, bias: Tensor | None = None):
         super().__init__()
         self.out_features, self.in_features = stored.shape
         self.stored = stored
@@ -56,7 +56,7 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     format: "bitmask", "nm" (2:4), "dense" (the kernel's own dense product), or "auto", the smallest that fits each
     matrix. head: also the output head, as a dense matrix whose product reads memory as fast as it can.
     """
-    makers = {"bitmask": Bitmask.from_dense, "nm": NMGroups.from_dense, "dense": Dense.from_dense}
+    makers = {"bitmask": Bitmask.from_dense, "nm": NMPacked.from_dense, "dense": Dense.from_dense}
     if format != "auto" and format not in makers:
         raise PruneError(f"unknown format {format!r}: choose auto, {', '.join(makers)}")
     total, output = 0, model.get_output_embeddings() if head else None
@@ -71,10 +71,10 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     return total
 
 
-def _stored(W: Tensor, format: str, makers: dict) -> Stored:
+def _stored(W: Tensor, format: str, makers: dict) -> SparseMatrix:
     if format != "auto":
         return makers[format](W)
     fits = W.shape[1] % 8 == 0 and not bool(((W != 0).view(len(W), -1, 4).sum(2) > 2).any())
-    candidates: list[Stored] = [NMGroups.from_dense(W)] if fits else []  # as small as a bitmask, and more regular
+    candidates: list[SparseMatrix] = [NMPacked.from_dense(W)] if fits else []  # as small as a bitmask, and more regular
     candidates += [Bitmask.from_dense(W), Dense.from_dense(W)]
     return min(candidates, key=lambda stored: stored.nbytes)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
-from minprune.formats.nm import NMGroups
-from minprune.formats.stored import Dense, Stored
+from minprune.formats.nm import NMPacked
+from minprune.formats.stored import Dense, SparseMatrix
 from minprune.kernels.build import kernel
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -93,7 +93,7 @@ class Packed:
         return out.to(X.dtype).reshape(*X.shape[:-1], d_out)
 
 
-def pack_for_kernel(stored: Stored) -> Packed:
+def pack_for_kernel(stored: SparseMatrix) -> Packed:
     """A stored matrix, in the format bitmask, nm 2:4 or dense, as the kernel reads it; its arrays are used as they are.
 
     Raises `PruneError` for other formats and for values that the kernel does not know.
@@ -108,7 +108,7 @@ def pack_for_kernel(stored: Stored) -> Packed:
         counts = _ONES[bits.long()].sum(1) if bits.numel() else torch.zeros(d_out, dtype=torch.long)
         starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
         return Packed(stored.shape, values, bits, starts, kind=kind)
-    if isinstance(stored, NMGroups) and (stored.n, stored.m) == (2, 4) and d_in % 8 == 0:
+    if isinstance(stored, NMPacked) and (stored.n, stored.m) == (2, 4) and d_in % 8 == 0:
         starts = torch.arange(d_out + 1) * (d_in // 2)
         return Packed(stored.shape, values, stored.codes.contiguous(), starts, kind=kind, codes=True)
     if isinstance(stored, Dense):

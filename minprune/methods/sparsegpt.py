@@ -73,12 +73,12 @@ def sparsegpt(
         else:
             kept = torch.empty_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
         block = _Block(w, E[cols], kept, gain, U[cols, cols].T.tril(-1))
-        quick = block.quick()
+        arrays = block.as_numpy()
         if not groups:  # else both are chosen group by group
-            _mark(quick, slice(None))
-        _visit(block, quick, groups, 0, len(w))
-        pruned = quick.w
-        pruned *= quick.kept
+            _mark(arrays, slice(None))
+        _visit(block, arrays, groups, 0, len(w))
+        pruned = arrays.w
+        pruned *= arrays.kept
         pruned += 0.0  # turns the product's -0.0 into 0.0
         weight[:, cols], chosen[:, cols] = w.T, kept.T
     return Result(weight, chosen, note)
@@ -97,24 +97,24 @@ class _Block(NamedTuple):
     gain: Any
     later: Any
 
-    def quick(self) -> "_Block":
+    def as_numpy(self) -> "_Block":
         """The same memory for many small steps: on the CPU NumPy's views, which take a third of the time to call."""
         return _Block(*(part.numpy() if part.device.type == "cpu" else part for part in self))
 
 
-def _visit(block: _Block, quick: _Block, groups: NM | None, start: int, end: int) -> None:
+def _visit(block: _Block, arrays: _Block, groups: NM | None, start: int, end: int) -> None:
     """Columns start to end: the left half, what it sends to the right half, then that. groups: what is to be chosen."""
     size = end - start
     if groups and size == groups.m > _LEAF:
-        _choose(quick, groups, start)
+        _choose(arrays, groups, start)
     if size <= _LEAF:
-        _prune_columns(quick, groups if groups and groups.m <= _LEAF else None, start, end)
+        _prune_columns(arrays, groups if groups and groups.m <= _LEAF else None, start, end)
         return
     unit = groups.m if groups and size > groups.m else 1  # a group that is not chosen yet is never cut in two
     middle = start + size // unit // 2 * unit
-    _visit(block, quick, groups, start, middle)
+    _visit(block, arrays, groups, start, middle)
     block.w[middle:end].addmm_(block.later[middle:end, start:middle], block.E[start:middle], alpha=-1)
-    _visit(block, quick, groups, middle, end)
+    _visit(block, arrays, groups, middle, end)
 
 
 def _prune_columns(block: _Block, groups: NM | None, start: int, end: int) -> None:

@@ -80,12 +80,12 @@ def several_versions(model: "PreTrainedModel", length: int) -> list[Versions]:
 
 
 def pass_block(walk, index: int, versions: Versions) -> None:
-    """Send both versions, the two batches of a `Walk`, through block `index`, which must not let the future through.
+    """Send both versions, the two batches of a `BlockwiseForward`, through a block, which must not show them the future.
 
     What only rounding moved is taken out again, so that it does not add up over the blocks. Raises `PruneError`.
     """
     before = walk.hidden[0] if walk.alone else None
-    base, changed = (_rows_first(hidden, versions) for hidden in walk.through(index, keep=True))
+    base, changed = (_rows_first(hidden, versions) for hidden in walk.run_block(index, keep=True))
     early = versions.early().reshape(versions.base.shape + (1,) * (base.ndim - 2))
     moved = _moved(base, changed, early)
     if not moved:
@@ -97,7 +97,7 @@ def pass_block(walk, index: int, versions: Versions) -> None:
         x = before.detach().clone().requires_grad_()
         kept, walk.hidden = walk.hidden, [x, walk.hidden[1]]
         try:
-            walk.through(index)
+            walk.run_block(index)
             total = _weighted(_rows_first(walk.hidden[0], versions), early)
         finally:
             walk.hidden = kept

@@ -19,8 +19,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from minprune.errors import PruneError
-from minprune.models.detect import recognise
-from minprune.models.layers import Layer, block_layers, head_layers, is_tied, matches, unfit_experts
+from minprune.models.detect import detect_pattern
+from minprune.models.layers import Layer, block_layers, head_layers, is_tied, matches, unsupported_experts
 from minprune.models.skeleton import DTYPES
 from minprune.models.weight_files import one_line
 from minprune.patterns import NM, Block, Lines, Pattern
@@ -44,7 +44,7 @@ def check_weights(model: "PreTrainedModel", layers: list[Layer]) -> None:
     The weights themselves must be finite. A model that cannot interfere with its weights is not run.
     """
     for layer in layers:
-        if problem := _problem(layer.owner, layer.parameter):
+        if problem := _problem(layer.module, layer.parameter):
             raise PruneError(f"{layer.name}: {problem}")
         if not bool(torch.stack(layer.weight.aminmax()).isfinite().all()):
             raise PruneError(f"{layer.name}: its weights hold NaN or infinity: the checkpoint is damaged")
@@ -62,10 +62,10 @@ def zeros_in_use(model: "PreTrainedModel", layers: list[Layer]) -> dict[Layer, i
     zeros = {}
     for layer in layers:
         for name in (layer.name, *layer.aliases):
-            owner = model.get_submodule(name if layer.expert is None else name.rsplit(".", 2)[0])
+            owner = model.get_submodule(name if layer.expert_index is None else name.rsplit(".", 2)[0])
             if problem := _problem(owner, layer.parameter):
                 raise PruneError(f"{name}: {problem}")
-            if owner._parameters[layer.parameter] is not layer.owner._parameters[layer.parameter]:
+            if owner._parameters[layer.parameter] is not layer.module._parameters[layer.parameter]:
                 raise PruneError(f"{name}: the model has another weight there now: find its layers anew")
         zeros[layer] = count_zeros(layer.weight)
     if _can_interfere(model, layers):
@@ -81,9 +81,9 @@ def sparse_layers(model: "PreTrainedModel") -> list[Layer]:
     """
     inside = block_layers(model)
     heads = [layer for layer in head_layers(model) if not is_tied(model, layer)]
-    unfit = unfit_experts(inside)
+    unfit = unsupported_experts(inside)
     usual = {layer for layer in inside if not layer.router and not matches(layer, unfit)}
-    return [layer for layer in inside + heads if layer in usual or recognise(layer.weight) != "dense"]
+    return [layer for layer in inside + heads if layer in usual or detect_pattern(layer.weight) != "dense"]
 
 
 def layer_notes(model: "PreTrainedModel", layers: list[Layer]) -> list[str]:
@@ -137,8 +137,8 @@ def zeros_in_file(tensors: Mapping[str, Tensor], layers: list[Layer]) -> dict[La
     """How many weights of each layer are zero in what is about to be written: the tensors by name."""
     zeros = {}
     for layer in layers:
-        name = f"{layer.name}.{layer.parameter}" if layer.expert is None else layer.name.rpartition(".")[0]
-        zeros[layer] = count_zeros(layer.matrix(tensors[name]))
+        name = f"{layer.name}.{layer.parameter}" if layer.expert_index is None else layer.name.rpartition(".")[0]
+        zeros[layer] = count_zeros(layer.view_as_2d(tensors[name]))
     return zeros
 
 
@@ -207,7 +207,7 @@ def _can_interfere(model: "PreTrainedModel", layers: list[Layer]) -> bool:
         return True
     if any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return True
-    return not all(layer.expert is not None or _is_product(layer.owner) for layer in layers)
+    return not all(layer.expert_index is not None or _is_product(layer.module) for layer in layers)
 
 
 def _is_product(module: nn.Module) -> bool:
@@ -224,30 +224,30 @@ def _run_watched(model: "PreTrainedModel", layers: list[Layer], expected: Callab
     """
 
     def check(layer: Layer) -> None:
-        problem = _problem(layer.owner, layer.parameter)
+        problem = _problem(layer.module, layer.parameter)
         if problem or not expected(layer):
             problem = problem or "its weight is replaced when the model runs: remove the hook that does it"
             raise PruneError(f"{layer.name}: {problem}")
 
     def compare(layer: Layer, args: tuple, output: Any) -> None:
         if args and isinstance(output, Tensor):
-            product = linear(args[0], layer.weight, getattr(layer.owner, "bias", None))
+            product = linear(args[0], layer.weight, getattr(layer.module, "bias", None))
             far = max(4 * torch.finfo(output.dtype).eps, 1e-5) * product.float().norm()
             glob = f"*.{layer.name.rpartition('.')[2]}"
             if output.shape != product.shape or not (output - product).float().norm() <= far:
                 raise PruneError(
                     f"{layer.name}: its output is not its input times its weight: remove the hook, adapter or forward "
-                    f"of {type(layer.owner).__name__} that changes it (merge_and_unload of PEFT), or leave such layers "
-                    f"dense with --exclude '{glob}' on the command line, exclude={[glob]} in Python"
+                    f"of {type(layer.module).__name__} that changes it (merge_and_unload of PEFT), or leave such "
+                    f"layers dense with --exclude '{glob}' on the command line, exclude={[glob]} in Python"
                 )
 
     embeddings: Any = model.get_input_embeddings()
     ids = torch.arange(_TOKENS, device=embeddings.weight.device)[None]  # (1, tokens)
     handles, was_training = [], model.training
     for layer in layers:
-        if layer.expert is None:
-            handles.append(layer.owner.register_forward_pre_hook(lambda _, args, layer=layer: check(layer)))
-            handles.append(layer.owner.register_forward_hook(lambda _, args, y, layer=layer: compare(layer, args, y)))
+        if layer.expert_index is None:
+            handles.append(layer.module.register_forward_pre_hook(lambda _, args, layer=layer: check(layer)))
+            handles.append(layer.module.register_forward_hook(lambda _, args, y, layer=layer: compare(layer, args, y)))
     try:
         model.eval()(input_ids=ids % model.config.get_text_config().vocab_size, use_cache=False)
     except PruneError:

@@ -6,7 +6,7 @@ from torch import Tensor
 _SLACK = 0.01  # the share of zeros that may be chance: a kept weight can be zero, a trained matrix holds a few
 
 
-def recognise(W: Tensor) -> str:
+def detect_pattern(W: Tensor) -> str:
     """The strictest pattern that the zeros of W (d_out, d_in) follow.
 
     "dense" (less than 1 % zeros), "all zero", "N:M" for the smallest M up to 32, "block16" for zeros in whole square

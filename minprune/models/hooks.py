@@ -16,18 +16,18 @@ from minprune.models.skeleton import plain_outputs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Receive = Callable[[Layer, Tensor], None]
+InputCallback = Callable[[Layer, Tensor], None]
 
 _MATMULS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
 
 
 @contextmanager
-def watch(layers: list[Layer], receive: Receive) -> Iterator[None]:
+def capture_inputs(layers: list[Layer], receive: InputCallback) -> Iterator[None]:
     """While open, `receive(layer, X)` is called right before a layer multiplies X (..., d_in) by its weight.
 
     A layer that is a module has a pre-hook. An expert is a slice of a 3-D parameter and has no module of its own, and
     some families use a weight without calling its module (Mamba's `dt_proj`): their product is recognised by the memory
-    of the weight it is given. A mixture takes its `one_by_one` form for that.
+    of the weight it is given. A mixture takes its `eager_experts` form for that.
     """
     called: set[Layer] = set()
 
@@ -36,9 +36,9 @@ def watch(layers: list[Layer], receive: Receive) -> Iterator[None]:
         receive(layer, X)
 
     handles = [
-        layer.owner.register_forward_pre_hook(lambda module, args, layer=layer: receive_from_module(layer, args[0]))
+        layer.module.register_forward_pre_hook(lambda module, args, layer=layer: receive_from_module(layer, args[0]))
         for layer in layers
-        if layer.expert is None
+        if layer.expert_index is None
     ]
     try:
         with _Products(layers, called, receive):
@@ -67,7 +67,7 @@ def run_to_head(model: "PreTrainedModel", tokens: Tensor) -> None:
     """The model's forward pass over tokens (windows, length), up to its output head, whose product is not taken.
 
     Some families change what their backbone returns before the head reads it (BERT's dense layer, activation and norm).
-    A `watch` on the head that was opened before sees what it reads.
+    A `capture_inputs` on the head that was opened before sees what it reads.
     """
 
     def stop(head, args) -> None:
@@ -82,12 +82,12 @@ def run_to_head(model: "PreTrainedModel", tokens: Tensor) -> None:
 
 
 @contextmanager
-def one_by_one(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
+def eager_experts(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
     """While open, a mixture with a layer among `layers` applies its experts one after the other, as plain products.
 
     And the model answers without what flags in its configuration would add.
     """
-    if all(layer.expert is None for layer in layers):
+    if all(layer.expert_index is None for layer in layers):
         with plain_outputs(model):
             yield
         return
@@ -103,7 +103,7 @@ def one_by_one(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
 class _Products(TorchFunctionMode):
     """Tells of products with the weights of `layers`, but for those in `called`, whose modules tell of them."""
 
-    def __init__(self, layers: list[Layer], called: set[Layer], receive: Receive):
+    def __init__(self, layers: list[Layer], called: set[Layer], receive: InputCallback):
         super().__init__()
         self.layers = {layer.weight.data_ptr(): layer for layer in layers}
         self.called, self.receive = called, receive

@@ -25,26 +25,27 @@ if TYPE_CHECKING:
 class Layer:
     """One weight matrix of a model. weight: a (d_out, d_in) view into the model; writing to it changes the model.
 
-    expert: its index in `owner`'s 3-D parameter `parameter`, or None if `owner` is a module of its own. router: whether
-    it chooses between the experts of a mixture. aliases: the names under which other blocks use the same weight.
+    module: whose `parameter` it is. expert_index: its place in a 3-D parameter, or None where that is a matrix.
+    router: whether it chooses between the experts of a mixture. aliases: the names under which other blocks use the
+    same weight.
     """
 
     name: str
-    owner: nn.Module
+    module: nn.Module
     parameter: str = "weight"
-    expert: int | None = None
+    expert_index: int | None = None
     router: bool = False
     aliases: tuple[str, ...] = ()
 
     @property
     def weight(self) -> Tensor:
-        return self.matrix(getattr(self.owner, self.parameter).data)
+        return self.view_as_2d(getattr(self.module, self.parameter).data)
 
-    def matrix(self, stored: Tensor) -> Tensor:
+    def view_as_2d(self, stored: Tensor) -> Tensor:
         """The (d_out, d_in) view of this layer in a tensor of the parameter's shape: its weight, gradient or mask."""
-        if self.expert is not None:
-            return stored[self.expert]
-        return stored.T if is_conv1d(self.owner) else stored
+        if self.expert_index is not None:
+            return stored[self.expert_index]
+        return stored.T if is_conv1d(self.module) else stored
 
 
 def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
@@ -93,7 +94,7 @@ def find_layers(
     every = block_layers(model) + head_layers(model)
     excluded = _globs("exclude", exclude, every)
     if include is None:
-        chosen = [layer for layer in every if not layer.router and layer.owner is not model.get_output_embeddings()]
+        chosen = [layer for layer in every if not layer.router and layer.module is not model.get_output_embeddings()]
     else:
         included = _globs("include", include, every)
         of_routers = [glob for glob in included if all(layer.router for layer in every if matches(layer, [glob]))]
@@ -101,8 +102,8 @@ def find_layers(
     chosen = [layer for layer in chosen if not matches(layer, excluded)]
     if not chosen:
         raise PruneError("include and exclude leave no layer to prune")
-    if unfit := unfit_experts(chosen):
-        first = next(layer.name for layer in chosen if layer.expert is not None)
+    if unfit := unsupported_experts(chosen):
+        first = next(layer.name for layer in chosen if layer.expert_index is not None)
         advice = " ".join(f"--exclude '{glob}'" for glob in unfit)
         raise PruneError(
             f"{first} is an expert in a layout that minprune cannot prune: leave such ones dense with {advice} on the "
@@ -122,7 +123,7 @@ def block_layers(model: "PreTrainedModel") -> list[Layer]:
     found: dict[Any, Layer] = {}
     for name, module in blocks.named_modules(prefix=prefix, remove_duplicate=False):
         for layer in _layers_of(name, module):
-            key = *_storage(layer), layer.expert
+            key = *_storage(layer), layer.expert_index
             if key in found:
                 found[key] = replace(found[key], aliases=(*found[key].aliases, layer.name))
             else:
@@ -136,10 +137,10 @@ def head_layers(model: "PreTrainedModel") -> list[Layer]:
     return [Layer(name, m) for name, m in model.named_modules() if m is head and _layers_of(name, m)]
 
 
-def unfit_experts(layers: list[Layer]) -> list[str]:
+def unsupported_experts(layers: list[Layer]) -> list[str]:
     """Globs for those experts among the layers that are stored in a layout that minprune cannot prune."""
-    experts = [layer for layer in layers if layer.expert is not None]
-    parts = [e.name.split(".")[-3:-1] for e in experts if getattr(e.owner, "is_transposed", True)]
+    experts = [layer for layer in layers if layer.expert_index is not None]
+    parts = [e.name.split(".")[-3:-1] for e in experts if getattr(e.module, "is_transposed", True)]
     return sorted({f"*.{module}.{parameter}.*" for module, parameter in parts})
 
 
@@ -162,9 +163,9 @@ def _layers_of(name: str, module: nn.Module) -> list[Layer]:
 
 def _storage(layer: Layer) -> tuple:
     """The same for two layers if they are stored in the same place."""
-    stored = layer.owner._parameters.get(layer.parameter)
+    stored = layer.module._parameters.get(layer.parameter)
     if stored is None:  # computed
-        return id(layer.owner), layer.parameter
+        return id(layer.module), layer.parameter
     if type(stored) is not nn.Parameter or stored.layout is not torch.strided or not stored.data_ptr():
         return (id(stored),)  # on the meta device, say: it has no place
     return stored.device, stored.data_ptr(), stored.shape, stored.stride()

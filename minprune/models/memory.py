@@ -36,7 +36,7 @@ def bytes_per_window(model: "PreTrainedModel", layers: list[Layer], length: int)
     matrices of scores (length, length) for each head.
     """
     config = model.config.get_text_config()
-    shapes = [layer.weight.shape for layer in layers if layer.owner is not model.get_output_embeddings()]
+    shapes = [layer.weight.shape for layer in layers if layer.module is not model.get_output_embeddings()]
     widest = max((max(shape) for shape in shapes), default=0)
     numbers = length * (_HIDDEN * config.hidden_size + _WIDEST * widest)
     if config._attn_implementation == "eager":

@@ -159,7 +159,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, StrictDataclassError):
         return f"its config.json is wrong ({one_line(error.__cause__ or error)}): {AGAIN}"
     for said, meant in {
-        "couldn't connect|cannot find an appropriate cached snapshot|offline mode": "it is no folder and not embedded, "
+        "couldn't connect|cannot find an appropriate cached snapshot|offline mode": "it is no folder and not bundled, "
         "and the hub cannot be reached: check name and network",
         "custom code": "it needs its own code, and minprune never runs such code: use another model",
         "ignore_mismatched_sizes": "its config.json has other sizes than its weights: get both from one source",

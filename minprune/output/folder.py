@@ -254,8 +254,8 @@ def move(partial: Path, path: Path) -> None:
     if not path.exists():
         os.rename(partial, path)
         return
-    attic = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name + ".replaced."))
-    old = attic / path.name
+    backup = Path(tempfile.mkdtemp(dir=path.parent, prefix=path.name + ".replaced."))
+    old = backup / path.name
     if _exchange(partial, path):
         os.rename(partial, old)
     else:
@@ -265,9 +265,9 @@ def move(partial: Path, path: Path) -> None:
         except BaseException:
             if old.exists():
                 os.rename(old, path)
-            attic.rmdir()
+            backup.rmdir()
             raise
-    shutil.rmtree(attic, ignore_errors=True)
+    shutil.rmtree(backup, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

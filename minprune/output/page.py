@@ -179,9 +179,9 @@ def _title(row: dict) -> str:
 def _recipe(record: dict) -> list[tuple[str, Any]]:
     """All that the record says of how it was made; of a long table, which is folded away, {"summary", "rows"}."""
     chosen = record.get("allocation") or {}
-    told = {"allocation rule": chosen.get("rule"), "allocation": chosen.get("table")}
+    allocation_rows = {"allocation rule": chosen.get("rule"), "allocation": chosen.get("table")}
     rows: list[tuple[str, Any]] = []
-    for key, value in {**record, **told}.items():
+    for key, value in {**record, **allocation_rows}.items():
         if key in _ELSEWHERE or not value:
             continue
         if key == "allocation" and len(value) > _FEW:

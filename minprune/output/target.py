@@ -20,7 +20,7 @@ _UNLISTED = (  # in an output whose record lists no files
 def check_target(target: str | Path, *inputs: str | Path | None) -> Path:
     """The absolute path of an output folder; `PruneError` if something that the run reads is that folder or in it.
 
-    inputs: paths, beside names of the hub or of embedded models and texts, which are no paths, and None.
+    inputs: paths, beside names of the hub or of bundled models and texts, which are no paths, and None.
     """
     path = absolute(target)
     partial = path.with_name(path.name + ".partial")

@@ -3,7 +3,7 @@
 Load a block's tensors, prune it, write one safetensors file, note that it is done, free it. The calibration windows
 wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run that was stopped goes
 on with the first unfinished block, and the finished files are the output. Pruning itself is the driver's: the same
-checks and books (`Run`), the same walk through the blocks (`Walk`).
+checks and books (`Run`), the same walk through the blocks (`BlockwiseForward`).
 
 Where blocks hand each other more than hidden states, none are kept: a run that goes on begins with the first block
 again, and takes the finished blocks from their files.
@@ -22,7 +22,7 @@ from torch import Tensor
 from minprune.allocation.allocate import Allocation
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
-from minprune.models.hooks import one_by_one
+from minprune.models.hooks import eager_experts
 from minprune.models.layers import check_windows
 from minprune.output.folder import PAGE, check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
@@ -32,9 +32,9 @@ from minprune.patterns import Pattern
 from minprune.pipeline.disk_run import DiskRun, shard_name
 from minprune.pipeline.journal import Journal, unfinished
 from minprune.pipeline.prune import Run
-from minprune.pipeline.recipes import Recipe, adjusted
+from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import resolved
-from minprune.pipeline.streaming import Whole, open_checkpoint
+from minprune.pipeline.streaming import InMemoryCheckpoint, open_checkpoint
 
 
 @torch.inference_mode(False)
@@ -77,7 +77,7 @@ def prune_checkpoint(
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
     check_target(dst, src)
     with unfinished(dst, resume, overwrite) as journal, ExitStack() as shown:
-        chosen = adjusted(recipe, calib, method, allocation, options)
+        chosen = resolve_recipe(recipe, calib, method, allocation, options)
         source = open_checkpoint(src, dtype, device)
         run = Run(source.model, calib, chosen, pattern, include, exclude, batch_size, progress)
         shown.enter_context(run.bar)  # else it would stay on the terminal when a check fails
@@ -137,7 +137,7 @@ def prune_checkpoint(
         if not source.streamed:  # its blocks are written once more, renamed as in the files that it came from
             ahead += sum(parameter.nbytes for parameter in source.model.parameters())
         check_space(journal.folder, source.model, journal.bytes() - ahead)
-        with one_by_one(source.model, run.layers):
+        with eager_experts(source.model, run.layers):
             guide = (how, skipped) if how else None
             job = DiskRun(source, run, journal, test, sequential, guide, start)
             perplexities = job.all_blocks()
@@ -163,7 +163,7 @@ def _hidden_bytes(model, calib: Tensor | None, test: Tensor | None, guided: bool
     return 2 * tokens * model.get_input_embeddings().weight.shape[-1] * model.dtype.itemsize
 
 
-def _finish(source: Whole, journal: Journal, record: dict[str, Any]) -> None:
+def _finish(source: InMemoryCheckpoint, journal: Journal, record: dict[str, Any]) -> None:
     """Write all that is not in a block's file; minprune.json comes last."""
     weight_map: dict[str, str] = {}
     if source.streamed:

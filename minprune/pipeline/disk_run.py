@@ -17,9 +17,9 @@ from minprune.models.checks import zeros_in_file, zeros_in_use
 from minprune.output.report import LayerRow
 from minprune.pipeline.journal import Journal
 from minprune.pipeline.prune import Run
-from minprune.pipeline.reconstruction import Guide, Reconstruction
-from minprune.pipeline.staged import Walk
-from minprune.pipeline.streaming import Whole
+from minprune.pipeline.reconstruction import DenseTargets, Reconstruction
+from minprune.pipeline.staged import BlockwiseForward
+from minprune.pipeline.streaming import InMemoryCheckpoint
 
 _TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
 
@@ -36,7 +36,7 @@ class DiskRun:
 
     def __init__(
         self,
-        source: Whole,
+        source: InMemoryCheckpoint,
         run: Run,
         journal: Journal,
         test: Tensor | None,
@@ -46,7 +46,7 @@ class DiskRun:
     ):
         self.source, self.run, self.journal, self.test = source, run, journal, test
         self.whole_block, self.start = not sequential, start
-        self.guide: Guide | None = None
+        self.guide: DenseTargets | None = None
         self.files = {block: path for block in range(len(source.blocks)) if (path := journal.finished(block))}
         self.notes = [_resumed(list(journal.lines), list(self.files))] if journal.lines else []
         for block in self.files:
@@ -54,7 +54,7 @@ class DiskRun:
         last = journal.lines[max(journal.lines)] if journal.lines else None
         self.before = last["seconds"]["total"] if last else 0.0
         self.first = 0
-        self.walks: dict[str, Walk] = {}
+        self.walks: dict[str, BlockwiseForward] = {}
         self.versions: dict[str, Versions] = {}  # by the name of their walk: what shows whether a block sees the future
         if run.calib is not None or test is not None:
             source.load(0)
@@ -65,14 +65,14 @@ class DiskRun:
             self.versions = {f"versions {n}": found for n, found in enumerate(several_versions(source.model, length))}
             batches |= {name: found[:2] for name, found in self.versions.items()}
             if reconstruction:
-                self.guide = Guide(source.model, run, *reconstruction)
+                self.guide = DenseTargets(source.model, run, *reconstruction)
                 batches["calib"] = self.guide.batches
                 if self.guide.walk.batches:  # none where nothing is trained
                     self.walks["guide"] = self.guide.walk
             for name, parts in batches.items():
                 products = self.guide.products if self.guide and name == "calib" else nullcontext
                 if parts:
-                    self.walks[name] = Walk(source.model, parts, products)
+                    self.walks[name] = BlockwiseForward(source.model, parts, products)
         complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))
         if complete and self._alone() and (saved := journal.hidden()):  # else the first block's input is all there is
             self.first, hidden = saved
@@ -90,17 +90,17 @@ class DiskRun:
             for name, windows in self.versions.items():
                 pass_block(self.walks[name], block, windows)
             if "dense" in self.walks:
-                self.walks["dense"].through(block)
+                self.walks["dense"].run_block(block)
             if self.guide:
                 self.guide.see(block)
             if path := self.files.get(block):
                 source.restore(block, path)
                 if "calib" in self.walks:
-                    self.walks["calib"].through(block)
+                    self.walks["calib"].run_block(block)
             else:
                 self._prune(block)
             if "pruned" in self.walks:
-                self.walks["pruned"].through(block)
+                self.walks["pruned"].run_block(block)
             if block not in self.files:
                 self._write(block)
             source.free(block)
@@ -121,7 +121,7 @@ class DiskRun:
         else:
             for layer in layers:
                 self.run.prune(layer, None)
-        self.run.settle(layers)
+        self.run.mark_uncalibrated(layers)
 
     def _write(self, block: int) -> None:
         run, layers = self.run, self.run.layers_under(f"{self.source.prefix}.{block}.")
@@ -144,7 +144,7 @@ class DiskRun:
     def compare(self) -> None:
         """Hold the rows against the model once more: all that is in memory is written from there in the end."""
         source, head = self.source, self.source.model.get_output_embeddings()
-        here = [layer for layer in self.run.layers if not source.streamed or layer.owner is head]
+        here = [layer for layer in self.run.layers if not source.streamed or layer.module is head]
         self.run.compare(zeros_in_use(source.model, here))
 
     def _hidden(self) -> dict[str, Tensor]:
@@ -158,18 +158,18 @@ class DiskRun:
         named = {layer.name: layer for layer in self.run.layers}
         line = self.journal.lines[block]
         for row in line["rows"]:
-            self.run.book(named[row["name"]], LayerRow(**{**row, "shape": tuple(row["shape"])}))
+            self.run.record(named[row["name"]], LayerRow(**{**row, "shape": tuple(row["shape"])}))
         self.run.statistics_seconds, self.run.solve_seconds = line["seconds"]["statistics"], line["seconds"]["solve"]
         if "errors" in line:
             errors = self.run.reconstruction.get("errors", {}) | line["errors"]
             self.run.reconstruction = {"seconds": line["seconds"]["reconstruction"], "errors": errors}
 
     def _perplexity(self, name: str) -> float:
-        with self.walks[name].at_the_end():
+        with self.walks[name].resume_after_blocks():
             return read_perplexity(self.source.model, self.test, _TEST_BATCH)  # type: ignore[arg-type]
 
 
-def shard_name(source: Whole, part: int | None) -> str:
+def shard_name(source: InMemoryCheckpoint, part: int | None) -> str:
     """The file of a block, or of what is outside of the blocks (None), within the unfinished output."""
     if not source.streamed:
         return f"unfinished/block-{part:05d}.safetensors"

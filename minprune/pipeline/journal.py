@@ -67,7 +67,7 @@ class Journal:
             for block, line in self.read_lines().items()
             if block < blocks and {row["name"] for row in line["rows"]} <= names
         }
-        write_text(self.work / _JOURNAL, "".join(map(_sealed, self.lines.values())))
+        write_text(self.work / _JOURNAL, "".join(map(_with_checksum, self.lines.values())))
         self.blocks = blocks
 
     def finished(self, block: int) -> Path | None:
@@ -98,7 +98,7 @@ class Journal:
             self._saved = time.perf_counter()
             self._cost = self._saved - start
         with write_errors(self.folder), (self.work / _JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(_sealed(line))
+            journal.write(_with_checksum(line))
             flush(journal)
         self.lines[block] = line
         if line["hidden"]:
@@ -172,7 +172,7 @@ def _digest(line: dict[str, Any]) -> str:
     return hashlib.sha256(to_json(line).encode()).hexdigest()
 
 
-def _sealed(line: dict[str, Any]) -> str:
+def _with_checksum(line: dict[str, Any]) -> str:
     return to_json({**line, "line": _digest(line)})
 
 

@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minprune.allocation.allocate import Allocation, allocate, told
+from minprune.allocation.allocate import Allocation, allocate, describe_allocation
 from minprune.arithmetic import clock, exact_arithmetic
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import get_method
 from minprune.models.causality import check_causal
 from minprune.models.checks import check_result, check_weights, count_zeros, layer_notes, zeros_in_use
-from minprune.models.hooks import Receive, check_compiled, one_by_one, run_to_head, watch
+from minprune.models.hooks import InputCallback, capture_inputs, check_compiled, eager_experts, run_to_head
 from minprune.models.layers import Layer, backbone, check_windows, find_layers
 from minprune.models.memory import windows_at_once
 from minprune.models.passes import check_forward
 from minprune.output.report import BEFORE_RECONSTRUCTION, FEW_AT_ONCE, LayerRow, Report
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
-from minprune.pipeline.recipes import Recipe, adjusted
+from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import run_reconstructed
 from minprune.pipeline.staged import run_staged
 from minprune.statistics import Statistics, layer_error
@@ -74,9 +74,9 @@ def prune(
     """
     _check_model(model)
     start, was_training = time.perf_counter(), model.training
-    chosen = adjusted(recipe, calib, method, allocation, options)
+    chosen = resolve_recipe(recipe, calib, method, allocation, options)
     run = Run(model, calib, chosen, pattern, include, exclude, batch_size, progress)
-    with run.bar, one_by_one(model, run.layers):
+    with run.bar, eager_experts(model, run.layers):
         check_weights(model, run.layers)
         if run.calib is not None:
             check_causal(model, run.calib.shape[1])
@@ -93,7 +93,7 @@ def prune(
                 run_staged(model, run.batches, run, whole_block=not sequential)
         finally:
             model.train(was_training)
-        run.settle(run.layers)
+        run.mark_uncalibrated(run.layers)
         run.compare(zeros_in_use(model, run.layers))
     return run.report(time.perf_counter() - start)
 
@@ -129,7 +129,7 @@ class Run:
             self.calib = calib.to(model.get_input_embeddings().weight.device)
             self.split(batch_size or windows_at_once(model, self.layers, self.calib))
         self.name, self.pattern, self.recipe = method, str(read_pattern(pattern)), recipe.name
-        self.allocation = told(recipe.allocation, self.patterns)
+        self.allocation = describe_allocation(recipe.allocation, self.patterns)
         self.rows: dict[Layer, LayerRow] = {}
         self.statistics_seconds = self.solve_seconds = 0.0
         self.reconstruction: dict = {}
@@ -191,11 +191,11 @@ class Run:
         W.copy_(result.weight)
         torch.clear_autocast_cache()  # a caller's autocast may remember the dense weight in its own type
         note = "; ".join(note for note in (*notes, result.note) if note)
-        self.book(
+        self.record(
             layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), count_zeros(W) / W.numel(), error, seconds, note)
         )
 
-    def on_sight(self) -> Receive:
+    def prune_on_forward(self) -> InputCallback:
         """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""
         last: tuple[Tensor, int, Statistics] | None = None  # the tensor itself: its address may be used again after it
 
@@ -209,12 +209,12 @@ class Run:
 
         return receive
 
-    def settle(self, layers: list[Layer]) -> None:
+    def mark_uncalibrated(self, layers: list[Layer]) -> None:
         """Add the rows of those layers that nothing has reached."""
         for layer in layers:
             if layer not in self.rows:
-                W, note = layer.weight, _UNSEEN_MODULE if layer.expert is None else _UNSEEN_EXPERT
-                self.book(
+                W, note = layer.weight, _UNSEEN_MODULE if layer.expert_index is None else _UNSEEN_EXPERT
+                self.record(
                     layer, LayerRow(layer.name, (W.shape[0], W.shape[1]), count_zeros(W) / W.numel(), None, 0.0, note)
                 )
 
@@ -256,15 +256,15 @@ class Run:
             batch_size=len(self.batches[0]) if self.batches else None,
         )
 
-    def book(self, layer: Layer, row: LayerRow) -> None:
+    def record(self, layer: Layer, row: LayerRow) -> None:
         """The layer is finished, and this is its row."""
         self.rows[layer] = row
         self.bar.update()
 
 
 def _one_pass(model: "PreTrainedModel", run: Run) -> None:
-    with watch(run.layers, run.on_sight()):
-        if any(layer.owner is model.get_output_embeddings() for layer in run.layers):
+    with capture_inputs(run.layers, run.prune_on_forward()):
+        if any(layer.module is model.get_output_embeddings() for layer in run.layers):
             run_to_head(model, run.batches[0])  # all windows, in one pass
         else:
             backbone(model)(input_ids=run.calib, use_cache=False)

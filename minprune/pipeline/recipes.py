@@ -50,7 +50,7 @@ def get_recipe(recipe: str | Recipe | None) -> Recipe:
     return RECIPES[recipe]
 
 
-def adjusted(
+def resolve_recipe(
     recipe: str | Recipe | None, calib: Tensor | None, method: str | None, allocation: Allocation, options: dict
 ) -> Recipe:
     """The recipe (see `get_recipe`) with what is given beside it in place of its own.

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
-from minprune.pipeline.staged import Walk
+from minprune.pipeline.staged import BlockwiseForward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,26 +39,26 @@ _WARMUP = 5  # steps in which the rate rises: Adam's first steps are as large as
 class Reconstruction:
     """How blocks are trained. epochs: passes over the calibration windows for each block, 0 for none.
 
-    rate: the largest step, relative to the root mean square of what each tensor keeps; it falls to 0 as half a cosine.
-    windows: in one step. seed: of the order of the steps. least: below that share of zeros over all layers nothing is
-    trained; at 40 % it gained less than one per cent for three times the time (book/results/recipe.json). bfloat16:
-    whether forward passes take their matrix products in that type (statistics, solves, sums and weights stay in
-    float32); None: where blocks are trained and the hardware multiplies it faster. Models that are not in float32 keep
-    their type. Raises `PruneError` for a setting that cannot be.
+    lr: the largest step, relative to the root mean square of what each tensor keeps; it falls to 0 as half a cosine.
+    batch_size: windows in one step. seed: of the order of the steps. min_sparsity: below that share of zeros over all
+    layers nothing is trained; at 40 % it gained less than one per cent for three times the time
+    (book/results/recipe.json). bfloat16: whether forward passes take their matrix products in that type (statistics,
+    solves, sums and weights stay in float32); None: where blocks are trained and the hardware multiplies it faster.
+    Models that are not in float32 keep their type. Raises `PruneError` for an invalid setting.
     """
 
     epochs: int = 2
-    rate: float = 0.03
-    windows: int = 4
+    lr: float = 0.03
+    batch_size: int = 4
     seed: int = 0
-    least: float = 0.45
+    min_sparsity: float = 0.45
     bfloat16: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.windows < 1 or not 0 < self.rate < math.inf or not 0 <= self.least <= 1:
+        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.lr < math.inf or not 0 <= self.min_sparsity <= 1:
             raise PruneError(
-                f"{self.epochs} epochs of {self.windows} windows at rate {self.rate:g} from {self.least:g} zeros on "
-                "cannot be trained: use 2 epochs, 4 windows, 0.03 and 0.45, or 0 epochs for none"
+                f"{self.epochs} epochs of {self.batch_size} windows at rate {self.lr:g} from {self.min_sparsity:g} "
+                "zeros on cannot be trained: use 2 epochs, 4 windows, 0.03 and 0.45, or 0 epochs for none"
             )
 
 
@@ -67,8 +67,8 @@ def run_reconstructed(model: "PreTrainedModel", run, how: Reconstruction, whole_
 
     whole_block: as in `run_staged`.
     """
-    guide = Guide(model, run, *resolved(how, model, run))
-    walk = Walk(model, guide.batches, guide.products)
+    guide = DenseTargets(model, run, *resolved(how, model, run))
+    walk = BlockwiseForward(model, guide.batches, guide.products)
     for index in range(len(walk.blocks)):
         guide.see(index)
         guide.prune(walk, index, whole_block)
@@ -81,14 +81,14 @@ def resolved(how: Reconstruction, model: "PreTrainedModel", run) -> tuple[Recons
     Where too little is pruned nothing is trained and nothing is taken in bfloat16: it is the method alone, bit for bit.
     """
     wanted = _sparsity(run)
-    if how.epochs and wanted < how.least - 1e-9:  # an average of shares is rounded
+    if how.epochs and wanted < how.min_sparsity - 1e-9:  # an average of shares is rounded
         why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
         return replace(how, epochs=0, bfloat16=False), why
     chosen = how.epochs > 0 and _multiplies_bfloat16(_device(model)) if how.bfloat16 is None else how.bfloat16
     return replace(how, bfloat16=chosen and model.dtype == torch.float32), ""
 
 
-class Guide:
+class DenseTargets:
     """What the dense model makes of the calibration windows, and the training of blocks towards it.
 
     Only the block that is named need have its weights at hand. how, skipped: as they were `resolved`; they go to
@@ -99,7 +99,7 @@ class Guide:
 
     def __init__(self, model: "PreTrainedModel", run, how: Reconstruction, skipped: str = ""):
         self.run, self.how, self.device = run, how, _device(model)
-        self.walk = Walk(model, run.calib.split(how.windows) if how.epochs else (), self.products)
+        self.walk = BlockwiseForward(model, run.calib.split(how.batch_size) if how.epochs else (), self.products)
         self.batches = _in_whole_steps(run.batches, self.walk)
         if self.walk.batches:
             _check_trainable(model, self.walk)
@@ -114,10 +114,10 @@ class Guide:
     def see(self, index: int) -> None:
         """Look at block `index` while it is dense."""
         start = time.perf_counter()
-        self.targets = self.walk.through(index, keep=True)
+        self.targets = self.walk.run_block(index, keep=True)
         self.run.reconstruction["seconds"] += time.perf_counter() - start
 
-    def prune(self, walk: Walk, index: int, whole_block: bool = False) -> None:
+    def prune(self, walk: BlockwiseForward, index: int, whole_block: bool = False) -> None:
         """Prune block `index`, which was seen, on what `walk` brings there, train it, and send `walk` through it."""
         layers = self.run.layers_under(f"{walk.prefix}.{index}.")
         trains = bool(self.how.epochs and layers)
@@ -126,17 +126,17 @@ class Guide:
             return
         start = time.perf_counter()
         errors = fit_block(walk.blocks[index], layers, self._drifted(walk, index), self.targets, self.how)
-        walk.through(index)
+        walk.run_block(index)
         self.run.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
         self.run.reconstruction["seconds"] += time.perf_counter() - start
 
-    def _drifted(self, walk: Walk, index: int) -> Callable[[int], Tensor]:
+    def _drifted(self, walk: BlockwiseForward, index: int) -> Callable[[int], Tensor]:
         """Step -> what the block makes of the step's windows as `walk` brings them."""
         if walk.calls is None:  # its batches are the steps
             return lambda step: walk.rehearse(index, step)
         axis, inputs = walk.calls.axis, []
         for hidden, batch in zip(walk.hidden, walk.batches, strict=True):
-            inputs += hidden.split(hidden.shape[axis] // len(batch) * self.how.windows, axis)
+            inputs += hidden.split(hidden.shape[axis] // len(batch) * self.how.batch_size, axis)
         return lambda step: self.walk.rehearse(index, step, inputs[step])
 
     def products(self):
@@ -158,7 +158,7 @@ def _sparsity(run) -> float:
     return zeros / sum(layer.weight.numel() for layer in run.layers)
 
 
-def _check_trainable(model: "PreTrainedModel", walk: Walk) -> None:
+def _check_trainable(model: "PreTrainedModel", walk: BlockwiseForward) -> None:
     """Raise `PruneError` if no gradient comes through the first block."""
     block = walk.blocks[0]
     with _learning(block, dict.fromkeys(block.parameters(), torch.ones(()))):
@@ -173,7 +173,7 @@ def _check_trainable(model: "PreTrainedModel", walk: Walk) -> None:
             ) from error
 
 
-def _in_whole_steps(batches: tuple[Tensor, ...], dense: Walk) -> tuple[Tensor, ...]:
+def _in_whole_steps(batches: tuple[Tensor, ...], dense: BlockwiseForward) -> tuple[Tensor, ...]:
     """The batches, each cut anew to hold a whole number of the steps of `dense`, so that none straddles two of them.
 
     One step each if a walk is a forward pass for each batch, which cannot be cut at all.
@@ -199,7 +199,7 @@ def fit_block(
     """
     kept = _trainable(block, layers)
     masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in kept]
-    rates = [how.rate * _size(master) for master in masters]
+    rates = [how.lr * _size(master) for master in masters]
     optimizer = torch.optim.Adam(
         [{"params": [master], "lr": rate} for master, rate in zip(masters, rates, strict=True)],
         betas=(0.9, 0.95),
@@ -228,7 +228,7 @@ def fit_block(
             errors.append(error / tokens)
     torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was
     if not math.isfinite(sum(errors)):
-        raise PruneError(f"{layers[0].name}: its block's reconstruction diverged: use a lower rate than {how.rate:g}")
+        raise PruneError(f"{layers[0].name}: its block's reconstruction diverged: use a lower rate than {how.lr:g}")
     return errors
 
 
@@ -247,9 +247,9 @@ def _trainable(block: nn.Module, layers: list[Layer]) -> dict[nn.Parameter, Tens
     """
     found = {p: torch.ones_like(p, dtype=torch.bool) for p in block.parameters() if p.ndim == 1}
     for layer in layers:
-        parameter = getattr(layer.owner, layer.parameter)
+        parameter = getattr(layer.module, layer.parameter)
         keep = found.setdefault(parameter, torch.zeros_like(parameter, dtype=torch.bool))
-        layer.matrix(keep).copy_(layer.weight != 0)
+        layer.view_as_2d(keep).copy_(layer.weight != 0)
     return found
 
 

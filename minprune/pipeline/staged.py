@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minprune.models.hooks import run_to_head, watch
+from minprune.models.hooks import capture_inputs, run_to_head
 from minprune.models.layers import Layer, backbone, decoder_blocks
 from minprune.models.passes import ForwardPass, record_calls, replaced
 from minprune.statistics import Statistics
@@ -34,13 +34,13 @@ def run_staged(model: "PreTrainedModel", batches: tuple[Tensor, ...], run, whole
 
     whole_block: take the statistics of all layers of a block while it is still dense.
     """
-    walk = Walk(model, batches)
+    walk = BlockwiseForward(model, batches)
     for index in range(len(walk.blocks)):
         walk.prune(index, run, whole_block)
     walk.prune_head(run)
 
 
-class Walk:
+class BlockwiseForward:
     """Batches of windows on their way through the blocks of a model, one block at a time.
 
     batches: token ids, each (windows, length). alone: whether hidden states alone travel from block to block; then
@@ -63,7 +63,7 @@ class Walk:
         self.hidden = list(self.calls.first) if self.calls else []
         self.passes = [] if self.alone else [ForwardPass(model, self.blocks, batch) for batch in batches]
 
-    def through(self, index: int, keep: bool = False) -> list[Tensor]:
+    def run_block(self, index: int, keep: bool = False) -> list[Tensor]:
         """Send every batch through block `index` as it is. keep: return what it makes of each."""
         found = []
         for batch in range(len(self.batches)):
@@ -89,17 +89,17 @@ class Walk:
         """
         todo = run.layers_under(f"{self.prefix}.{index}.")
         if len(self.batches) == 1 and not whole_block:  # one pass: each layer is pruned right before it is applied
-            with watch(todo, run.on_sight()):
+            with capture_inputs(todo, run.prune_on_forward()):
                 if stay:
                     self.rehearse(index, 0)
                 else:
-                    self.through(index)
+                    self.run_block(index)
             return
         while todo:
             group = _Group(todo, run, whole_block)
             for batch in range(len(self.batches)):
                 group.start_batch()
-                with suppress(_Enough), watch(todo, group.receive):
+                with suppress(_Enough), capture_inputs(todo, group.receive):
                     self.rehearse(index, batch)
             for layer, observed in group.observed.items():
                 run.prune(layer, observed)
@@ -107,7 +107,7 @@ class Walk:
                 break  # experts that no token reached
             todo = [layer for layer in todo if layer not in group.observed]
         if not stay:
-            self.through(index)
+            self.run_block(index)
 
     def saved(self, name: str) -> dict[str, Tensor]:
         """The hidden states by names that begin with `name`, if they are alone."""
@@ -124,9 +124,9 @@ class Walk:
 
     def prune_head(self, run) -> None:
         """Prune an output head that was asked for, on what it reads."""
-        for layer in (layer for layer in run.layers if layer.owner is self.model.get_output_embeddings()):
+        for layer in (layer for layer in run.layers if layer.module is self.model.get_output_embeddings()):
             group = _Group([layer], run, whole_block=True)
-            with self.at_the_end(), watch([layer], group.receive):
+            with self.resume_after_blocks(), capture_inputs([layer], group.receive):
                 for batch in self.batches:
                     group.start_batch()
                     with self.products():
@@ -135,7 +135,7 @@ class Walk:
                 run.prune(head, observed)
 
     @contextmanager
-    def at_the_end(self):
+    def resume_after_blocks(self):
         """While open, the model reads the batches, which it must be given in their order, from where they are on."""
         if self.calls is None:
             done = iter(self.passes)
@@ -181,8 +181,8 @@ class _Group:
         if layer not in self.todo or not X.numel():
             return
         self.first = self.first or layer
-        if self.whole_block or self.first.expert is not None:
-            alike = (layer.owner, layer.parameter) == (self.first.owner, self.first.parameter)
+        if self.whole_block or self.first.expert_index is not None:
+            alike = (layer.module, layer.parameter) == (self.first.module, self.first.parameter)
             if self.whole_block or (alike and (layer in self.observed or len(self.observed) < self._at_once(X))):
                 self._observe(layer, X)
             return

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Place = tuple[Path, str]  # a file and the name of a tensor in it
 
 
-class Whole:
+class InMemoryCheckpoint:
     """A model that is in memory as a whole. part: the index of a block, or None for all that is outside of the blocks.
 
     model, tokenizer: as `load_model` gives them. folder: where its files are. name: what the user calls it.
@@ -96,7 +96,7 @@ class Whole:
         return sorted(self.folder.glob("*.safetensors"))
 
 
-class Streamed(Whole):
+class StreamedCheckpoint(InMemoryCheckpoint):
     """A model whose blocks are on the meta device until they are asked for. places: where each tensor is stored."""
 
     streamed = True
@@ -157,8 +157,8 @@ class Streamed(Whole):
         return sorted({path for path, _ in self.places.values()})
 
 
-def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> Whole:
-    """The model of that name, folder or id, `Streamed` if its files allow it; else its notes say why not.
+def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> InMemoryCheckpoint:
+    """The model of that name, folder or id, `StreamedCheckpoint` if its files allow it; else its notes say why not.
 
     Raises `PruneError` as `load_model` does.
     """
@@ -166,12 +166,12 @@ def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device:
     folder = model_folder(name)
     try:
         model, places = _without_weights(folder, wanted)
-        return Streamed(model, load_tokenizer(folder, name), folder, place, str(name), places)
+        return StreamedCheckpoint(model, load_tokenizer(folder, name), folder, place, str(name), places)
     except _NotStreamedError as error:
         note = _told_whole(folder, place, str(error))
         logging.getLogger("minprune").warning(note)
     model, tokenizer = load_model(name, dtype, device)
-    whole = Whole(model, tokenizer, folder, place, str(name))
+    whole = InMemoryCheckpoint(model, tokenizer, folder, place, str(name))
     whole.notes.insert(0, note)
     return whole
 

@@ -129,7 +129,7 @@ def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: 
     targets = stream_of(model, calib)
     for place, behind, layer in refitted:
         seen: list[Tensor] = []
-        hook = layer.owner.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        hook = layer.module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         try:
             with without(model, set(range(depth)) - set(kept)):
                 streams = stream_of(model, calib)
@@ -164,9 +164,8 @@ def _before_cuts(model: "PreTrainedModel", kept: list[int]) -> list[tuple[int, i
 def _last_matrix(model: "PreTrainedModel", block: int) -> Layer | None:
     """The matrix whose output ends in the stream, nothing else of the block being behind it; None in a mixture."""
     layer = layers_by_block(model)[block][-1]
-    return (
-        layer if layer.expert is None and layer.weight.shape[0] == model.config.get_text_config().hidden_size else None
-    )
+    width = model.config.get_text_config().hidden_size
+    return layer if layer.expert_index is None and layer.weight.shape[0] == width else None
 
 
 def _tensor(out) -> Tensor:

@@ -150,9 +150,9 @@ def _parts(units: list[Units], kept: list[Tensor]) -> dict[str, tuple[int, Tenso
     """Of which tensors only a part stays: the readers' kept columns, and the makers' rows that compute them."""
     found: dict[str, tuple[int, Tensor]] = {}
     for unit, columns in zip(units, kept, strict=True):
-        found[f"{unit.reader.name}.weight"] = (0 if is_conv1d(unit.reader.owner) else 1, columns)
+        found[f"{unit.reader.name}.weight"] = (0 if is_conv1d(unit.reader.module) else 1, columns)
         for maker, rows in unit.makers:
-            found[f"{maker.name}.weight"] = (1 if is_conv1d(maker.owner) else 0, rows(columns))
+            found[f"{maker.name}.weight"] = (1 if is_conv1d(maker.module) else 0, rows(columns))
             found[f"{maker.name}.bias"] = (0, rows(columns))
     return found
 

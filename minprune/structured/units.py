@@ -87,7 +87,7 @@ def _mlp(layers: list[Layer], width: int, hidden: int) -> Units | None:
     readers = [
         x for x in layers if x.weight.shape == (hidden, width) and "attn" not in x.name and "attention" not in x.name
     ]
-    if len(readers) != 1 or any(layer.expert is not None for layer in layers):
+    if len(readers) != 1 or any(layer.expert_index is not None for layer in layers):
         return None
     parent = readers[0].name.rpartition(".")[0]
     siblings = [x for x in layers if x.name.rpartition(".")[0] == parent and x is not readers[0]]

@@ -17,7 +17,7 @@ _BEGINNING = b'{"method": '  # of every line
 DENSE = "dense"  # the method and, with an empty pattern, the run of the model as it came
 
 
-class Cell(NamedTuple):
+class RunKey(NamedTuple):
     """Which run. seed: of the calibration windows; None for a method that looks at no data, and for dense."""
 
     method: str
@@ -73,9 +73,9 @@ def summarise(runs: Iterable[dict[str, Any]]) -> list[Summary]:
     ]
 
 
-def cell_of(run: dict) -> Cell:
+def key_of(run: dict) -> RunKey:
     """The cell that a run is of."""
-    return Cell(run["method"], run["pattern"], run["seed"])
+    return RunKey(run["method"], run["pattern"], run["seed"])
 
 
 def continue_runs(path: Path, protocol: dict) -> list[dict]:

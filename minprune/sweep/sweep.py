@@ -29,7 +29,7 @@ from minprune.output.report import versions
 from minprune.patterns import pattern as read_pattern
 from minprune.pipeline.prune import prune
 from minprune.pipeline.recipes import RECIPES
-from minprune.sweep.results import DENSE, Cell, append_run, cell_of, continue_runs
+from minprune.sweep.results import DENSE, RunKey, append_run, continue_runs, key_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ def sweep(
     back with its reason in "failed" and without numbers. Raises `PruneError`, before anything is measured, for an
     unknown method, pattern or text and for a file that another run is writing or that has another protocol.
     """
-    cells, path = cells_of(methods, patterns, seeds), absolute(path)
+    cells, path = keys_of(methods, patterns, seeds), absolute(path)
     dtype = str(model.dtype).removeprefix("torch.")
     cut = {text: windows_of(tokenizer, text, "test", test_samples, length, dtype) for text in texts}
     tests = {text: windows for text, (windows, _) in cut.items()}
@@ -85,14 +85,14 @@ def sweep(
     }
     calibrate = cache(lambda seed: load_tokens(tokenizer, calibration, "train", samples, length, seed))
     with lock(path):
-        found = {cell_of(run): run for run in continue_runs(path, protocol)}
+        found = {key_of(run): run for run in continue_runs(path, protocol)}
         missing = [cell for cell in cells if cell not in found]
-        told = {"protocol": protocol, "measured": {text: how for text, (_, how) in cut.items()}}
-        lab = _Lab(model, tests, told, batch_size)
+        metadata = {"protocol": protocol, "measured": {text: how for text, (_, how) in cut.items()}}
+        lab = _SweepRunner(model, tests, metadata, batch_size)
         for number, cell in enumerate(missing, 1):
             try:
                 calib = None if cell.seed is None else calibrate(cell.seed)
-                found[cell] = lab.run(cell, calib, found.get(Cell(DENSE, "", None)))
+                found[cell] = lab.run(cell, calib, found.get(RunKey(DENSE, "", None)))
             except PruneError as reason:
                 if cell.method == DENSE:  # there is nothing to compare with
                     raise
@@ -103,19 +103,19 @@ def sweep(
         return [found[cell] for cell in cells]
 
 
-def cells_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int]) -> list[Cell]:
+def keys_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int]) -> list[RunKey]:
     """All runs asked for, each once, dense first. Raises `PruneError` for an unknown name, or if there are none."""
     named = [(name, _needs(name)) for name in methods]
     read = [str(read_pattern(text)) for text in patterns]
     cells = [
-        Cell(name, pattern, None if needs == "nothing" else seed)
+        RunKey(name, pattern, None if needs == "nothing" else seed)
         for seed in seeds
         for pattern in read
         for name, needs in named
     ]
     if not cells:
         raise PruneError("a sweep needs at least one method, one pattern and one seed")
-    return list(dict.fromkeys([Cell(DENSE, "", None), *cells]))
+    return list(dict.fromkeys([RunKey(DENSE, "", None), *cells]))
 
 
 def _needs(name: str) -> str:
@@ -125,14 +125,14 @@ def _needs(name: str) -> str:
         raise PruneError(f"{error}; or a recipe: {', '.join(RECIPES)}") from None
 
 
-class _Lab:
+class _SweepRunner:
     """The model, a copy of its parameters, and the texts it is measured on."""
 
-    def __init__(self, model: "PreTrainedModel", tests: dict[str, Tensor], told: dict, batch_size: int | None):
-        self.model, self.tests, self.told, self.batch_size = model, tests, told, batch_size
-        self.pristine = [(tensor, tensor.detach().clone()) for _, tensor in _tensors(model)]
+    def __init__(self, model: "PreTrainedModel", tests: dict[str, Tensor], metadata: dict, batch_size: int | None):
+        self.model, self.tests, self.metadata, self.batch_size = model, tests, metadata, batch_size
+        self.dense_weights = [(tensor, tensor.detach().clone()) for _, tensor in _tensors(model)]
 
-    def run(self, cell: Cell, calib: Tensor | None, dense: dict | None) -> dict[str, Any]:
+    def run(self, cell: RunKey, calib: Tensor | None, dense: dict | None) -> dict[str, Any]:
         """Measure one cell and leave the model dense. dense: the run of the dense model, once there is one."""
         report, processor, wall = None, time.process_time(), time.perf_counter()
         try:
@@ -161,7 +161,7 @@ class _Lab:
             else [],
             "seconds": _rounded(seconds),
             "threads": torch.get_num_threads(),
-            **self.told,
+            **self.metadata,
             "calibration_sha256": None if calib is None else fingerprint(calib),
             "versions": versions(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,7 +169,7 @@ class _Lab:
 
     @torch.no_grad()
     def _reset(self) -> None:
-        for tensor, copy in self.pristine:
+        for tensor, copy in self.dense_weights:
             tensor.copy_(copy)
         torch.clear_autocast_cache()  # a caller's autocast may remember the pruned weights
 

@@ -65,7 +65,7 @@ def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsi
         return X
 
     head = model.get_output_embeddings()  # type: ignore[operator]
-    run = model if any(layer.owner is head for layer in layers) else backbone(model)  # type: ignore[arg-type]
+    run = model if any(layer.module is head for layer in layers) else backbone(model)  # type: ignore[arg-type]
     handles = _before(layers, measure)
     model.eval()
     try:
@@ -109,10 +109,10 @@ def _before(layers: Iterable[Layer], change) -> Handles:
     """Until removed, each layer reads change(layer, its input) in place of its input."""
     layers = list(layers)
     for layer in layers:
-        if layer.expert is not None:
+        if layer.expert_index is not None:
             raise PruneError(f"{layer.name} is an expert and not a module of its own: leave it out")
 
     def hook(layer: Layer):
         return lambda module, args: (change(layer, args[0]), *args[1:])
 
-    return Handles([layer.owner.register_forward_pre_hook(hook(layer)) for layer in layers])
+    return Handles([layer.module.register_forward_pre_hook(hook(layer)) for layer in layers])

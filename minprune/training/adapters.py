@@ -21,41 +21,42 @@ class LowRank(nn.Module):
     as N(0, 1 / columns): the model is at first what it was.
     """
 
-    gone: Tensor
+    pruned_mask: Tensor
 
-    def __init__(self, gone: Tensor, dtype: torch.dtype, rank: int, alpha: float, generator: torch.Generator):
+    def __init__(self, pruned_mask: Tensor, dtype: torch.dtype, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
-        rows, columns = gone.shape
+        rows, columns = pruned_mask.shape
         down = torch.randn(rank, columns, generator=generator) / columns**0.5
-        self.down = nn.Parameter(down.to(gone.device, dtype))
-        self.up = nn.Parameter(torch.zeros(rows, rank, dtype=dtype, device=gone.device))
-        self.register_buffer("gone", gone)
+        self.down = nn.Parameter(down.to(pruned_mask.device, dtype))
+        self.up = nn.Parameter(torch.zeros(rows, rank, dtype=dtype, device=pruned_mask.device))
+        self.register_buffer("gone", pruned_mask)
         self.scale = alpha / rank
 
     def forward(self, W: Tensor) -> Tensor:
         """W (rows, columns) -> the same with its adapter and with zeros."""
         with torch.autocast(W.device.type, enabled=False):  # a weight keeps its type, and the merged one is the trained
-            return torch.addmm(W, self.up, self.down, alpha=self.scale).masked_fill(self.gone, 0)
+            return torch.addmm(W, self.up, self.down, alpha=self.scale).masked_fill(self.pruned_mask, 0)
 
 
 def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 16.0, seed: int = 0) -> list[Tensor]:
     """Freeze the model and put an adapter under each mask; returns the parameters to train.
 
-    `minprune.training.masks.make_permanent(masks)` merges them. Raises `PruneError` for experts that share one
+    `minprune.training.masks.remove_parametrizations(masks)` merges them. Raises `PruneError` for experts that share one
     parameter, and for a rank that is not positive or above what a matrix can have.
     """
     if rank < 1:
         raise PruneError(f"rank {rank} is not positive: 8 is a usual choice")
     places = stored_masks(masks)
-    if stack := next((name for (_, name), gone in places.items() if gone.ndim != 2), None):
+    if stack := next((name for (_, name), pruned_mask in places.items() if pruned_mask.ndim != 2), None):
         raise PruneError(f"{stack} holds several experts in one parameter: train this model without adapters")
-    if least := min((min(gone.shape) for gone in places.values() if rank > min(gone.shape)), default=None):
+    ranks = [min(pruned_mask.shape) for pruned_mask in places.values()]
+    if (least := min(ranks, default=rank)) < rank:
         raise PruneError(f"rank {rank} is above the rank {least} that a matrix here can have at all: use less")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     trained: list[Tensor] = []
-    for (owner, name), gone in places.items():
-        adapter = LowRank(gone, getattr(owner, name).dtype, rank, alpha, generator)
+    for (owner, name), pruned_mask in places.items():
+        adapter = LowRank(pruned_mask, getattr(owner, name).dtype, rank, alpha, generator)
         parametrize.register_parametrization(owner, name, adapter)
         trained += [adapter.up, adapter.down]
     return trained

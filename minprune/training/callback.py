@@ -25,15 +25,16 @@ class KeepZeros(TrainerCallback):
         """Set the zeros, and mask all gradients from here on. `PruneError`: the masks are not of this model."""
         check_owned(self.masks, kwargs["model"].parameters(), "the model has not got")
         self.on_train_end(args, state, control)  # a run that was interrupted has not removed its hooks
-        self._places = [(getattr(owner, name), gone) for (owner, name), gone in stored_masks(self.masks).items()]
+        stored = stored_masks(self.masks).items()
+        self._places = [(getattr(owner, name), pruned_mask) for (owner, name), pruned_mask in stored]
         self.on_optimizer_step(args, state, control)
         self._gradients = mask_gradients(self.masks)
 
     @torch.no_grad()
     def on_optimizer_step(self, args, state, control, **kwargs):
         """The optimizer has moved the weights, what it remembers included: set the zeros again."""
-        for weight, gone in self._places:
-            weight.masked_fill_(gone, 0)
+        for weight, pruned_mask in self._places:
+            weight.masked_fill_(pruned_mask, 0)
         torch.clear_autocast_cache()
 
     def on_train_end(self, args, state, control, **kwargs):

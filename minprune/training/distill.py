@@ -41,30 +41,30 @@ class Distillation:
         """The loss on tokens (windows, length): a scalar, in nats but for the hidden part."""
         states = self.hidden > 0
         with torch.no_grad():
-            taught = self.teacher(input_ids=tokens, use_cache=False, output_hidden_states=states)
-        learnt = student(input_ids=tokens, use_cache=False, output_hidden_states=states)
-        _check_alike(learnt, taught, states)
+            teacher_out = self.teacher(input_ids=tokens, use_cache=False, output_hidden_states=states)
+        student_out = student(input_ids=tokens, use_cache=False, output_hidden_states=states)
+        _check_alike(student_out, teacher_out, states)
         T, loss = self.temperature, torch.zeros((), device=tokens.device)
         if self.share:
-            p, q = (log_softmax(out.logits.flatten(0, 1).float() / T, dim=-1) for out in (taught, learnt))
+            p, q = (log_softmax(out.logits.flatten(0, 1).float() / T, dim=-1) for out in (teacher_out, student_out))
             loss = loss + self.share * T**2 * kl_div(q, p, reduction="batchmean", log_target=True)
         if self.share < 1:
-            loss = loss + (1 - self.share) * next_token_loss(learnt.logits, tokens)
+            loss = loss + (1 - self.share) * next_token_loss(student_out.logits, tokens)
         if states:
-            pairs = zip(learnt.hidden_states, taught.hidden_states, strict=True)
-            apart = torch.stack([(h - g).square().sum() / g.square().sum() for h, g in pairs])  # (layers + 1,)
-            loss = loss + self.hidden * apart.mean()
+            pairs = zip(student_out.hidden_states, teacher_out.hidden_states, strict=True)
+            hidden_loss = torch.stack([(h - g).square().sum() / g.square().sum() for h, g in pairs])  # (layers + 1,)
+            loss = loss + self.hidden * hidden_loss.mean()
         return loss
 
 
-def _check_alike(learnt, taught, states: bool) -> None:
+def _check_alike(student_out, teacher_out, states: bool) -> None:
     """Raise `PruneError` if a teacher's predictions or hidden states cannot be compared with the student's."""
-    if learnt.logits.shape[-1] != taught.logits.shape[-1]:
+    if student_out.logits.shape[-1] != teacher_out.logits.shape[-1]:
         raise PruneError(
-            f"the student predicts {learnt.logits.shape[-1]} tokens and the teacher {taught.logits.shape[-1]}: take "
+            f"the student predicts {student_out.logits.shape[-1]} tokens and the teacher {teacher_out.logits.shape[-1]}: take "
             "the dense model that the student was made from"
         )
-    if states and [h.shape for h in learnt.hidden_states] != [h.shape for h in taught.hidden_states]:
+    if states and [h.shape for h in student_out.hidden_states] != [h.shape for h in teacher_out.hidden_states]:
         raise PruneError("the teacher is not as deep and wide as the student: leave hidden states out (hidden=0)")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
-from minprune.training.masks import Masks, set_zeros, smallest_go, sparsity_of
+from minprune.training.masks import Masks, magnitude_masks, set_zeros, sparsity_of
 
 Train = Callable[[nn.Module, Masks, int, int], None]
 """train(network, masks, start, stop): take the steps start, ..., stop - 1 in place and keep the masks' zeros."""
@@ -80,7 +80,7 @@ def find_tickets(
     tickets = [Ticket(0, masks, 0.0, cost, measure(network))]
     for number, sparsity in enumerate(sparsities, 1):
         weights = {layer: layer.weight for layer in layers}
-        masks = smallest_go(weights, Unstructured(sparsity), scope, alive=masks)
+        masks = magnitude_masks(weights, Unstructured(sparsity), scope, alive=masks)
         if rewind is not None:
             network.load_state_dict(origin)
         set_zeros(masks)

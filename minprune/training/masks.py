@@ -1,10 +1,10 @@
 """The zeros of a whole network as masks, and three ways to keep them while it learns. Chapters 16 to 18.
 
     masks = masks_of(find_layers(model))                     # what is zero now stays zero
-    with keeping(masks, optimizer):                          # 1: around any training loop
+    with maintain_sparsity(masks, optimizer):                # 1: around any training loop
         ...
     Trainer(..., callbacks=[KeepZeros(masks)])               # 2: callback.py
-    parametrise(masks); ...; make_permanent(masks)           # 3: the mask becomes a part of the weight
+    parametrise(masks); ...; remove_parametrizations(masks)  # 3: the mask becomes a part of the weight
 
 All three mask the gradients, too, before anything adds them up: else the gradients of weights that do not exist would
 count in the norm by which gradients are clipped. So all three learn the same numbers, bit for bit if that norm is
@@ -44,7 +44,7 @@ def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def smallest_go(
+def magnitude_masks(
     weights: Mapping[Layer, Tensor], pattern: str | Pattern, scope: str = "layer", alive: Masks | None = None
 ) -> dict[Layer, Tensor]:
     """Masks by magnitude: of each layer by the pattern, or with scope="global" by one threshold over all layers.
@@ -82,29 +82,29 @@ def stored_masks(masks: Masks) -> dict[tuple[nn.Module, str], Tensor]:
     found: dict[tuple[nn.Module, str], Tensor] = {}
     for layer, keep in masks.items():
         stored = original(layer)
-        if keep.shape != layer.matrix(stored).shape or keep.dtype != torch.bool:
+        if keep.shape != layer.view_as_2d(stored).shape or keep.dtype != torch.bool:
             raise PruneError(
                 f"{layer.name}: its mask is {keep.dtype} {tuple(keep.shape)}, its weight is "
-                f"{tuple(layer.matrix(stored).shape)}: a mask is bool and as large as the weight"
+                f"{tuple(layer.view_as_2d(stored).shape)}: a mask is bool and as large as the weight"
             )
-        gone = found.setdefault((layer.owner, layer.parameter), torch.zeros_like(stored, dtype=torch.bool))
-        layer.matrix(gone).copy_(~keep)
+        pruned_mask = found.setdefault((layer.module, layer.parameter), torch.zeros_like(stored, dtype=torch.bool))
+        layer.view_as_2d(pruned_mask).copy_(~keep)
     return found
 
 
 def original(layer: Layer) -> Tensor:
     """The parameter that an optimizer sees, also of a layer that is parametrised."""
-    if parametrize.is_parametrized(layer.owner, layer.parameter):
-        return getattr(layer.owner.parametrizations, layer.parameter).original
-    return getattr(layer.owner, layer.parameter)
+    if parametrize.is_parametrized(layer.module, layer.parameter):
+        return getattr(layer.module.parametrizations, layer.parameter).original
+    return getattr(layer.module, layer.parameter)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def set_zeros(masks: Masks) -> None:
     """Set to zero what the masks do not keep: +0.0, whatever was there, NaN included."""
-    for (owner, name), gone in stored_masks(masks).items():
-        getattr(owner, name).masked_fill_(gone, 0)
+    for (owner, name), pruned_mask in stored_masks(masks).items():
+        getattr(owner, name).masked_fill_(pruned_mask, 0)
     torch.clear_autocast_cache()  # a caller's autocast may remember other weights in its own type
 
 
@@ -112,7 +112,7 @@ def check_owned(masks: Masks, parameters: Iterable[Tensor], place: str) -> None:
     """Raise `PruneError` if a mask belongs to none of these parameters, say to those of the model that was copied."""
     known = {id(parameter) for parameter in parameters}
     for layer in masks:
-        if id(getattr(layer.owner, layer.parameter)) not in known:
+        if id(getattr(layer.module, layer.parameter)) not in known:
             raise PruneError(
                 f"{layer.name}: its mask belongs to a weight that {place}, so that its zeros would be lost: take the "
                 "masks of the very model that is trained"
@@ -120,23 +120,23 @@ def check_owned(masks: Masks, parameters: Iterable[Tensor], place: str) -> None:
 
 
 @contextmanager
-def keeping(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def maintain_sparsity(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Keep the zeros in any training loop: gradients are masked as they arrive, weights after each optimizer step.
 
     Masked gradients alone would do only for an optimizer that has never seen the pruned weights move: what it
     remembers of them, as momentum, goes on moving them. Raises `PruneError` if the optimizer has not got a weight that
     could learn.
     """
-    learning = {layer: keep for layer, keep in masks.items() if getattr(layer.owner, layer.parameter).requires_grad}
+    learning = {layer: keep for layer, keep in masks.items() if getattr(layer.module, layer.parameter).requires_grad}
     known = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     check_owned(learning, known, "the optimizer has not got")
-    places = [(getattr(owner, name), gone) for (owner, name), gone in stored_masks(masks).items()]
+    places = [(getattr(owner, name), pruned_mask) for (owner, name), pruned_mask in stored_masks(masks).items()]
     set_zeros(masks)
 
     @torch.no_grad()
     def after_step(*_) -> None:
-        for parameter, gone in places:
-            parameter.masked_fill_(gone, 0)
+        for parameter, pruned_mask in places:
+            parameter.masked_fill_(pruned_mask, 0)
         torch.clear_autocast_cache()  # in which the caller's optimizer step has left the weights before it
 
     handles = Handles([mask_gradients(masks), optimizer.register_step_post_hook(after_step)])
@@ -161,17 +161,17 @@ class Handles:
 def mask_gradients(masks: Masks) -> Handles:
     """From now on the gradients of pruned weights are zero as soon as they are there; returns what ends that."""
 
-    def masking(gone: Tensor):
+    def masking(pruned_mask: Tensor):
         def after_accumulation(parameter: Tensor) -> None:
             assert parameter.grad is not None  # torch calls this when there is one
-            parameter.grad.masked_fill_(gone, 0)
+            parameter.grad.masked_fill_(pruned_mask, 0)
 
         return after_accumulation
 
     return Handles(
         [
-            getattr(owner, name).register_post_accumulate_grad_hook(masking(gone))
-            for (owner, name), gone in stored_masks(masks).items()
+            getattr(owner, name).register_post_accumulate_grad_hook(masking(pruned_mask))
+            for (owner, name), pruned_mask in stored_masks(masks).items()
             if getattr(owner, name).requires_grad
         ]
     )
@@ -184,24 +184,26 @@ class Masked(nn.Module):
     behind the mask. Otherwise their gradient is zero and they stay where they were, up to weight decay and momentum.
     """
 
-    gone: Tensor
+    pruned_mask: Tensor
 
-    def __init__(self, gone: Tensor, straight_through: bool = False):
+    def __init__(self, pruned_mask: Tensor, straight_through: bool = False):
         super().__init__()
-        self.register_buffer("gone", gone)
+        self.register_buffer("pruned_mask", pruned_mask)
         self.straight_through = straight_through
 
     def forward(self, W: Tensor) -> Tensor:
         """W of the parameter's shape -> the same with zeros."""
-        return _StraightThrough.apply(W, self.gone) if self.straight_through else W.masked_fill(self.gone, 0)
+        if self.straight_through:
+            return _StraightThrough.apply(W, self.pruned_mask)
+        return W.masked_fill(self.pruned_mask, 0)
 
 
 class _StraightThrough(torch.autograd.Function):
     """Masks forwards, and does nothing to the gradient backwards."""
 
     @staticmethod
-    def forward(ctx, W: Tensor, gone: Tensor) -> Tensor:
-        return W.masked_fill(gone, 0)
+    def forward(ctx, W: Tensor, pruned_mask: Tensor) -> Tensor:
+        return W.masked_fill(pruned_mask, 0)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -212,19 +214,19 @@ class _StraightThrough(torch.autograd.Function):
 def parametrise(masks: Masks, straight_through: bool = False) -> None:
     """Make each mask a part of its weight: whatever an optimizer does to the numbers behind it, the zeros are zero.
 
-    Until `make_permanent`, `Layer.weight` is a copy, and the parameters have other names: do not save the model. Raises
-    `PruneError` for a weight that has a mask already: `Gradual` would move one of the two only.
+    Until `remove_parametrizations`, `Layer.weight` is a copy, and the parameters have other names: do not save the
+    model. Raises `PruneError` for a weight that has a mask already: `Gradual` would move one of the two only.
     """
     places = stored_masks(masks)
     for layer in masks:
-        if parametrize.is_parametrized(layer.owner, layer.parameter):
+        if parametrize.is_parametrized(layer.module, layer.parameter):
             raise PruneError(f"{layer.name} has a mask already: make that one permanent first, or build the model anew")
-    for (owner, name), gone in places.items():
-        parametrize.register_parametrization(owner, name, Masked(gone, straight_through))
+    for (owner, name), pruned_mask in places.items():
+        parametrize.register_parametrization(owner, name, Masked(pruned_mask, straight_through))
 
 
 @torch.inference_mode(False)
-def make_permanent(masks: Masks) -> None:
+def remove_parametrizations(masks: Masks) -> None:
     """Replace the parametrised weights by what they come to, so that the model is an ordinary one again."""
     for owner, name in stored_masks(masks):
         with torch.no_grad():

@@ -28,13 +28,13 @@ from minprune.models.checks import sparse_layers
 from minprune.models.layers import check_windows
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
-from minprune.training.masks import Masks, check_owned, keeping, make_permanent, masks_of
+from minprune.training.masks import Masks, check_owned, maintain_sparsity, masks_of, remove_parametrizations
 from minprune.training.state import fits, load_state, save_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WAYS = ("full", "adapters")
+MODES = ("full", "adapters")
 ADAPTERS_LR = 3e-3  # it and `Recipe.lr` were best for a SmolLM2 of 60 % zeros: book/results/recovery.json
 
 
@@ -43,7 +43,7 @@ class Recipe:
     """How a model is trained. steps: optimizer steps of batch_size windows each.
 
     lr: the highest learning rate, reached after `warmup` steps; from there it falls to zero as half a cosine. clip:
-    the largest norm of all gradients together. way: "full" trains every weight that is not pruned, "adapters" adapters
+    the largest norm of all gradients together. mode: "full" trains every weight that is not pruned, "adapters" adapters
     of rank `rank` under the masks. evaluate: steps between two measurements of the perplexity, besides first and last.
     bfloat16: matrix products of steps and measurements in that type, at about half the time where a processor has
     instructions for it; weights, their gradients and what the optimizer remembers stay in float32.
@@ -56,15 +56,15 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float = 1.0
     seed: int = 0
-    way: str = "full"
+    mode: str = "full"
     rank: int = 8
     alpha: float = 16.0
     evaluate: int = 50
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
-        if self.way not in WAYS:
-            raise PruneError(f"unknown way {self.way!r} to train: use one of {', '.join(WAYS)}")
+        if self.mode not in MODES:
+            raise PruneError(f"unknown mode {self.mode!r} to train: use one of {', '.join(MODES)}")
         least = {"steps": 1, "batch_size": 1, "evaluate": 1, "warmup": 0, "weight_decay": 0}
         for name, low in least.items():
             if not getattr(self, name) >= low:
@@ -140,16 +140,16 @@ def recover(
     with ExitStack() as after:
         after.callback(_restore, model, was_training, learnable)
         after.enter_context(torch.autocast(model.device.type, enabled=False))  # a caller's would round in backward()
-        if recipe.way == "adapters":
+        if recipe.mode == "adapters":
             trained = add_adapters(model, masks, recipe.rank, recipe.alpha, recipe.seed)
-            after.callback(make_permanent, masks)
+            after.callback(remove_parametrizations, masks)
         else:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
             raise PruneError("nothing can be trained: all weights are frozen, or no mask is there for adapters")
         run = _Run(model, recipe, trained, test or {}, teacher or language_loss)
-        if recipe.way == "full":
-            after.enter_context(keeping(masks, run.optimizer))
+        if recipe.mode == "full":
+            after.enter_context(maintain_sparsity(masks, run.optimizer))
         run.begin(saved)
         for step in tqdm(range(run.step, recipe.steps), "training", disable=None if progress else True, leave=False):
             run.learn(tokens[recipe.windows(step, len(tokens))])

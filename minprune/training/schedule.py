@@ -15,7 +15,7 @@ from torch import Tensor
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
-from minprune.training.masks import Masked, make_permanent, original, parametrise, smallest_go
+from minprune.training.masks import Masked, magnitude_masks, original, parametrise, remove_parametrizations
 
 EXPONENTS = {"one-shot": 0, "linear": 1, "cubic": 3}
 
@@ -71,7 +71,7 @@ class Gradual:
     pruned too early comes back when others have become smaller. revive=False is the common bug, kept to compare: it
     ranks what the network uses, where everything pruned is zero, the smallest there is, and stays pruned for ever.
     straight_through: pruned weights go on learning, see `Masked`; without it they wait as they are. scope: see
-    `smallest_go`. Make the optimizer after this object: it moves the dense weights.
+    `magnitude_masks`. Make the optimizer after this object: it moves the dense weights.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Gradual:
             return False
         ranked = {layer: self._dense(layer) if self.revive else layer.weight for layer in self.masks}
         self.sparsity = self.schedule.sparsity(step)
-        chosen = smallest_go(ranked, Unstructured(self.sparsity), self.scope)
+        chosen = magnitude_masks(ranked, Unstructured(self.sparsity), self.scope)
         self.returned += sum(int((keep & ~self.masks[layer]).sum()) for layer, keep in chosen.items())
         self.masks = chosen
         for layer, keep in chosen.items():
-            masked = getattr(layer.owner.parametrizations, layer.parameter)[0]
+            masked = getattr(layer.module.parametrizations, layer.parameter)[0]
             assert isinstance(masked, Masked)
-            layer.matrix(masked.gone).copy_(~keep)
+            layer.view_as_2d(masked.pruned_mask).copy_(~keep)
         return True
 
     def finish(self) -> dict[Layer, Tensor]:
@@ -117,9 +117,9 @@ class Gradual:
                 f"the masks are at {self.sparsity:.1%}, the schedule ends at {schedule.final:.1%}: the update before "
                 f"step {last} was never made; call update({last}), after the last training step if need be"
             )
-        make_permanent(self.masks)
+        remove_parametrizations(self.masks)
         return self.masks
 
     @staticmethod
     def _dense(layer: Layer) -> Tensor:
-        return layer.matrix(original(layer).data)
+        return layer.view_as_2d(original(layer).data)

@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from tiny import tiny_model
 
 import minprune as mp
-from minprune.allocation.budget import group_layers, scaled, shifted, sizes_of, table_of
+from minprune.allocation.budget import group_layers, project_by_scale, project_by_shift, sizes_of, table_of
 
 SETTINGS = settings(derandomize=True, max_examples=200, deadline=None)
 GROUP = st.tuples(st.floats(-2, 2), st.integers(1, 10**7))
@@ -21,8 +21,8 @@ def test_the_average_is_exact_after_clamping_and_weighted_by_parameters(groups, 
     low, high = sorted((a, b))
     average = low + place * (high - low)
     for found in (
-        shifted(wanted, sizes, average, low, high),
-        scaled(np.exp(wanted), sizes, average, low, high),
+        project_by_shift(wanted, sizes, average, low, high),
+        project_by_scale(np.exp(wanted), sizes, average, low, high),
     ):
         assert found @ sizes / sizes.sum() == pytest.approx(average, abs=1e-9)
         assert (found >= low).all() and (found <= high).all()
@@ -33,7 +33,7 @@ def test_the_average_is_exact_after_clamping_and_weighted_by_parameters(groups, 
 def test_a_shift_is_the_nearest_table_that_keeps_to_the_budget(seed):
     rng = np.random.default_rng(seed)
     wanted, sizes, average = rng.uniform(-0.3, 1.3, 6), rng.uniform(1, 5, 6), 0.6
-    found = shifted(wanted, sizes, average, 0.1, 0.9)
+    found = project_by_shift(wanted, sizes, average, 0.1, 0.9)
     best = minimize(
         lambda s: sizes @ (s - wanted) ** 2,
         np.full(6, average),
@@ -46,7 +46,7 @@ def test_a_shift_is_the_nearest_table_that_keeps_to_the_budget(seed):
 
 
 def test_a_scale_keeps_the_ratios_of_all_that_no_bound_holds():
-    found = scaled(np.array([1.0, 2.0, 3.0, 100.0]), np.array([4.0, 3.0, 2.0, 1.0]), 0.4, 0.0, 0.9)
+    found = project_by_scale(np.array([1.0, 2.0, 3.0, 100.0]), np.array([4.0, 3.0, 2.0, 1.0]), 0.4, 0.0, 0.9)
     assert found[3] == 0.9
     np.testing.assert_allclose(found[:3] / found[0], [1, 2, 3], rtol=1e-12)
 
@@ -54,7 +54,7 @@ def test_a_scale_keeps_the_ratios_of_all_that_no_bound_holds():
 @pytest.mark.parametrize("average", [0.2, 0.95])
 def test_an_average_outside_the_bounds_is_refused(average):
     with pytest.raises(mp.PruneError, match=r"0\.3\.\.0\.9"):
-        shifted(np.array([0.1, 0.2]), np.array([1.0, 1.0]), average, 0.3, 0.9)
+        project_by_shift(np.array([0.1, 0.2]), np.array([1.0, 1.0]), average, 0.3, 0.9)
 
 
 @pytest.mark.parametrize(

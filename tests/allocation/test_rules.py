@@ -15,7 +15,7 @@ from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
 from minprune.allocation import rules
-from minprune.allocation.budget import group_layers, shifted, sizes_of
+from minprune.allocation.budget import group_layers, project_by_shift, sizes_of
 from minprune.allocation.sensitivity import sensitivity
 from minprune.cli.main import main
 
@@ -98,7 +98,7 @@ def test_the_ramp_is_the_one_that_costs_least_on_windows_that_took_no_part():
     slopes, sizes = (-0.4, 0.0, 0.2, 0.6), sizes_of(group_layers(layers))
     costs, tables = [], []
     for slope in slopes:
-        by_block = shifted(slope * np.linspace(-0.5, 0.5, 4), sizes, 0.5)
+        by_block = project_by_shift(slope * np.linspace(-0.5, 0.5, 4), sizes, 0.5)
         tables.append({layer.name: by_block[int(layer.name.split(".")[2])] for layer in layers})
         costs.append(divergence(DEEP, pruned_by_hand(DEEP, tables[-1], CALIB[:-2]), CALIB[-2:]))
     assert rules.ramp(DEEP, layers, CALIB, "50%", slopes=slopes) == tables[int(np.argmin(costs))]

@@ -28,7 +28,7 @@ def inputs(model, layers, windows):
     """layer name -> what the layer reads, (tokens, d_in), from plain hooks."""
     seen = {}
     handles = [
-        layer.owner.register_forward_hook(
+        layer.module.register_forward_hook(
             lambda module, args, out, name=layer.name: seen.update(
                 {name: args[0].detach().reshape(-1, args[0].shape[-1])}
             )

@@ -163,7 +163,7 @@ def test_generate_prints_the_prompt_and_the_continuation(run, tiny_folder):
     assert (code, err, out) == (0, "", f"the moon{mp.generate(model, tokenizer, 'the moon', tokens=5)}\n")
 
 
-def test_info_groups_the_layers_of_the_embedded_model(run):
+def test_info_groups_the_layers_of_the_bundled_model(run):
     code, out, err = run("info", "smollm2")
     assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 80
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip().startswith("model.")}
@@ -515,16 +515,16 @@ def test_the_asset_cannot_be_had_without_a_network(run, monkeypatch, tmp_path_fa
 
 def fail_in_block(number, error, monkeypatch):
     """Let the pruning of that block fail."""
-    from minprune.pipeline.staged import Walk
+    from minprune.pipeline.staged import BlockwiseForward
 
-    real = Walk.prune
+    real = BlockwiseForward.prune
 
     def prune(walk, index, *rest):
         if index == number:
             raise error
         return real(walk, index, *rest)
 
-    monkeypatch.setattr(Walk, "prune", prune)
+    monkeypatch.setattr(BlockwiseForward, "prune", prune)
 
 
 @pytest.mark.parametrize("block", [0, 1])
@@ -584,9 +584,10 @@ def test_the_perplexities_before_and_after_are_measured_and_said(prune, tiny_fol
 SLOW_SECOND_BLOCK = """
 import sys, time
 from minprune.cli.main import main
-from minprune.pipeline.staged import Walk
-real = Walk.prune
-Walk.prune = lambda walk, index, *rest: (real if index == 0 else lambda *_: time.sleep(60))(walk, index, *rest)
+from minprune.pipeline.staged import BlockwiseForward
+real = BlockwiseForward.prune
+sleep = lambda *_: time.sleep(60)
+BlockwiseForward.prune = lambda walk, index, *rest: (real if index == 0 else sleep)(walk, index, *rest)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -113,7 +113,7 @@ def test_adapters_and_a_teacher(recover, tiny_folder):
     code, _, err = recover("--adapters", 2, "--teacher", tiny_folder, "--hidden", 0.5)
     assert (code, err) == (0, "")
     record = json.loads(Path("out/minprune.json").read_text())
-    assert record["options"]["way"] == "adapters" and record["options"]["rank"] == 2
+    assert record["options"]["mode"] == "adapters" and record["options"]["rank"] == 2
     assert record["options"]["teacher"] == str(tiny_folder) and record["sparsity"] == 0.5
     taught = [record["options"][name] for name in ("share", "temperature", "hidden")]
     assert taught == [1.0, 1.0, 0.5]

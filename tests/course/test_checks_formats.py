@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from variants import both, cases, pairs
 
 from minprune import checks
-from minprune.formats import CSR, NMGroups
+from minprune.formats import CSR, NMPacked
 
 
 @pytest.mark.parametrize("case", cases(checks.to_csr))
@@ -22,7 +22,7 @@ def test_to_csr_is_the_package(case):
 def test_pack_2_4_is_the_package(case):
     W, keep = case.args
     values, codes = checks.pack_2_4.reference(W, keep)
-    stored = NMGroups.from_dense(W * keep, keep)
+    stored = NMPacked.from_dense(W * keep, keep)
     assert torch.equal(values, stored.values) and torch.equal(codes, stored.codes)
 
 

@@ -223,7 +223,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / ".cache" / "minprune"
 
 
-def test_the_embedded_files_are_what_they_were(monkeypatch):
+def test_the_bundled_files_are_what_they_were(monkeypatch):
     monkeypatch.delenv("MINPRUNE_CACHE")
     for name in ("smollm2", "wikipedia", "news"):
         assert hashlib.sha256(fetch(name).read_bytes()).hexdigest() == assets.ASSETS[name].sha256

@@ -115,7 +115,7 @@ def test_wikipedia_is_prose_without_markup():
         assert text.count(markup) < 10, markup  # the dump has some broken markup of its own
 
 
-def test_windows_of_the_embedded_text_come_from_its_split(tiny_folder):
+def test_windows_of_the_bundled_text_come_from_its_split(tiny_folder):
     tokenizer = mp.load_model(tiny_folder)[1]
     text = mp.load_text("news", split="test")
     windows = mp.load_tokens(tokenizer, "news", split="test", samples=3, length=64, seed=0)

@@ -32,15 +32,15 @@ def test_log_likelihood_is_the_sum_over_tokens_one_at_a_time(pair, batch_size):
     for (context, rest), (value, greedy) in zip(REQUESTS, found, strict=True):
         before = tokenizer(context)["input_ids"] if context else [tokenizer.bos_token_id]
         after = tokenizer(rest)["input_ids"]
-        total, likeliest = 0.0, []
+        total, top1 = 0.0, []
         for token in after:
             with torch.no_grad():
                 probabilities = model(torch.tensor([before])).logits[0, -1].double().softmax(-1)
             total += math.log(probabilities[token])
-            likeliest.append(int(probabilities.argmax()))
+            top1.append(int(probabilities.argmax()))
             before = [*before, token]
         assert value == pytest.approx(total, rel=1e-5)
-        assert greedy == (likeliest == after)
+        assert greedy == (top1 == after)
 
 
 PARAGRAPHS = [

@@ -7,7 +7,7 @@ import torch
 from tiny import VOCABULARY, tiny_model, tiny_tokens
 
 import minprune as mp
-from minprune.evaluation.perplexity import token_nats
+from minprune.evaluation.perplexity import token_nll
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
@@ -98,7 +98,7 @@ def test_bfloat16_logits_are_evaluated_in_float32(family):
 
 def test_token_nats_are_the_losses_that_transformers_gives_for_each_target_alone():
     model, tokens = tiny_model("llama"), tiny_tokens(2, 6)
-    nats = token_nats(model, tokens)
+    nats = token_nll(model, tokens)
     assert nats.shape == (2, 5)
     for window in range(2):
         for position in range(1, 6):

@@ -382,7 +382,7 @@ def test_an_export_is_only_overwritten_when_asked(pruned, capsys):
     assert main(["export", "pruned", "--overwrite"]) == 0
 
 
-# the embedded model -----------------------------------------------------------------------------------------------
+# the bundled model -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

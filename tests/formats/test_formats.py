@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from minprune import NM, PruneError
-from minprune.formats import CSC, CSR, FORMATS, Bitmask, BlockRows, NMGroups, predicted_bytes, sizes, store
+from minprune.formats import BSR, CSC, CSR, FORMATS, Bitmask, NMPacked, predicted_bytes, sizes, store
 from minprune.formats.stored import pack, packed_bytes, unpack
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8]
@@ -172,7 +172,7 @@ def test_blocks_are_those_of_scipy_and_torch():
     W = normal(48, 64)
     W[:16, 16:48] = 0
     W[32:, :32] = 0
-    stored, other = BlockRows.from_dense(W, size=16), scipy.sparse.bsr_array(W.numpy(), blocksize=(16, 16))
+    stored, other = BSR.from_dense(W, size=16), scipy.sparse.bsr_array(W.numpy(), blocksize=(16, 16))
     in_torch = W.to_sparse_bsr((16, 16))
     assert torch.equal(stored.values, in_torch.values()) and np.array_equal(stored.values.numpy(), other.data)
     assert stored.indices.tolist() == in_torch.col_indices().tolist() == other.indices.tolist()
@@ -201,7 +201,7 @@ def test_2_4_is_the_layout_of_sparse_tensor_cores():
     theirs = pytest.importorskip("torch.sparse._semi_structured_conversions")
     W = normal(64, 128, 1, dtype=torch.float16)
     W = W * NM(2, 4).keep(W.abs().float())
-    stored = NMGroups.from_dense(W)
+    stored = NMPacked.from_dense(W)
     values, in_order = theirs.sparse_semi_structured_from_dense_cutlass(W)
     assert torch.equal(values, stored.values)
     mine = stored.codes.view(torch.int16)  # (64, 8): four groups in each
@@ -213,7 +213,7 @@ def test_2_4_is_the_layout_of_sparse_tensor_cores():
 
 def test_a_group_that_is_not_full_is_filled_with_zeros_in_ascending_places():
     W = torch.tensor([[0, 0, 0, 5.0], [0, 6.0, 0, 0], [0, 0, 0, 0], [7.0, 0, 8.0, 0]])
-    stored = NMGroups.from_dense(W)
+    stored = NMPacked.from_dense(W)
     assert stored.places().squeeze(1).tolist() == [[0, 3], [0, 1], [0, 1], [0, 2]]
     assert stored.values.tolist() == [[0, 5], [0, 6], [0, 0], [7, 8]]
     assert stored.codes.flatten().tolist() == [0 | 3 << 2, 0 | 1 << 2, 0 | 1 << 2, 0 | 2 << 2]
@@ -234,11 +234,11 @@ def test_the_formulas_are_the_bytes(value_bytes):
         found = measured(CSR.from_dense(W, index=index, pointer=pointer))
         assert found == pytest.approx(sizes.csr_bits(s, b, i, 1024, p) + last, rel=1e-12)
     assert measured(Bitmask.from_dense(W)) == pytest.approx(sizes.bitmask_bits(s, b), rel=1e-12)
-    assert measured(NMGroups.from_dense(W, n=3, m=8)) == pytest.approx(sizes.nm_bits(3, 8, b), rel=1e-12)
+    assert measured(NMPacked.from_dense(W, n=3, m=8)) == pytest.approx(sizes.nm_bits(3, 8, b), rel=1e-12)
     assert sizes.entropy_bits(s, b) < sizes.bitmask_bits(s, b)
     half = W.clone()
     half.view(8, 8, 128, 8)[::2] = 0
-    blocks = measured(BlockRows.from_dense(half, size=8))
+    blocks = measured(BSR.from_dense(half, size=8))
     assert blocks == pytest.approx(sizes.block_bits(0.5, b, 8, 8, 1024, 16) + 16 / W.numel(), rel=1e-12)
 
 
@@ -291,13 +291,13 @@ WRONG = {
         lambda: Bitmask.from_dense(torch.full((1, 8), torch.nan), torch.zeros(1, 8).bool()),
         "8 weights",
     ),
-    "not 2:4": (lambda: NMGroups.from_dense(torch.tensor([[1.0, 1, 0, 0, 1, 1, 1, 0]])), "row 0, inputs 4 to 7"),
-    "no groups": (lambda: NMGroups.from_dense(torch.ones(2, 6)), "6 inputs"),
-    "no blocks": (lambda: BlockRows.from_dense(torch.ones(2, 6), size=4), "do not divide 2 x 6"),
+    "not 2:4": (lambda: NMPacked.from_dense(torch.tensor([[1.0, 1, 0, 0, 1, 1, 1, 0]])), "row 0, inputs 4 to 7"),
+    "no groups": (lambda: NMPacked.from_dense(torch.ones(2, 6)), "6 inputs"),
+    "no blocks": (lambda: BSR.from_dense(torch.ones(2, 6), size=4), "do not divide 2 x 6"),
     "unknown": (lambda: store(torch.ones(2, 2), "zip"), "unknown format 'zip'"),
     "nm of a dense matrix": (lambda: store(torch.ones(8, 8), "nm"), "use auto"),
     "values that torch does not scatter": (
-        lambda: NMGroups.from_dense(torch.ones(2, 4).to(torch.uint16), n=4),
+        lambda: NMPacked.from_dense(torch.ones(2, 4).to(torch.uint16), n=4),
         "stores values of torch.uint16",
     ),
     "complex values": (lambda: store(torch.ones(2, 4) * 1j), "stores values of torch.complex64"),
@@ -345,16 +345,16 @@ CRAFTED = {
     "a bit behind the end": (Bitmask, lambda s: {"bits": s.bits ^ 128}),
     "values of the mask missing": (Bitmask, lambda s: {"values": s.values[1:]}),
     "bits of another width": (Bitmask, lambda s: {"bits": s.bits.short()}),
-    "block outside": (BlockRows, lambda s: {"indices": s.indices + 9}),
-    "blocks of another size": (BlockRows, lambda s: {"size": 3}),
-    "blocks of size 0": (BlockRows, lambda s: {"size": 0}),
-    "blocks of no whole size": (BlockRows, lambda s: {"size": 4.0}),
-    "a place twice": (NMGroups, lambda s: {"codes": s.codes * 0}),
-    "places descending": (NMGroups, lambda s: {"codes": s.codes * 0 + 0b0001}),
-    "M zero": (NMGroups, lambda s: {"m": 0}),
-    "N larger than M": (NMGroups, lambda s: {"n": 5}),
-    "N of another kind": (NMGroups, lambda s: {"n": "2"}),
-    "another M": (NMGroups, lambda s: {"m": 8}),
+    "block outside": (BSR, lambda s: {"indices": s.indices + 9}),
+    "blocks of another size": (BSR, lambda s: {"size": 3}),
+    "blocks of size 0": (BSR, lambda s: {"size": 0}),
+    "blocks of no whole size": (BSR, lambda s: {"size": 4.0}),
+    "a place twice": (NMPacked, lambda s: {"codes": s.codes * 0}),
+    "places descending": (NMPacked, lambda s: {"codes": s.codes * 0 + 0b0001}),
+    "M zero": (NMPacked, lambda s: {"m": 0}),
+    "N larger than M": (NMPacked, lambda s: {"n": 5}),
+    "N of another kind": (NMPacked, lambda s: {"n": "2"}),
+    "another M": (NMPacked, lambda s: {"m": 8}),
 }
 
 
@@ -362,14 +362,14 @@ CRAFTED = {
 def test_arrays_that_belong_to_no_matrix_are_refused(what):
     form, change = CRAFTED[what]
     W = normal(8, 12, 1) * NM(2, 4).keep(torch.rand(8, 12, generator=torch.Generator().manual_seed(2)))
-    stored = form.from_dense(W, **({"size": 4} if form is BlockRows else {}))
+    stored = form.from_dense(W, **({"size": 4} if form is BSR else {}))
     with pytest.raises(PruneError, match=f"^{form.name}: "):
         replace(stored, **change(stored))
 
 
 def test_a_place_outside_a_group_of_three_is_refused():
     """Two bits can say 3, and a group of three has places 0 to 2."""
-    stored = NMGroups.from_dense(torch.tensor([[0, 1.0, 2.0]]), n=2, m=3)
+    stored = NMPacked.from_dense(torch.tensor([[0, 1.0, 2.0]]), n=2, m=3)
     with pytest.raises(PruneError, match=r"outside 0\.\.2"):
         replace(stored, codes=pack(torch.tensor([[1, 3]]), 2))
 

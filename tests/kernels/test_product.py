@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.csr import CSR
-from minprune.formats.nm import NMGroups
+from minprune.formats.nm import NMPacked
 from minprune.formats.stored import Dense
 from minprune.kernels import build, product
 from minprune.kernels.product import Packed, pack_for_kernel
@@ -70,7 +70,7 @@ def test_two_of_four(level, dtype, tokens):
     W *= (torch.rand(33, 34, 4, generator=draw).argsort(2).argsort(2) < 2).flatten(1)  # two of each four
     W = W.to(dtype)
     X = torch.randn(tokens, 136, generator=draw)
-    got = pack_for_kernel(NMGroups.from_dense(W)).matmul(X)
+    got = pack_for_kernel(NMPacked.from_dense(W)).matmul(X)
     assert torch.allclose(got, (X.double() @ W.double().T).float(), atol=1e-4)
 
 

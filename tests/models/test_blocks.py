@@ -22,7 +22,7 @@ from minprune.models.passes import record_calls
 from minprune.pipeline import staged as stages
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
-from minprune.pipeline.staged import Walk
+from minprune.pipeline.staged import BlockwiseForward
 
 CASES = [*KINDS, *HANDING_ON]
 LEARNERS = [case for case in CASES if case != "in place"]
@@ -33,7 +33,7 @@ def mostly_slow(cases):
     return [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
-LEARNING = Recipe("wanda", reconstruction=Reconstruction(epochs=2, windows=2, bfloat16=False))
+LEARNING = Recipe("wanda", reconstruction=Reconstruction(epochs=2, batch_size=2, bfloat16=False))
 
 
 def made(case, dtype=torch.float64):
@@ -78,7 +78,7 @@ def hooked_inputs(model, block, tokens):
     def see(layer, module, args):
         seen[layer].append(args[0].reshape(-1, args[0].shape[-1]))
 
-    handles = [layer.owner.register_forward_pre_hook(partial(see, layer)) for layer in block]
+    handles = [layer.module.register_forward_pre_hook(partial(see, layer)) for layer in block]
     with torch.no_grad():
         model(tokens)
     for handle in handles:
@@ -150,7 +150,7 @@ def test_reconstruction_learns_from_what_reaches_the_block_in_the_pruned_model(c
     model = made(case)
     prefix, blocks = decoder_blocks(model)
     last = f"{prefix}.{len(blocks) - 1}"
-    one_step = Recipe("wanda", reconstruction=Reconstruction(epochs=1, windows=5, least=0, bfloat16=False))
+    one_step = Recipe("wanda", reconstruction=Reconstruction(epochs=1, batch_size=5, min_sparsity=0, bfloat16=False))
     some = {"include": [f"{prefix}.0.*", f"{last}.*"]}
     trained, report = pruned(model, pattern="50%", recipe=one_step, **some)
     half = copy.deepcopy(trained)  # the trained first block, and the last one as wanda leaves it
@@ -212,13 +212,13 @@ def test_hidden_states_are_known_to_travel_alone_where_they_do(case):
 def test_a_rehearsal_leaves_no_trace(case):
     model = made(case)
     with torch.no_grad():
-        walk, other = (Walk(model, tiny_tokens().split(3)) for _ in range(2))
+        walk, other = (BlockwiseForward(model, tiny_tokens().split(3)) for _ in range(2))
         for index in range(len(walk.blocks)):
             first, again = walk.rehearse(index, 0), walk.rehearse(index, 0)
             assert torch.equal(first, again)
-            found = walk.through(index, keep=True)
+            found = walk.run_block(index, keep=True)
             assert torch.equal(first, found[0])
-            assert all(torch.equal(*pair) for pair in zip(found, other.through(index, keep=True), strict=True))
+            assert all(torch.equal(*pair) for pair in zip(found, other.run_block(index, keep=True), strict=True))
 
 
 @pytest.mark.parametrize("case", QUICK)
@@ -310,7 +310,7 @@ def test_experts_are_pruned_alike_however_few_gram_matrices_are_kept_at_once(kep
 
     def observe(group, layer, X):
         real(group, layer, X)
-        if layer.expert is not None:
+        if layer.expert_index is not None:
             counts.append(len(group.observed))
 
     monkeypatch.setattr(stages, "_EXPERTS_GRAMS", kept)
@@ -340,7 +340,7 @@ def test_a_weight_that_is_used_without_its_module_is_pruned_on_what_it_is_multip
     torch.testing.assert_close(mixer.dt_proj.weight.data, expected, rtol=1e-9, atol=1e-11)
 
 
-WAYS = {
+MODES = {
     "linear": lambda x, w: torch.nn.functional.linear(x, w),
     "linear by name": lambda x, w: torch.nn.functional.linear(input=x, weight=w),
     "weight by name": lambda x, w: torch.nn.functional.linear(x, weight=w),
@@ -361,7 +361,7 @@ class Uncalled(torch.nn.Module):
         self.layer.weight.data = mlp.up_proj.weight.data[:32].clone()
 
     def forward(self, x):
-        return WAYS[self.way](x, self.layer.weight) if self.way else self.layer(x)
+        return MODES[self.way](x, self.layer.weight) if self.way else self.layer(x)
 
 
 def with_use(way, **options):
@@ -372,7 +372,7 @@ def with_use(way, **options):
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", MODES)
 def test_products_with_a_weight_are_seen_in_every_way_they_are_written(way, batch_size):
     found, report = with_use(way, batch_size=batch_size)
     assert [row.note for row in report.layers] == [""] * len(report.layers)
@@ -381,7 +381,7 @@ def test_products_with_a_weight_are_seen_in_every_way_they_are_written(way, batc
 
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_a_weight_whose_use_cannot_be_seen_is_left_dense_with_a_note_that_says_so(batch_size, monkeypatch):
-    monkeypatch.setitem(WAYS, "unseen", lambda x, w: torch.einsum("bti,oi->bto", x, w))
+    monkeypatch.setitem(MODES, "unseen", lambda x, w: torch.einsum("bti,oi->bto", x, w))
     _, report = with_use("unseen", batch_size=batch_size)
     for row in report.layers:
         assert ("used without it" in row.note) == ("mlp" in row.name) == (row.sparsity == 0)
@@ -401,7 +401,7 @@ def test_what_fits_into_memory_goes_through_at_once_and_the_report_says_how_many
         assert pruned(model, "wanda", batch_size=4)[1].batch_size == 4
 
 
-def test_sixty_four_windows_of_the_embedded_model_are_one_batch_on_24_gigabytes(smollm2, monkeypatch):
+def test_sixty_four_windows_of_the_bundled_model_are_one_batch_on_24_gigabytes(smollm2, monkeypatch):
     model, _ = smollm2
     monkeypatch.setattr(memory, "free_memory", lambda device: int(6e9))  # three quarters of them in use
     calib = torch.zeros(64, 512, dtype=torch.long)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import minprune as mp
-from minprune.models.detect import recognise
+from minprune.models.detect import detect_pattern
 
 
 @pytest.mark.parametrize(
@@ -17,17 +17,17 @@ from minprune.models.detect import recognise
 )  # fmt: skip
 def test_each_pattern_is_found_again(pattern, name, generator):
     W = torch.randn(96, 192, generator=generator)
-    assert recognise(mp.METHODS["magnitude"](W, None, mp.pattern(pattern)).weight) == name
+    assert detect_pattern(mp.METHODS["magnitude"](W, None, mp.pattern(pattern)).weight) == name
 
 
 def test_a_kept_weight_may_be_zero(generator):
     W = mp.METHODS["magnitude"](torch.randn(96, 192, generator=generator), None, mp.pattern("2:4")).weight
     kept = W.nonzero()[torch.arange(0, 90, 2)]  # 45 of 9216 kept weights
     W[kept[:, 0], kept[:, 1]] = 0
-    assert recognise(W) == "2:4"
+    assert detect_pattern(W) == "2:4"
 
 
 def test_one_group_with_too_many_weights_is_not_2_of_4(generator):
     W = mp.METHODS["magnitude"](torch.randn(96, 192, generator=generator), None, mp.pattern("2:4")).weight
     W[50, :4] = 1
-    assert recognise(W) == "unstructured"
+    assert detect_pattern(W) == "unstructured"

@@ -20,7 +20,7 @@ def assert_pruned_exactly(model, dense, text):
     stored = {}  # name of a stored tensor -> its layers
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for layer in mp.find_layers(model):
-        stored.setdefault(names[id(getattr(layer.owner, layer.parameter))], []).append(layer)
+        stored.setdefault(names[id(getattr(layer.module, layer.parameter))], []).append(layer)
         zeros = layer.weight == 0
         if text == "2:4":
             assert (zeros.reshape(-1, 4).sum(1) == 2).all(), layer.name

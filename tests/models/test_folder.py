@@ -524,16 +524,16 @@ def test_what_another_version_of_the_library_lacks_switches_streaming_off_with_t
 
 def test_every_byte_is_read_once_and_another_time_only_to_verify(folder, tmp_path, monkeypatch):
     from minprune.pipeline import streaming as stream
-    from minprune.pipeline.streaming import Streamed
+    from minprune.pipeline.streaming import StreamedCheckpoint
 
-    read, hashed, real = [], [], Streamed._read
+    read, hashed, real = [], [], StreamedCheckpoint._read
 
     def counted(self, names):
         for name, value in real(self, names):
             read.append(name)
             yield name, value
 
-    monkeypatch.setattr(Streamed, "_read", counted)
+    monkeypatch.setattr(StreamedCheckpoint, "_read", counted)
     monkeypatch.setattr(stream, "sha256", lambda path: hashed.append(path.name) or "x")
     mp.prune_checkpoint(folder, tmp_path / "out", None, "magnitude")
     assert sorted(read) == sorted(load_file(folder / SINGLE)) and hashed == []

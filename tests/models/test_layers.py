@@ -23,7 +23,7 @@ def test_every_matrix_of_the_blocks_is_found_once_and_no_other(family):
     linear -= {id(model.get_output_embeddings().weight)}
     stacks = {id(p) for p in model.parameters() if p.ndim == 3}
     layers = mp.find_layers(model)
-    found = [id(getattr(layer.owner, layer.parameter)) for layer in layers]
+    found = [id(getattr(layer.module, layer.parameter)) for layer in layers]
     assert set(found) == linear | stacks
     experts = sum(len(p) for p in model.parameters() if p.ndim == 3)
     assert len(layers) == len({layer.name for layer in layers}) == len(linear) + experts
@@ -34,13 +34,13 @@ def test_a_layers_weight_is_the_matrix_that_multiplies_its_input(family):
     """y = x W^T + b, whatever way the module stores W."""
     model = tiny_model(family, torch.float64)
     for layer in mp.find_layers(model):
-        if layer.expert is not None:
+        if layer.expert_index is not None:
             continue
         x = torch.randn(3, layer.weight.shape[1], dtype=torch.float64)
-        bias = getattr(layer.owner, "bias", None)
+        bias = getattr(layer.module, "bias", None)
         expected = x @ layer.weight.T + (0 if bias is None else bias)
-        torch.testing.assert_close(layer.owner(x), expected)
-        assert is_conv1d(layer.owner) == (family == "gpt2")
+        torch.testing.assert_close(layer.module(x), expected)
+        assert is_conv1d(layer.module) == (family == "gpt2")
 
 
 def test_writing_to_a_layers_weight_changes_the_model():
@@ -98,7 +98,7 @@ def test_experts_in_another_layout_are_refused_by_name_unless_excluded(family):
     with pytest.raises(mp.PruneError, match=r"model\.layers\.0\..*experts\.gate_up_proj\.0 .*layout.*exclude"):
         mp.find_layers(model)
     layers = mp.find_layers(model, exclude=["*.experts.*"])
-    assert layers and all(layer.expert is None for layer in layers)
+    assert layers and all(layer.expert_index is None for layer in layers)
 
 
 TEXT = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

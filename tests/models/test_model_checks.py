@@ -18,7 +18,7 @@ from minprune.allocation.sensitivity import sensitivity
 from minprune.formats import save_model
 from minprune.methods import Method, Result
 from minprune.models.checks import check_weights
-from minprune.pipeline.streaming import Streamed
+from minprune.pipeline.streaming import StreamedCheckpoint
 from minprune.structured.shrink import shrink
 
 NAME = "model.layers.1.self_attn.q_proj"
@@ -347,12 +347,12 @@ def test_each_row_says_the_zeros_that_the_model_has(recipe):
 
 
 def test_what_is_written_to_disk_is_held_against_the_rows(tmp_path, tiny_folder, monkeypatch):
-    own = Streamed.tensors
+    own = StreamedCheckpoint.tensors
 
     def dense(self, part):
         return {name: value + (name.endswith("layers.1.mlp.up_proj.weight")) for name, value in own(self, part).items()}
 
-    monkeypatch.setattr(Streamed, "tensors", dense)
+    monkeypatch.setattr(StreamedCheckpoint, "tensors", dense)
     with pytest.raises(mp.PruneError, match=r"layers\.1\.mlp\.up_proj has 0 zeros now"):
         mp.prune_checkpoint(tiny_folder, tmp_path / "out", None, "magnitude", "50%")
     assert not (tmp_path / "out").exists()

@@ -21,12 +21,12 @@ from minprune.pipeline import journal
 from minprune.pipeline import prune as driver
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
-from minprune.pipeline.staged import Walk
-from minprune.pipeline.streaming import Streamed, open_checkpoint
+from minprune.pipeline.staged import BlockwiseForward
+from minprune.pipeline.streaming import StreamedCheckpoint, open_checkpoint
 
 WHOLE = ("gpt_neox", "mixtral")  # the library renames or merges tensors of these while it loads them
 BLOCKS = 4
-RECONSTRUCTED = Recipe("wanda", reconstruction=Reconstruction(epochs=2, windows=2))
+RECONSTRUCTED = Recipe("wanda", reconstruction=Reconstruction(epochs=2, batch_size=2))
 
 
 def write_tokenizer(folder):
@@ -63,7 +63,7 @@ def assert_same_tensors(folder, other):
 
 def stop_after(blocks, monkeypatch, error=KeyboardInterrupt):
     """Let a run be interrupted when so many blocks are finished; returns the list of blocks that are begun."""
-    real, begun = Walk.prune, []
+    real, begun = BlockwiseForward.prune, []
 
     def prune(walk, index, *rest):
         begun.append(index)
@@ -71,7 +71,7 @@ def stop_after(blocks, monkeypatch, error=KeyboardInterrupt):
             raise error
         return real(walk, index, *rest)
 
-    monkeypatch.setattr(Walk, "prune", prune)
+    monkeypatch.setattr(BlockwiseForward, "prune", prune)
     return begun
 
 
@@ -96,7 +96,7 @@ def test_the_tensors_rows_and_perplexities_are_those_of_prune(family, batch_size
     before = mp.perplexity(model, test)
     expected = mp.prune(model, tiny_tokens(), "sparsegpt", batch_size=batch_size)
     report = mp.prune_checkpoint(src, tmp_path / "out", tiny_tokens(), "sparsegpt", batch_size=batch_size, test=test)
-    assert isinstance(open_checkpoint(src), Streamed) == (family not in WHOLE)
+    assert isinstance(open_checkpoint(src), StreamedCheckpoint) == (family not in WHOLE)
     assert [(row.name, row.error, row.sparsity) for row in report.layers] == [
         (row.name, row.error, row.sparsity) for row in expected.layers
     ]
@@ -117,7 +117,7 @@ def test_the_tensors_rows_and_perplexities_are_those_of_prune(family, batch_size
 def test_every_tensor_is_read_from_the_files_also_where_the_model_without_weights_has_numbers(family, tmp_path):
     src, calib = write_checkpoint(tmp_path / "src", family), tiny_tokens()
     opened = open_checkpoint(src)
-    assert isinstance(opened, Streamed)
+    assert isinstance(opened, StreamedCheckpoint)
     for block in (0, 1, 0):  # also after a block was freed, and read again
         opened.load(block)
         stored = tensors(src)
@@ -182,7 +182,7 @@ def test_other_layouts_of_files_are_streamed_and_give_the_same(family, change, t
     src = write_checkpoint(tmp_path / "src", family)
     mp.prune_checkpoint(src, tmp_path / "one", tiny_tokens(), "wanda")
     change(src)
-    assert isinstance(open_checkpoint(src), Streamed)
+    assert isinstance(open_checkpoint(src), StreamedCheckpoint)
     mp.prune_checkpoint(src, tmp_path / "other", tiny_tokens(), "wanda")
     assert_same_tensors(tmp_path / "one", tmp_path / "other")
 
@@ -209,8 +209,8 @@ def test_one_block_at_a_time_has_weights(deep, tmp_path, monkeypatch):
         return real(run, layer, observed)
 
     opened = []
-    load = Streamed.__init__
-    monkeypatch.setattr(Streamed, "__init__", lambda self, *rest: (opened.append(self), load(self, *rest))[1])
+    load = StreamedCheckpoint.__init__
+    monkeypatch.setattr(StreamedCheckpoint, "__init__", lambda self, *rest: (opened.append(self), load(self, *rest))[1])
     monkeypatch.setattr(driver.Run, "prune", prune)
     mp.prune_checkpoint(deep, tmp_path / "out", tiny_tokens(), batch_size=2, test=tiny_tokens(2))
     assert seen == [True] * 7 * BLOCKS
@@ -483,7 +483,7 @@ def test_recipe_rule_and_reconstruction_are_in_the_record_the_card_and_the_repor
 def test_a_run_goes_on_only_with_the_products_that_it_was_begun_with(deep, tmp_path, monkeypatch):
     """The default is the hardware's answer: another machine's is another run, and so is another choice."""
     whole = tmp_path / "whole"
-    options = {"calib": tiny_tokens(), "recipe": Recipe("wanda", reconstruction=Reconstruction(epochs=1, windows=2))}
+    options = {"calib": tiny_tokens(), "recipe": Recipe("wanda", reconstruction=Reconstruction(epochs=1, batch_size=2))}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     mp.prune_checkpoint(deep, whole, **options)
     partial = stopped(deep, tmp_path / "out", 2, monkeypatch, **options)
@@ -492,7 +492,7 @@ def test_a_run_goes_on_only_with_the_products_that_it_was_begun_with(deep, tmp_p
     with pytest.raises(mp.PruneError, match="products in bfloat16 true, not false"):
         mp.prune_checkpoint(deep, tmp_path / "out", resume=True, **options)
     assert len(list(partial.glob("*.safetensors"))) == 2
-    said = Recipe("wanda", reconstruction=Reconstruction(epochs=1, windows=2, bfloat16=True))
+    said = Recipe("wanda", reconstruction=Reconstruction(epochs=1, batch_size=2, bfloat16=True))
     report = mp.prune_checkpoint(deep, tmp_path / "out", resume=True, calib=tiny_tokens(), recipe=said)
     assert report.reconstruction["bfloat16"] is True
     assert_same_tensors(tmp_path / "out", whole)

@@ -412,7 +412,7 @@ def test_errors_are_those_of_the_weights_that_were_replaced_also_for_transposed_
         for method in ("sparsegpt", "wanda", "magnitude"):
             found, report = pruned(model, method)
             first = mp.find_layers(found)[0]
-            X = input_of(found, first.owner, tiny_tokens())
+            X = input_of(found, first.module, tiny_tokens())
             W, W_pruned = mp.find_layers(model)[0].weight, first.weight
             expected = (X @ (W - W_pruned).T).norm() ** 2 / (X @ W.T).norm() ** 2
             assert report.layers[0].error == pytest.approx(float(expected), rel=1e-8), (family, method)

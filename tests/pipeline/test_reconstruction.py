@@ -11,7 +11,7 @@ from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
 
 CALIB = tiny_tokens(windows=12)
-SHORT = Reconstruction(epochs=3, windows=3, bfloat16=False)
+SHORT = Reconstruction(epochs=3, batch_size=3, bfloat16=False)
 FAMILIES = ("llama", "gpt2", "mixtral", "gemma2", "phi")  # transposed matrices, experts, norms after, one norm for both
 
 
@@ -60,7 +60,7 @@ def test_the_first_block_keeps_the_mask_that_the_method_chose_and_no_layer_loses
 def test_each_block_comes_closer_to_the_dense_model_on_new_text_too():
     """Judged by what the whole model's own forward pass shows, also on windows that were not trained on."""
     model, other = tiny_model("llama"), tiny_tokens(windows=12, seed=7)
-    trained, report = pruned(model, Reconstruction(epochs=10, windows=2, bfloat16=False))
+    trained, report = pruned(model, Reconstruction(epochs=10, batch_size=2, bfloat16=False))
     plain, _ = pruned(model, how=None)
     for index in range(2):
         for tokens, share in ((CALIB, 0.8), (other, 0.9)):
@@ -72,7 +72,7 @@ def test_the_reported_error_is_that_of_the_block_against_the_dense_model():
     """With one step the only error is measured before it, so it is that of the plain method."""
     model = tiny_model("llama")
     only = {"include": ["model.layers.1.*"]}
-    _, report = pruned(model, Reconstruction(epochs=1, windows=len(CALIB), bfloat16=False), **only)
+    _, report = pruned(model, Reconstruction(epochs=1, batch_size=len(CALIB), bfloat16=False), **only)
     plain, _ = pruned(model, how=None, **only)
     assert report.reconstruction["errors"]["model.layers.1"][0] == pytest.approx(
         block_error(plain, model, 1, CALIB), rel=1e-4
@@ -85,7 +85,7 @@ def test_the_target_is_the_dense_models_state_and_not_the_dense_block_on_drifted
     dense model's state undoes some of it."""
     model = tiny_model("llama")
     table = {"model.layers.0.*": 0.8, "model.layers.1.*": 0.0}
-    long = Reconstruction(epochs=20, windows=2, least=0, bfloat16=False)
+    long = Reconstruction(epochs=20, batch_size=2, min_sparsity=0, bfloat16=False)
     trained, _ = pruned(model, long, allocation=table)
     first = copy.deepcopy(trained)  # the trained first block before a second block that is as it was: dense
     first.model.layers[1].load_state_dict(model.model.layers[1].state_dict())
@@ -103,7 +103,7 @@ def test_no_epoch_is_the_plain_method_bit_for_bit():
 
 def test_a_seed_makes_it_deterministic_and_another_seed_another_order():
     model = tiny_model("llama")
-    one, two, other = (pruned(model, Reconstruction(2, windows=3, seed=s, bfloat16=False))[0] for s in (0, 0, 1))
+    one, two, other = (pruned(model, Reconstruction(2, batch_size=3, seed=s, bfloat16=False))[0] for s in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
@@ -128,8 +128,8 @@ def test_it_leaves_gradients_mode_and_freezing_as_they_were():
 def test_batches_of_calibration_windows_change_nothing_but_rounding():
     """In float64, and with windows that do not divide evenly into steps or batches."""
     model = tiny_model("llama", dtype=torch.float64)
-    whole, _ = pruned(model, Reconstruction(2, windows=5, bfloat16=False))
-    parts, _ = pruned(model, Reconstruction(2, windows=5, bfloat16=False), batch_size=7)
+    whole, _ = pruned(model, Reconstruction(2, batch_size=5, bfloat16=False))
+    parts, _ = pruned(model, Reconstruction(2, batch_size=5, bfloat16=False), batch_size=7)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
@@ -138,7 +138,7 @@ def test_batches_of_calibration_windows_change_nothing_but_rounding():
 def test_narrow_models_and_narrow_products_learn_about_as_much(dtype):
     """Steps are summed up in float32 whatever the model's own type: none is lost by rounding."""
     wide = pruned(tiny_model("llama"), SHORT)[1].reconstruction["errors"]
-    narrow, report = pruned(tiny_model("llama", dtype=dtype), Reconstruction(3, windows=3, bfloat16=True))
+    narrow, report = pruned(tiny_model("llama", dtype=dtype), Reconstruction(3, batch_size=3, bfloat16=True))
     assert all(p.dtype == dtype for p in narrow.parameters())
     got = report.reconstruction["errors"]
     assert got.keys() == wide.keys()
@@ -154,7 +154,7 @@ def test_where_little_is_pruned_nothing_is_trained_and_the_report_says_so():
         assert same is not trains and bool(report.reconstruction["errors"]) is trains
         said = "40% zeros are too few for reconstruction to pay: no block was reconstructed"
         assert (said in report.notes) is not trains
-    _, report = pruned(model, Reconstruction(3, windows=3, least=0, bfloat16=False), pattern="40%")
+    _, report = pruned(model, Reconstruction(3, batch_size=3, min_sparsity=0, bfloat16=False), pattern="40%")
     assert report.reconstruction["errors"] and not any("too few" in note for note in report.notes)
 
 
@@ -168,7 +168,7 @@ def test_a_setting_that_cannot_be_is_refused(wrong):
 
 def test_a_rate_that_blows_up_is_refused_with_the_name_of_a_layer():
     with pytest.raises(mp.PruneError, match=r"model\.layers\.0\..*lower rate than 1e\+30"):
-        pruned(tiny_model("llama"), Reconstruction(rate=1e30, bfloat16=False))
+        pruned(tiny_model("llama"), Reconstruction(lr=1e30, bfloat16=False))
 
 
 @pytest.mark.parametrize(("unit", "expected"), [("amx_bf16", True), ("avx512_bf16", True), ("avx512_f", False)])

@@ -1,4 +1,4 @@
-"""The embedded model from end to end."""
+"""The bundled model from end to end."""
 
 import copy
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import minprune as mp
 from minprune.training.activations import pruned_activations, thresholds
 from minprune.training.lottery import find_tickets, random_ticket, reinitialise, shares, state_of
-from minprune.training.masks import keeping, linear_layers, sparsity_of
+from minprune.training.masks import linear_layers, maintain_sparsity, sparsity_of
 from minprune.training.schedule import Gradual, Schedule
 
 STEPS = 8
@@ -33,7 +33,7 @@ class Recorder:
         self.calls.append((start, stop))
         self.starts.append(state_of(network))
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-        with keeping(masks, optimizer):
+        with maintain_sparsity(masks, optimizer):
             for step in range(start, stop):
                 generator = torch.Generator().manual_seed(step)
                 X = torch.randn(16, 6, generator=generator)
@@ -285,9 +285,9 @@ def test_a_layer_with_pruned_activations_multiplies_by_the_masked_input():
     layer = linear_layers(net())[0]
     X = torch.tensor([[0.5, -0.5, 2.0, -3.0, 0.0, 0.4], [1.0, 0.1, 0.1, 0.1, 0.1, -9.0]])
     with pruned_activations([layer], 0.5) as activity:
-        found = layer.owner(X)
+        found = layer.module(X)
     kept = torch.tensor([[0, 0, 2.0, -3.0, 0, 0], [1.0, 0, 0, 0, 0, -9.0]])
-    assert_close(found, kept @ layer.weight.T + layer.owner.bias)
+    assert_close(found, kept @ layer.weight.T + layer.module.bias)
     assert (activity.seen, activity.zeroed) == (12, 8)
 
 
@@ -297,7 +297,7 @@ def test_each_layer_has_its_own_threshold():
     layers = mp.find_layers(model, include=["*.o_proj", "*.down_proj"])
     read: dict = {layer: [] for layer in layers}
     hooks = [
-        layer.owner.register_forward_pre_hook(lambda module, args, layer=layer: read[layer].append(args[0]))
+        layer.module.register_forward_pre_hook(lambda module, args, layer=layer: read[layer].append(args[0]))
         for layer in layers
     ]
     with torch.no_grad():
@@ -325,28 +325,28 @@ def test_each_layer_has_its_own_threshold():
     assert set(thresholds(model, layers, tokens, 0.0).values()) == {0.0}
     with pytest.raises(mp.PruneError, match=r"sparsity 1.2 is not within"):
         thresholds(model, layers, tokens, 1.2)
-    assert not any(layer.owner._forward_pre_hooks for layer in layers)
+    assert not any(layer.module._forward_pre_hooks for layer in layers)
 
 
 def test_a_mask_of_activations_written_into_the_weights_is_what_all_inputs_so_far_had_in_common():
     """The published snippet. After the first input the columns of its small numbers are gone for every other input."""
     layer = linear_layers(net())[0]
-    dense = copy.deepcopy(layer.owner)
+    dense = copy.deepcopy(layer.module)
     inputs = torch.tensor([[[2.0, -1, 0.1, 1, -3, 0.2]], [[1.0, 0, 1, 1, 1, 1]], [[-0.5, 3, 1, 0, -1, 1]]])
     columns = torch.ones(6, dtype=torch.bool)
 
     def snippet(module, args):
         module.weight.data *= (args[0].abs() > 0.9).any(0)
 
-    layer.owner.register_forward_pre_hook(snippet)
+    layer.module.register_forward_pre_hook(snippet)
     left = []
     for x in inputs:
-        layer.owner(x)
+        layer.module(x)
         columns &= x[0].abs() > 0.9
         assert torch.equal(layer.weight != 0, columns.expand(11, 6))
         left.append(int(columns.sum()))
     assert left == [4, 3, 1]
-    assert not torch.allclose(layer.owner(inputs[0]), dense(inputs[0].masked_fill(inputs[0].abs() <= 0.9, 0)))
+    assert not torch.allclose(layer.module(inputs[0]), dense(inputs[0].masked_fill(inputs[0].abs() <= 0.9, 0)))
 
 
 def test_activation_mistakes_are_told():
@@ -355,6 +355,6 @@ def test_activation_mistakes_are_told():
         pass
     with pytest.raises(mp.PruneError, match="2 has no threshold"), pruned_activations(layers, {layers[0]: 1.0}):
         pass
-    experts = [layer for layer in mp.find_layers(tiny_model("mixtral")) if layer.expert is not None]
+    experts = [layer for layer in mp.find_layers(tiny_model("mixtral")) if layer.expert_index is not None]
     with pytest.raises(mp.PruneError, match="is an expert"), pruned_activations(experts, 1.0):
         pass

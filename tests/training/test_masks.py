@@ -18,14 +18,14 @@ from minprune.training.adapters import add_adapters
 from minprune.training.callback import KeepZeros
 from minprune.training.distill import language_loss
 from minprune.training.masks import (
-    keeping,
     linear_layers,
-    make_permanent,
+    magnitude_masks,
+    maintain_sparsity,
     masks_of,
     original,
     parametrise,
+    remove_parametrizations,
     set_zeros,
-    smallest_go,
     sparsity_of,
     stored_masks,
 )
@@ -72,7 +72,7 @@ def by_hand(model, masks, make):
         optimizer.zero_grad()
         language_loss(model, tiny_tokens(3, seed=10 + step)).backward()
         for layer, keep in masks.items():
-            layer.matrix(getattr(layer.owner, layer.parameter).grad).mul_(keep)
+            layer.view_as_2d(getattr(layer.module, layer.parameter).grad).mul_(keep)
         clip_grad_norm_(parameters(model), CLIP)
         optimizer.step()
         for layer, keep in masks.items():
@@ -81,14 +81,14 @@ def by_hand(model, masks, make):
 
 def hooks(model, masks, make):
     optimizer = make(model.parameters())
-    with keeping(masks, optimizer):
+    with maintain_sparsity(masks, optimizer):
         train(model, optimizer)
 
 
 def parametrisation(model, masks, make):
     parametrise(masks)
     train(model, make(model.parameters()))
-    make_permanent(masks)
+    remove_parametrizations(masks)
 
 
 @pytest.mark.parametrize("way", [hooks, parametrisation])
@@ -108,13 +108,13 @@ def test_zeros_stay_and_the_rest_learns_what_masking_by_hand_gives(way, optimize
     for layer, keep in masks.items():
         W = layer.weight
         assert not W[~keep].any() and not torch.signbit(W[~keep]).any()  # +0.0, to the bit
-        assert bool((W[keep] != layer.matrix(before[f"{layer.name}.weight"])[keep]).float().mean() > 0.99)
+        assert bool((W[keep] != layer.view_as_2d(before[f"{layer.name}.weight"])[keep]).float().mean() > 0.99)
 
 
 def test_every_step_was_clipped():
     model, masks = pruned()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
-    with keeping(masks, optimizer):
+    with maintain_sparsity(masks, optimizer):
         assert min(train(model, optimizer)) > CLIP
 
 
@@ -158,7 +158,7 @@ def gradients_only(model, masks, optimizer, steps):
         optimizer.zero_grad()
         language_loss(model, tiny_tokens(3, seed=10 + step)).backward()
         for layer, keep in masks.items():
-            getattr(layer.owner, layer.parameter).grad.mul_(keep)
+            getattr(layer.module, layer.parameter).grad.mul_(keep)
         optimizer.step()
 
 
@@ -172,22 +172,22 @@ def test_zero_gradients_are_enough_for_a_new_optimizer_and_not_for_one_with_memo
     optimizer = make(model.parameters())
     gradients_only(model, {}, optimizer, range(3))  # dense training first, and pruned in the middle of it
     layers = mp.find_layers(model)
-    masks = smallest_go({layer: layer.weight for layer in layers}, "60%")
+    masks = magnitude_masks({layer: layer.weight for layer in layers}, "60%")
     set_zeros(masks)
     gradients_only(model, masks, optimizer, range(3, 4))
     alive = sum(int(layer.weight[~keep].count_nonzero()) for layer, keep in masks.items())
-    gone = sum(int((~keep).sum()) for keep in masks.values())
-    assert alive > 0.99 * gone
-    with keeping(masks, optimizer):
+    pruned_mask = sum(int((~keep).sum()) for keep in masks.values())
+    assert alive > 0.99 * pruned_mask
+    with maintain_sparsity(masks, optimizer):
         train(model, optimizer, range(4, 5))
     assert not any(bool(layer.weight[~keep].any()) for layer, keep in masks.items())
 
 
 def test_experts_that_share_a_parameter_keep_each_their_own_zeros():
     model, masks = pruned("mixtral", "2:4")
-    assert any(layer.expert is not None for layer in masks)
+    assert any(layer.expert_index is not None for layer in masks)
     optimizer = OPTIMIZERS["adamw"](model.parameters())
-    with keeping(masks, optimizer):
+    with maintain_sparsity(masks, optimizer):
         train(model, optimizer, range(2))
     for layer, keep in masks.items():
         assert torch.equal(layer.weight != 0, keep), layer.name
@@ -216,8 +216,8 @@ def test_masks_of_another_model_are_refused_before_anything_is_done():
     assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
     model.model.embed_tokens.requires_grad_(False)
     for layer in masks:
-        layer.owner.requires_grad_(False)
-    with keeping(masks, OPTIMIZERS["adamw"](p for p in model.parameters() if p.requires_grad)):
+        layer.module.requires_grad_(False)
+    with maintain_sparsity(masks, OPTIMIZERS["adamw"](p for p in model.parameters() if p.requires_grad)):
         pass  # weights that do not learn need no optimizer
 
 
@@ -243,7 +243,7 @@ def test_a_callback_whose_run_was_interrupted_leaves_no_hook_after_the_next():
         callback.on_train_begin(None, None, None, model=model)
     callback.on_train_end(None, None, None)
     language_loss(model, tiny_tokens()).backward()
-    assert all(bool(layer.owner.weight.grad[~keep].any()) for layer, keep in masks.items())
+    assert all(bool(layer.module.weight.grad[~keep].any()) for layer, keep in masks.items())
 
 
 def test_a_second_mask_on_a_weight_is_refused():
@@ -251,7 +251,7 @@ def test_a_second_mask_on_a_weight_is_refused():
     parametrise(masks)
     with pytest.raises(mp.PruneError, match=r"q_proj has a mask already"):
         parametrise(masks)
-    make_permanent(masks)
+    remove_parametrizations(masks)
     assert all(torch.equal(layer.weight != 0, keep) for layer, keep in masks.items())
 
 
@@ -259,10 +259,10 @@ def test_what_stands_behind_a_parametrised_mask_is_the_dense_weight():
     model = tiny_model("llama")
     layer = mp.find_layers(model)[0]
     dense = layer.weight.clone()
-    masks = smallest_go({layer: dense}, "50%")
+    masks = magnitude_masks({layer: dense}, "50%")
     parametrise(masks)
     assert torch.equal(original(layer).data, dense) and torch.equal(layer.weight != 0, masks[layer])
-    make_permanent(masks)
+    remove_parametrizations(masks)
     assert torch.equal(original(layer).data, dense * masks[layer])
 
 
@@ -287,7 +287,7 @@ def net(*sizes):
 def test_one_threshold_over_all_layers_is_a_sort_of_all_weights(sparsity):
     layers = linear_layers(net(7, 9, 5))
     weights = {layer: (10 * layer.weight).round() for layer in layers}  # many ties
-    found = smallest_go(weights, sparsity, scope="global")
+    found = magnitude_masks(weights, sparsity, scope="global")
     flat = np.concatenate([W.abs().numpy().ravel() for W in weights.values()])
     zeros = round(mp.pattern(sparsity).sparsity * flat.size)
     assert np.array_equal(np.concatenate([keep.numpy().ravel() for keep in found.values()]), brute_force(flat, zeros))
@@ -301,7 +301,7 @@ def test_with_masks_given_nothing_comes_back(scope):
     weights = {layer: layer.weight.clone() for layer in layers}
     alive = None
     for sparsity in ("20%", "50%", "70%", "90%"):
-        masks = smallest_go(weights, sparsity, scope, alive)
+        masks = magnitude_masks(weights, sparsity, scope, alive)
         if alive:
             assert all(bool((alive[layer] | ~keep).all()) for layer, keep in masks.items())
         alive = masks
@@ -317,7 +317,7 @@ def test_mistakes_are_told():
         ((given, "50%:row", "global"), "plain sparsity"),
     ]:
         with pytest.raises(mp.PruneError, match=message):
-            smallest_go(*arguments)
+            magnitude_masks(*arguments)
     with pytest.raises(mp.PruneError, match="no layer"):
         masks_of([])
     for wrong in (torch.ones(3, 4, dtype=torch.bool), torch.ones(4, 4)):
@@ -335,10 +335,10 @@ def test_an_adapter_changes_nothing_at_first_and_is_merged_under_the_mask():
     assert torch.equal(model(input_ids=tokens).logits, logits)
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
     train(model, torch.optim.AdamW(trained, lr=LR))
-    factors = {layer: layer.owner.parametrizations.weight[0] for layer in masks}
+    factors = {layer: layer.module.parametrizations.weight[0] for layer in masks}
     products = {layer: (f.up @ f.down).detach().numpy() for layer, f in factors.items()}
     learnt = model(input_ids=tokens).logits
-    make_permanent(masks)
+    remove_parametrizations(masks)
     assert_close(model(input_ids=tokens).logits, learnt)
     assert weights(model).keys() == before.keys()
     for layer, keep in masks.items():
@@ -361,7 +361,7 @@ def test_a_rank_that_no_matrix_has_is_refused(rank, message):
 
 def test_a_callers_autocast_forgets_the_weights_that_were_set_to_zero():
     model = tiny_model("llama")
-    masks = smallest_go({layer: layer.weight for layer in mp.find_layers(model)}, "60%")
+    masks = magnitude_masks({layer: layer.weight for layer in mp.find_layers(model)}, "60%")
     with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
         dense = model(tiny_tokens()).logits
         set_zeros(masks)

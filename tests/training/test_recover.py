@@ -45,7 +45,7 @@ def test_it_learns_and_every_zero_stays(way):
     model, test = pruned(pattern="2:4"), {"counting": counting(3), "noise": tiny_tokens(3, 16)}
     zeros = {layer.name: layer.weight == 0 for layer in mp.find_layers(model)}
     names, before = list(model.state_dict()), copy.deepcopy(model)
-    done = recover(model, counting(), Recipe(30, 4, 0.01, 3, way=way, evaluate=10), test=test)
+    done = recover(model, counting(), Recipe(30, 4, 0.01, 3, mode=way, evaluate=10), test=test)
     assert done.zeros == 0.5 and [row["step"] for row in done.rows] == [0, 10, 20, 30]
     assert [row["tokens"] for row in done.rows] == [0, 640, 1280, 1920]
     first, last = done.rows[0]["perplexity"], done.rows[-1]["perplexity"]
@@ -95,7 +95,7 @@ def interrupted(folder, family, changes, way, kill):
 
     torch.set_num_threads(1)
     torch.manual_seed(kill)
-    recipe = replace(SHORT, way=way)
+    recipe = replace(SHORT, mode=way)
     test = {"counting": counting(2)}
     model = pruned(family, **changes)
     recover(model, counting(), recipe, test=test, state=folder / "state", save_every=2, after_step=die)
@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, one_thread, family, way
     The bits are the same for the same number of threads, which are set: a sum over two is taken in another order.
     """
     changes = {"attn_pdrop": 0.2, "resid_pdrop": 0.2} if family == "gpt2" else {}
-    recipe, test, state = replace(SHORT, way=way), {"counting": counting(2)}, tmp_path / "state"
+    recipe, test, state = replace(SHORT, mode=way), {"counting": counting(2)}, tmp_path / "state"
     whole = pruned(family, **changes)
     expected = recover(whole, counting(), recipe, test=test)
     clean = multiprocessing.get_context("forkserver")  # a fork of this process would have its autograd half
@@ -194,7 +194,7 @@ def test_nothing_in_a_state_is_executed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"way": "half"}, "unknown way 'half'"),
+        ({"mode": "half"}, "unknown mode 'half'"),
         ({"steps": 0}, "steps 0 is less than 1"),
         ({"lr": 0.0}, "lr 0.0 is not a positive number"),
         ({"lr": float("nan")}, "lr nan"),
@@ -220,17 +220,17 @@ def test_mistakes_are_told_and_the_model_is_as_it_was():
         recover(pruned().bfloat16(), counting(), SHORT)
     mixture = pruned("mixtral", "2:4")
     with pytest.raises(mp.PruneError, match="experts"):
-        recover(mixture, counting(), Recipe(steps=2, way="adapters"))
+        recover(mixture, counting(), Recipe(steps=2, mode="adapters"))
     assert all(p.requires_grad for p in mixture.parameters())
     with pytest.raises(mp.PruneError, match="nothing can be trained"):
-        recover(pruned(), counting(), Recipe(steps=2, way="adapters"), masks={})
+        recover(pruned(), counting(), Recipe(steps=2, mode="adapters"), masks={})
     with pytest.raises(mp.PruneError, match="nothing can be trained"):
         recover(pruned().requires_grad_(False), counting(), SHORT)
 
 
 @pytest.mark.parametrize("way", ["full", "adapters"])
 def test_masks_of_another_model_are_refused(way):
-    model, recipe = pruned(), replace(SHORT, way=way)
+    model, recipe = pruned(), replace(SHORT, mode=way)
     copied, before = copy.deepcopy(model), bits(model)
     with pytest.raises(mp.PruneError, match=r"q_proj: its mask .* the model has not got"):
         recover(copied, counting(), recipe, masks=masks_of(mp.find_layers(model)))
@@ -253,7 +253,7 @@ def test_zeros_are_counted_after_training():
 def test_products_in_bfloat16_leave_weights_and_zeros_as_they_are(way):
     model, test = pruned(pattern="2:4"), {"counting": counting(3)}
     zeros = {layer.name: layer.weight == 0 for layer in mp.find_layers(model)}
-    recipe = Recipe(30, 4, 0.01, 3, way=way, evaluate=30, bfloat16=True)
+    recipe = Recipe(30, 4, 0.01, 3, mode=way, evaluate=30, bfloat16=True)
     done = recover(model, counting(), recipe, test=test)
     before, after = (row["perplexity"]["counting"] for row in done.rows)
     assert after < 0.3 * before
@@ -267,7 +267,7 @@ def test_products_in_bfloat16_leave_weights_and_zeros_as_they_are(way):
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_callers_autocast_changes_nothing(way, bfloat16):
     """Autocast remembers the weights it has rounded until it ends: steps inside one would all see the first ones."""
-    recipe, found = replace(SHORT, way=way, bfloat16=bfloat16), []
+    recipe, found = replace(SHORT, mode=way, bfloat16=bfloat16), []
     for inside in (False, True):
         model = pruned()
         with torch.autocast("cpu", torch.bfloat16, enabled=inside):
@@ -330,9 +330,9 @@ def test_distillations_that_cannot_be_are_refused(wrong):
 @pytest.mark.parametrize("way", ["full", "adapters"])
 def test_in_inference_mode_it_learns_what_it_learns_outside_and_the_weights_stay_ordinary(way):
     models = [pruned() for _ in range(2)]
-    recover(models[0], counting(), replace(SHORT, way=way))
+    recover(models[0], counting(), replace(SHORT, mode=way))
     with torch.inference_mode():
-        recover(models[1], counting(), replace(SHORT, way=way))
+        recover(models[1], counting(), replace(SHORT, mode=way))
     assert bits(models[0]) == bits(models[1])
     assert not any(parameter.is_inference() for parameter in models[1].parameters())
 

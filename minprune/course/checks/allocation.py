@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from minprune.allocation.budget import scaled, shifted
+from minprune.allocation.budget import project_by_scale, project_by_shift
 from minprune.course.checks.core import Case, Exercise, Wrong
 from minprune.course.checks.values import normal
 
@@ -17,7 +17,7 @@ def _mean(values: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _keep_budget(wanted: Tensor, sizes: Tensor, average: float) -> Tensor:
-    return torch.from_numpy(shifted(wanted.double().numpy(), sizes.double().numpy(), average))
+    return torch.from_numpy(project_by_shift(wanted.double().numpy(), sizes.double().numpy(), average))
 
 
 def _clamped_last(weighted: bool) -> Callable:
@@ -87,7 +87,7 @@ keep_budget = Exercise(
         Wrong(
             "scaled instead of shifted",
             lambda wanted, sizes, average: torch.from_numpy(
-                scaled(wanted.double().clamp(min=1e-9).numpy(), sizes.double().numpy(), average)
+                project_by_scale(wanted.double().clamp(min=1e-9).numpy(), sizes.double().numpy(), average)
             ),
             "The average is exact, but the values were multiplied: groups that want much were moved further than "
             "others. The nearest table adds the same to all.",
