@@ -80,7 +80,7 @@ def several_versions(model: "PreTrainedModel", length: int) -> list[Versions]:
 
 
 def pass_block(walk, index: int, versions: Versions) -> None:
-    """Send both versions, the two batches of a `BlockwiseForward`, through a block, which must not show them the future.
+    """Send both versions, the two batches of a `BlockwiseForward`, through block `index`, which must not see ahead.
 
     What only rounding moved is taken out again, so that it does not add up over the blocks. Raises `PruneError`.
     """

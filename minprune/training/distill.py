@@ -61,8 +61,8 @@ def _check_alike(student_out, teacher_out, states: bool) -> None:
     """Raise `PruneError` if a teacher's predictions or hidden states cannot be compared with the student's."""
     if student_out.logits.shape[-1] != teacher_out.logits.shape[-1]:
         raise PruneError(
-            f"the student predicts {student_out.logits.shape[-1]} tokens and the teacher {teacher_out.logits.shape[-1]}: take "
-            "the dense model that the student was made from"
+            f"the student predicts {student_out.logits.shape[-1]} tokens and the teacher "
+            f"{teacher_out.logits.shape[-1]}: take the dense model that the student was made from"
         )
     if states and [h.shape for h in student_out.hidden_states] != [h.shape for h in teacher_out.hidden_states]:
         raise PruneError("the teacher is not as deep and wide as the student: leave hidden states out (hidden=0)")
