@@ -123,7 +123,7 @@ def _rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         spread = f", {min(table.values()):.2%} to {max(table.values()):.2%}" if table else ""
         yield "allocation", f"{allocation['rule'] or 'a table'}{spread}"
     if (how := record.get("reconstruction")) and how.get("errors"):
-        yield "reconstruction", f"of each block, {how['epochs']} epochs of {how['windows']} windows a step"
+        yield "reconstruction", f"of each block, {how['epochs']} epochs of {how['batch_size']} windows a step"
     if calibration := record.get("calibration") or {}:
         source = " ".join(str(calibration[key]) for key in ("source", "split") if calibration.get(key))
         yield "calibration", f"{calibration['windows']} x {calibration['length']} tokens {source}".strip()
