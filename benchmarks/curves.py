@@ -10,7 +10,7 @@ Beside it, a .json file says how it was made, and compares the runs with the few
 
 import argparse
 import json
-import sys
+import logging
 from collections import defaultdict
 from pathlib import Path
 
@@ -56,7 +56,6 @@ def run(path: Path, stages=STAGES, dtype: str = DTYPE) -> list[dict]:
             seeds,
             name="smollm2",
             test_samples=TEST_SAMPLES,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
             **PROTOCOL,
         )
     return runs
@@ -110,6 +109,7 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if not args.compare:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
         run(args.output)
     protocol = {
         "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised, then bfloat16)",

@@ -1,4 +1,9 @@
-"""The one exception that a user's own mistake raises."""
+"""What a user is told: the one exception that a mistake of the caller raises, and what the package logs."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class PruneError(ValueError):
@@ -6,3 +11,17 @@ class PruneError(ValueError):
 
     The command line prints the sentence and exits with code 2; in Python it is a `ValueError`.
     """
+
+
+@contextmanager
+def logged_to_stderr() -> Iterator[None]:
+    """While open, what the package logs is shown: one line on stderr for each message."""
+    log, handler = logging.getLogger("minprune"), logging.StreamHandler(sys.stderr)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -32,7 +32,7 @@ _FILES = [  # what to fetch from the hub
 _TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the first text
 
 
-def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", say=lambda message: None):
+def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu"):
     """(model, tokenizer) of a bundled name ("smollm2"), a Hugging Face id or a folder; in eval mode.
 
     The folder may be one that `minprune export` wrote. dtype: "auto" keeps the checkpoint's. Only safetensors weights
@@ -44,7 +44,7 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     from minprune.formats.disk import is_exported, read_exported
 
     wanted, place = read_dtype(dtype), check_device(device)
-    folder = model_folder(name, say)
+    folder = model_folder(name)
     if is_exported(folder):  # its checksums cover the files of the tokenizer, which is therefore read last
         stored: Any = read_exported(folder, wanted if isinstance(wanted, torch.dtype) else None)
         return stored.to(place).eval(), load_tokenizer(folder, name)
@@ -80,7 +80,7 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     return model, tokenizer
 
 
-def model_source(name: str | Path, say=lambda message: None) -> str | Path:
+def model_source(name: str | Path) -> str | Path:
     """Where the files of a model are: its folder (that of a bundled model, after fetching it), or the id on the hub.
 
     Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
@@ -88,7 +88,7 @@ def model_source(name: str | Path, say=lambda message: None) -> str | Path:
     if name in BUNDLED:
         from minprune.data.assets import smollm2_folder
 
-        return smollm2_folder(say)
+        return smollm2_folder()
     if name and Path(name).is_dir():
         _check(Path(name))
         return name
@@ -102,9 +102,9 @@ def model_source(name: str | Path, say=lambda message: None) -> str | Path:
     return name
 
 
-def model_folder(name: str | Path, say=lambda message: None) -> Path:
+def model_folder(name: str | Path) -> Path:
     """The folder with the files of a model, which are fetched from the hub if it is an id; as `model_source`."""
-    source = model_source(name, say)
+    source = model_source(name)
     if Path(source).is_dir():
         return Path(source)
     from huggingface_hub import snapshot_download

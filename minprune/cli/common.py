@@ -108,7 +108,7 @@ def source_of(name: str) -> str | Path:
     from minprune.load import model_source
 
     calm_transformers()
-    source = model_source(name, say)
+    source = model_source(name)
     if not Path(source).is_dir() and not constants.HF_HUB_OFFLINE:
         say(f"asking the Hugging Face hub for {name}: if it cannot be reached, that shows after a minute")
     return source
@@ -120,7 +120,7 @@ def load(name: str, dtype: str, device: str):
 
     source_of(name)
     say_on_terminal(f"loading {name}")
-    model, tokenizer = load_model(name, dtype, device, say)
+    model, tokenizer = load_model(name, dtype, device)
     _check_finite(name, model)
     return model, tokenizer
 
@@ -165,7 +165,7 @@ def tokens_of(tokenizer, source: str, split: str, samples: int, length: int, see
     from minprune.data.tokens import load_tokens
 
     say_on_terminal(f"cutting {source} into windows")
-    return load_tokens(tokenizer, source, split, samples, length, seed, say)
+    return load_tokens(tokenizer, source, split, samples, length, seed)
 
 
 def split_of(source: str, split: str) -> str | None:

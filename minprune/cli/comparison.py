@@ -1,6 +1,6 @@
 """`minprune demo`: one small model, pruned in five ways, compared by numbers, by a picture and by what they write."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ from minprune.pipeline.prune import prune
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_log = logging.getLogger(__name__)
 
 RUNS = [("magnitude", "50%"), ("wanda", "50%"), ("sparsegpt", "50%"), ("wanda", "2:4"), ("sparsegpt", "2:4")]
 WRITTEN = ("sparsegpt", "50%")
@@ -38,7 +40,6 @@ class Row:
 def demo(
     output: str | Path,
     console: "Console",
-    say: Callable[[str], None],
     model_name: str = "smollm2",
     text: str = "wikipedia",
     windows: tuple[int, int] = (16, 8),
@@ -58,11 +59,11 @@ def demo(
     method, pattern = WRITTEN
     target, figure = folder / default_name(model_name, method, pattern), folder / "perplexity.png"
     with output_folder(target, overwrite=True) as partial:
-        say(f"loading {model_name} and the texts")
-        model, tokenizer = load_model(model_name, say=say)
+        _log.info(f"loading {model_name} and the texts")
+        model, tokenizer = load_model(model_name)
         check_space(partial, model)
-        calib = load_tokens(tokenizer, text, "train", windows[0], length, seed=0, say=say)
-        test = load_tokens(tokenizer, text, "test", windows[1], length, say=say)
+        calib = load_tokens(tokenizer, text, "train", windows[0], length, seed=0)
+        test = load_tokens(tokenizer, text, "test", windows[1], length)
         dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         zeros = [1 - int(layer.weight.count_nonzero()) / layer.weight.numel() for layer in find_layers(model)]
 
@@ -70,10 +71,10 @@ def demo(
             value = perplexity(model, test, progress=True)
             return Row(method, pattern, zeros, value, seconds, generate(model, tokenizer, PROMPT, tokens=24))
 
-        say("1/6 dense")
+        _log.info("1/6 dense")
         rows = [measure("dense", "-", sum(zeros) / len(zeros), 0.0)]
         for number, run in enumerate(RUNS, 2):
-            say(f"{number}/{len(RUNS) + 1} {run[0]} {run[1]}")
+            _log.info(f"{number}/{len(RUNS) + 1} {run[0]} {run[1]}")
             model.load_state_dict(dense)
             report = prune(model, calib if METHODS[run[0]].needs != "nothing" else None, *run, progress=True)
             rows.append(measure(*run, report.sparsity, report.seconds["total"]))

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from minprune.cli.common import calm_transformers, command, console, say
+from minprune.cli.common import calm_transformers, command, console
 
 if TYPE_CHECKING:
     pass
@@ -30,4 +30,4 @@ def run(arguments: Namespace) -> None:
     from minprune.cli.comparison import demo
 
     calm_transformers()
-    demo(arguments.output, console(), say)
+    demo(arguments.output, console())

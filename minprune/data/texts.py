@@ -4,7 +4,6 @@ import bz2
 import contextlib
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 
 from minprune.data.assets import derived, fetch
@@ -13,7 +12,7 @@ from minprune.errors import PruneError
 SPLITS = ("train", "validation", "test")
 
 
-def articles(name: str, split: str, say: Callable[[str], None] = lambda message: None) -> list[str]:
+def articles(name: str, split: str) -> list[str]:
     """The plain texts of a bundled collection ("wikipedia", "news" or "python") that belong to a split.
 
     Whole articles are dealt out, three to train, one to validation, one to test, so no article is in two splits.
@@ -23,7 +22,7 @@ def articles(name: str, split: str, say: Callable[[str], None] = lambda message:
     if name == "python":
         texts = _python()
     else:
-        path = fetch(name, say)
+        path = fetch(name)
         texts = _news(path) if name == "news" else _wikipedia(path)
     places = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
     return [text for index, text in enumerate(texts) if index % 5 in places]

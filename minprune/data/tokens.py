@@ -4,7 +4,6 @@ Left out on purpose: padding. A window is full or it does not exist, so no stati
 """
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,7 +27,6 @@ def load_tokens(
     samples: int | None = 64,
     length: int = 512,
     seed: int | None = None,
-    say: Callable[[str], None] = lambda message: None,
 ) -> Tensor:
     """`samples` windows of `length` tokens, (samples, length), int64, cut from one text without overlap.
 
@@ -43,7 +41,7 @@ def load_tokens(
         raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
     if seed is not None and seed < 0:
         raise PruneError(f"seed {seed} is negative: use 0 or more, or None for evenly spaced windows")
-    text = load_text(source, split, say, tokenizer)
+    text = load_text(source, split, tokenizer)
     check_normalizer(tokenizer, text)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     prefix = prefix_of(tokenizer)
@@ -79,21 +77,19 @@ def cut(ids: Tensor, starts: Tensor, length: int, prefix: list[int]) -> Tensor:
     return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(len(starts), -1), windows], dim=1)
 
 
-def load_text(
-    source: str | Path, split: str = "train", say: Callable[[str], None] = lambda message: None, tokenizer=None
-) -> str:
+def load_text(source: str | Path, split: str = "train", tokenizer=None) -> str:
     """The whole text of a source (see `load_tokens`), documents separated by an empty line.
 
     tokenizer: whose chat template writes the documents that are chats.
     """
     if source in BUNDLED:
-        return "\n\n".join(articles(str(source), split, say))
+        return "\n\n".join(articles(str(source), split))
     if source in HUB:
         return _from_hub(str(source), split)
     path = Path(source)
     if not path.exists():
         raise PruneError(f"no text {str(source)!r}: name a file, or one of {', '.join([*BUNDLED, *HUB])}")
-    text = "\n\n".join(documents(path, split, tokenizer, say))
+    text = "\n\n".join(documents(path, split, tokenizer))
     if not text.strip():
         raise PruneError(f"{source} is empty: calibration and evaluation need text")
     return text

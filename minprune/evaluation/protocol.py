@@ -9,7 +9,6 @@ of different tokenizers do not even count the same things. bits per byte count t
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +148,6 @@ def measure(
     bos: bool | None = None,
     batch_size: int = 2,
     progress: bool = False,
-    say: Callable[[str], None] = lambda message: None,
 ) -> Measurement:
     """The perplexity of a model on a text, with its protocol.
 
@@ -163,7 +161,7 @@ def measure(
     """
     if length < 2:
         raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
-    text = load_text(source, split, say, tokenizer)
+    text = load_text(source, split, tokenizer)
     dtype = str(model.dtype).removeprefix("torch.")
     windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, stride, bos, dtype)
     nats = token_nll(model, windows, batch_size, progress)[counted[:, 1:]].double()
@@ -225,7 +223,6 @@ def windows_of(
     samples: int,
     length: int,
     dtype: str = "",
-    say: Callable[[str], None] = lambda message: None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Windows (windows, length) as `load_tokens` cuts them without a seed, and how a perplexity on them is recorded.
 
@@ -233,10 +230,10 @@ def windows_of(
     its split and the windows' shape are known.
     """
     if not getattr(tokenizer, "is_fast", False):
-        windows = load_tokens(tokenizer, source, split, samples, length, say=say)
+        windows = load_tokens(tokenizer, source, split, samples, length)
         known = {"text": str(source), "split": split if has_splits(source) else None}
         return windows, {**known, "windows": len(windows), "window": windows.shape[1]}
-    text = load_text(source, split, say, tokenizer)
+    text = load_text(source, split, tokenizer)
     windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, dtype=dtype)
     counted[:, 1:] = True  # as `perplexity` counts, which is not told how many tokens are a prefix
     found = replace(protocol, tokens=int(counted.sum()), tokens_hash=_hash(windows, counted))

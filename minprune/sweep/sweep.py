@@ -7,9 +7,10 @@ its whole protocol, so lines of different protocols cannot be mixed up: a file w
 """
 
 import hashlib
+import logging
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,8 @@ from minprune.sweep.results import DENSE, RunKey, append_run, continue_runs, key
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_log = logging.getLogger(__name__)
+
 
 def sweep(
     model: "PreTrainedModel",
@@ -50,7 +53,6 @@ def sweep(
     texts: Iterable[str] = ("wikipedia", "news"),
     test_samples: int = 32,
     batch_size: int | None = None,
-    say: Callable[[str], None] = lambda message: None,
 ) -> list[dict[str, Any]]:
     """Fill in what the file at `path` lacks of methods x patterns x seeds; return all runs asked for, dense first.
 
@@ -64,7 +66,7 @@ def sweep(
 
     model: left as it came. name: what the file calls it. calibration and texts: see `load_tokens`; the train split
     of the first and the test splits of the others, test_samples windows each; all windows have `length` tokens.
-    batch_size: see `prune`. say: gets a line for each run. A run that fails is said, is not in the file, and comes
+    batch_size: see `prune`. Each run is logged. A run that fails is logged, is not in the file, and comes
     back with its reason in "failed" and without numbers. Raises `PruneError`, before anything is measured, for an
     unknown method, pattern or text and for a file that another run is writing or that has another protocol.
     """
@@ -99,7 +101,7 @@ def sweep(
                 found[cell] = {**cell._asdict(), "failed": str(reason)}
             else:
                 append_run(path, found[cell])
-            say(f"{number}/{len(missing)} {_sentence(found[cell])}")
+            _log.info(f"{number}/{len(missing)} {_sentence(found[cell])}")
         return [found[cell] for cell in cells]
 
 

@@ -39,12 +39,13 @@ def downloads(monkeypatch):
     return arrange
 
 
-def test_an_asset_is_downloaded_once(downloads):
-    asked, said = downloads(GOOD), []
-    path = fetch("thing", said.append)
+def test_an_asset_is_downloaded_once(downloads, caplog):
+    caplog.set_level("INFO", "minprune")
+    asked = downloads(GOOD)
+    path = fetch("thing")
     assert path == cache_folder() / "data.bin" and path.read_bytes() == GOOD
-    assert fetch("thing", said.append) == path
-    assert asked == ["thing==1"] and said == ["downloading thing (thing==1, 15 B) with pip"]
+    assert fetch("thing") == path
+    assert asked == ["thing==1"] and caplog.messages == ["downloading thing (thing==1, 15 B) with pip"]
 
 
 def test_a_wrong_download_is_repeated_once(downloads):

@@ -146,11 +146,10 @@ FILLED = [
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "a.csv"])
-def test_the_first_field_that_is_filled_in_holds_the_text(chatty, tmp_path, kind):
+def test_the_first_field_that_is_filled_in_holds_the_text(chatty, tmp_path, kind, caplog):
     (tmp_path / kind).write_bytes(KINDS[kind](FILLED))
-    said: list[str] = []
-    assert documents(tmp_path / kind, "train", chatty, said.append) == ["1", "2", "<user>3\n", "4"]
-    assert said == [f"1 of 5 rows of {tmp_path / kind} are empty and were skipped"]
+    assert documents(tmp_path / kind, "train", chatty) == ["1", "2", "<user>3\n", "4"]
+    assert caplog.messages == [f"1 of 5 rows of {tmp_path / kind} are empty and were skipped"]
 
 
 def test_the_first_field_that_is_filled_in_of_a_csv_and_of_a_saved_data_set(chatty, tmp_path):
@@ -286,7 +285,7 @@ def test_chats_need_a_tokenizer_with_a_template(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_empty_rows_are_skipped_and_counted(tmp_path, kind):
+def test_empty_rows_are_skipped_and_counted(tmp_path, kind, caplog):
     nothing = "" if kind.endswith("csv") else None
     rows = [
         {"text": "a", "id": "1"},
@@ -295,9 +294,8 @@ def test_empty_rows_are_skipped_and_counted(tmp_path, kind):
         {"text": "b", "id": "4"},
     ]
     (tmp_path / kind).write_bytes(KINDS[kind](rows))
-    said: list[str] = []
-    assert mp.load_text(tmp_path / kind, say=said.append) == "a\n\nb"
-    assert said == [f"2 of 4 rows of {tmp_path / kind} are empty and were skipped"]
+    assert mp.load_text(tmp_path / kind) == "a\n\nb"
+    assert caplog.messages == [f"2 of 4 rows of {tmp_path / kind} are empty and were skipped"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -386,19 +384,17 @@ def test_a_pipe_a_device_and_another_folder_are_no_text(tmp_path):
             mp.load_text(path)
 
 
-def test_json_lines_in_a_file_of_prose_stay_prose_and_are_pointed_out(tmp_path):
+def test_json_lines_in_a_file_of_prose_stay_prose_and_are_pointed_out(tmp_path, caplog):
     (tmp_path / "a.txt").write_bytes(lines(ROWS[:2]))
-    said: list[str] = []
-    assert mp.load_text(tmp_path / "a.txt", say=said.append) == lines(ROWS[:2]).decode()
-    assert len(said) == 1 and "call it .jsonl" in said[0]
+    assert mp.load_text(tmp_path / "a.txt") == lines(ROWS[:2]).decode()
+    assert len(caplog.messages) == 1 and "call it .jsonl" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet", "a.csv", "a.txt"])
-def test_of_a_file_without_end_only_the_beginning_is_read_and_that_is_said(tmp_path, monkeypatch, kind):
+def test_of_a_file_without_end_only_the_beginning_is_read_and_that_is_said(tmp_path, monkeypatch, kind, caplog):
     monkeypatch.setattr(module, "MOST", 1000)
     rows = [{"text": "the moon goes around " * 5}] * 100
     content = KINDS[kind](rows) if kind in KINDS else b"the moon goes around " * 500
     (tmp_path / kind).write_bytes(content)
-    said: list[str] = []
-    assert 1000 <= len(mp.load_text(tmp_path / kind, say=said.append)) < 1200
-    assert len(said) == 1 and "only its first" in said[0]
+    assert 1000 <= len(mp.load_text(tmp_path / kind)) < 1200
+    assert len(caplog.messages) == 1 and "only its first" in caplog.messages[0]

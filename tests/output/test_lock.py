@@ -25,7 +25,8 @@ OWNER = """
 import sys
 from importlib import import_module
 
-home = {"output_folder": "output", "unfinished": "journal", "training_folder": "training.output"}[sys.argv[1]]
+homes = {"output_folder": "output.folder", "unfinished": "pipeline.journal", "training_folder": "training.output"}
+home = homes[sys.argv[1]]
 folder = getattr(import_module(f"minprune.{home}"), sys.argv[1])
 with folder(sys.argv[2]) as made:
     (getattr(made, "folder", made) / "shard").write_text("theirs")
@@ -268,19 +269,21 @@ def test_a_second_prune_with_overwrite_or_resume_leaves_the_first_alone(tmp_path
 
 
 SWEEP = """
-import sys
-from minprune.pipeline import prune as driver
+import logging, sys
 from minprune.sweep.sweep import sweep
 import minprune as mp
 
 model, tokenizer = mp.load_model(sys.argv[1])
 sizes = dict(calibration=sys.argv[2], samples=2, length=16, texts=[sys.argv[2]], test_samples=2)
 
-def say(message):
-    print("ready", flush=True)
-    sys.stdin.readline()
+class Stop(logging.Handler):
+    def emit(self, record):
+        print("ready", flush=True)
+        sys.stdin.readline()
 
-sweep.sweep(model, tokenizer, "runs.jsonl", ["magnitude"], ["50%", "60%"], say=say, **sizes)
+logging.getLogger("minprune").addHandler(Stop())
+logging.getLogger("minprune").setLevel("INFO")
+sweep(model, tokenizer, "runs.jsonl", ["magnitude"], ["50%", "60%"], **sizes)
 """
 
 

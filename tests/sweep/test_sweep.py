@@ -147,14 +147,14 @@ def test_other_weights_under_the_same_name_are_refused(run, tiny):
             weight[0] -= 1
 
 
-def test_runs_without_the_protocol_of_their_perplexity_are_read_and_not_made_again(run, tmp_path):
+def test_runs_without_the_protocol_of_their_perplexity_are_read_and_not_made_again(run, tmp_path, caplog):
     """Files from before it was recorded go on."""
     path = tmp_path / "runs.jsonl"
     before = run(methods=["magnitude"])
     path.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "measured"}) + "\n" for r in before))
-    said = []
-    after = run(methods=["magnitude"], say=said.append)
-    assert not said and [r["perplexity"] for r in after] == [r["perplexity"] for r in before]
+    caplog.set_level("INFO", "minprune")
+    after = run(methods=["magnitude"])
+    assert not caplog.messages and [r["perplexity"] for r in after] == [r["perplexity"] for r in before]
     assert "measured" in before[0] and "measured" not in after[0] and len(summarise(after)) == len(before)
 
 
@@ -166,11 +166,11 @@ def test_a_file_that_is_no_sweeps_is_refused_and_left_alone(run, tmp_path, conte
     assert (tmp_path / "runs.jsonl").read_text() == content
 
 
-def test_a_run_that_fails_is_told_and_the_others_are_made(run, tmp_path):
-    said = []
-    runs = run(methods=["magnitude"], patterns=["block48:50%", "50%"], say=said.append)
+def test_a_run_that_fails_is_told_and_the_others_are_made(run, tmp_path, caplog):
+    caplog.set_level("INFO", "minprune")
+    runs = run(methods=["magnitude"], patterns=["block48:50%", "50%"])
     assert [("failed" in r) for r in runs] == [False, True, False]
-    assert "needs sides that 48 divides" in runs[1]["failed"] and runs[1]["failed"] in said[1]
+    assert "needs sides that 48 divides" in runs[1]["failed"] and runs[1]["failed"] in caplog.messages[1]
     assert [r["pattern"] for r in read_runs(tmp_path / "runs.jsonl")] == ["", "50%"]
     assert [row.pattern for row in summarise(runs)] == ["", "50%"]
 
