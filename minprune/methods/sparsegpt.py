@@ -9,12 +9,10 @@ where H^-1 is the inverse for the columns not yet visited. All of these shrinkin
 matrix, the upper Cholesky factor U of the full inverse (H^-1 = U^T U): row q of the inverse without the first q
 columns is U_qq * U_q:, so each step is  w -= (w_q / U_qq) * U_q:  and costs  (w_q / U_qq)^2.
 
-Column j needs what all earlier columns sent it. That sum is a matrix product, so it is brought up to date in
-stages, never column by column: once for a block of columns, once for a panel inside it, and only inside a panel
-for one column.
+Column j needs what all earlier columns sent it. That sum is a matrix product, so it is brought up to date lazily: once
+for a block of columns, and only inside the block for each column. Here stand the lazy blocks; the columns inside one
+are `sparsegpt_block.py`.
 """
-
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,10 +21,9 @@ from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram, damped_cholesky, invert_triangular_
 from minprune.methods.result import Result
+from minprune.methods.sparsegpt_block import Block, prune_block
 from minprune.patterns import NM, Pattern, Unstructured
 from minprune.statistics import Statistics
-
-_LEAF = 8  # columns that are visited one by one: more of them send more to each other, fewer need more products
 
 
 @exact_arithmetic()
@@ -72,75 +69,9 @@ def sparsegpt(
             kept = Unstructured(pattern.sparsity, "layer").keep((w * gain).square_())
         else:
             kept = torch.empty_like(w, dtype=torch.bool) if keep is None else keep[:, cols].T.contiguous()
-        block = _Block(w, E[cols], kept, gain, U[cols, cols].T.tril(-1))
-        arrays = block.as_numpy()
-        if not groups:  # else both are chosen group by group
-            _mark(arrays, slice(None))
-        _visit(block, arrays, groups, 0, len(w))
-        pruned = arrays.w
-        pruned *= arrays.kept
-        pruned += 0.0  # turns the product's -0.0 into 0.0
+        prune_block(Block(w, E[cols], kept, gain, U[cols, cols].T.tril(-1)), groups)
         weight[:, cols], chosen[:, cols] = w.T, kept.T
     return Result(weight, chosen, note)
-
-
-class _Block(NamedTuple):
-    """One block of columns, tensors or NumPy arrays: w, E, kept (block, d_out), gain (block, 1), later (block, block).
-
-    gain: 1 / U_qq. E: row q is w_q / U_qq where weight q was pruned; before column q is visited, the gain alone. later:
-    later[p, q] is what one unit of error in column q takes off column p > q.
-    """
-
-    w: Any
-    E: Any
-    kept: Any
-    gain: Any
-    later: Any
-
-    def as_numpy(self) -> "_Block":
-        """The same memory for many small steps: on the CPU NumPy's views, which take a third of the time to call."""
-        return _Block(*(part.numpy() if part.device.type == "cpu" else part for part in self))
-
-
-def _visit(block: _Block, arrays: _Block, groups: NM | None, start: int, end: int) -> None:
-    """Columns start to end: the left half, what it sends to the right half, then that. groups: what is to be chosen."""
-    size = end - start
-    if groups and size == groups.m > _LEAF:
-        _choose(arrays, groups, start)
-    if size <= _LEAF:
-        _prune_columns(arrays, groups if groups and groups.m <= _LEAF else None, start, end)
-        return
-    unit = groups.m if groups and size > groups.m else 1  # a group that is not chosen yet is never cut in two
-    middle = start + size // unit // 2 * unit
-    _visit(block, arrays, groups, start, middle)
-    block.w[middle:end].addmm_(block.later[middle:end, start:middle], block.E[start:middle], alpha=-1)
-    _visit(block, arrays, groups, middle, end)
-
-
-def _prune_columns(block: _Block, groups: NM | None, start: int, end: int) -> None:
-    """Columns start to end one by one; each sends its errors to those after it, up to `end`."""
-    w, E, later = block.w, block.E, block.later
-    for q in range(start, end):
-        if groups and q % groups.m == 0:
-            _choose(block, groups, q)
-        error, rest = E[q], w[q + 1 : end]  # named, because `E[q] *= ...` would also copy the row onto itself
-        error *= w[q]
-        if q + 1 < end:
-            rest -= later[q + 1 : end, q, None] * error
-
-
-def _choose(block: _Block, groups: NM, start: int) -> None:
-    """The mask of the group that begins at column start, from its weights as they are now."""
-    here = slice(start, start + groups.m)
-    block.kept[here] = groups.keep_places(abs(block.w[here] * block.gain[here]))
-    _mark(block, here)
-
-
-def _mark(block: _Block, here: slice) -> None:
-    """Begin the errors of these columns: the gain where a weight goes, 0 where it is kept."""
-    error = block.E[here]
-    error[:] = ~block.kept[here]
-    error *= block.gain[here]
 
 
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from samples import correlated, cost, exact, hessian, statistics
 
 import minprune as mp
-from minprune.methods import sparsegpt as module
 from minprune.methods.damping import triangular_inverse
 from minprune.methods.sparsegpt import inverse_factor
+from minprune.methods.sparsegpt_block import Block
 
 SETTINGS = settings(derandomize=True, max_examples=40, deadline=None)
 sparsegpt = mp.METHODS["sparsegpt"]
@@ -245,7 +245,7 @@ def test_tensors_of_another_device_take_the_same_steps_as_numpy_views(text, monk
     """What runs on a GPU, as far as a machine without one can try it: the block's tensors themselves, not NumPy's."""
     W, X = correlated(24, 208)
     usual = sparsegpt(W, statistics(X), mp.pattern(text))
-    monkeypatch.setattr(module._Block, "as_numpy", lambda block: block)
+    monkeypatch.setattr(Block, "as_numpy", lambda block: block)
     other = sparsegpt(W, statistics(X), mp.pattern(text))
     assert torch.equal(other.keep, usual.keep)
     torch.testing.assert_close(other.weight, usual.weight, rtol=1e-9, atol=1e-12)
