@@ -12,9 +12,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from minprune.report import versions
 
 import minprune as mp
+from minprune.output.report import versions
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent.parent / "benchmarks"))  # whose results files carry the same facts

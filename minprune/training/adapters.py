@@ -17,7 +17,7 @@ from minprune.training.masks import Masks, stored_masks
 class LowRank(nn.Module):
     """The parametrisation W -> W + alpha / rank * up @ down where kept, 0 elsewhere.
 
-    gone: (rows, columns) bool of the stored weight, True = zero. up (rows, rank) begins as zero, down (rank, columns)
+    pruned_mask: (rows, columns) bool of the stored weight, True = zero. up (rows, rank) begins as zero, down (rank, columns)
     as N(0, 1 / columns): the model is at first what it was.
     """
 
@@ -29,7 +29,7 @@ class LowRank(nn.Module):
         down = torch.randn(rank, columns, generator=generator) / columns**0.5
         self.down = nn.Parameter(down.to(pruned_mask.device, dtype))
         self.up = nn.Parameter(torch.zeros(rows, rank, dtype=dtype, device=pruned_mask.device))
-        self.register_buffer("gone", pruned_mask)
+        self.register_buffer("pruned_mask", pruned_mask)
         self.scale = alpha / rank
 
     def forward(self, W: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def test_the_cheapest_table_is_the_best_of_all_on_a_grid(seed):
     fine = np.array([np.interp(grid, levels, curve) for curve in costs])  # straight pieces stay straight
     choices = [c for c in itertools.product(range(5), repeat=4) if sum(c) == 8]
     best = min(sum(costs[g, place] for g, place in enumerate(choice)) for choice in choices)
-    found = rules.cheapest(grid, fine, np.full(4, 7.0), 0.6)
+    found = rules.minimize_cost(grid, fine, np.full(4, 7.0), 0.6)
     assert sum(np.interp(s, levels, curve) for s, curve in zip(found, costs, strict=True)) == pytest.approx(best)
 
 
@@ -136,7 +136,7 @@ def test_the_cheapest_table_solves_the_linear_program(seed):
         np.repeat([0.0, 1.0], groups), rows, limits, [[*sizes, *np.zeros(groups)]], [0.55 * sizes.sum()],
         bounds=[(0.2, 0.9)] * groups + [(None, None)] * groups,
     )  # fmt: skip
-    found = rules.cheapest(grid, curves, sizes, 0.55)
+    found = rules.minimize_cost(grid, curves, sizes, 0.55)
     assert sum(np.interp(s, grid, curve) for s, curve in zip(found, curves, strict=True)) == pytest.approx(
         best.fun, rel=1e-7
     )
@@ -146,7 +146,7 @@ def test_at_the_optimum_all_groups_have_the_same_marginal_cost_per_weight():
     """f_g = a_g exp(b_g s) has the closed form s_g = log(k n_g / (a_g b_g)) / b_g, k such that the budget is met."""
     a, b, sizes = np.array([1.0, 0.5, 2.0]), np.array([4.0, 6.0, 5.0]), np.array([3.0, 1.0, 2.0])
     levels = np.linspace(0.1, 0.9, 9)
-    found = rules.cheapest(levels, a[:, None] * np.exp(b[:, None] * levels), sizes, 0.5)
+    found = rules.minimize_cost(levels, a[:, None] * np.exp(b[:, None] * levels), sizes, 0.5)
     marginal = a * b * np.exp(b * found) / sizes
     assert np.ptp(np.log(marginal)) < 0.1  # a step of the grid is 0.01, which is 0.06 in the steepest logarithm
     assert found @ sizes / sizes.sum() == pytest.approx(0.5, abs=1e-12)
@@ -155,10 +155,10 @@ def test_at_the_optimum_all_groups_have_the_same_marginal_cost_per_weight():
 def test_a_group_that_costs_less_when_pruned_more_does_not_mislead():
     """Noise can make a measured curve fall; the convex hull has its slope fixed, and the budget still holds."""
     levels = np.array([0.4, 0.5, 0.6])
-    found = rules.cheapest(levels, np.array([[1.0, 0.9, 2.0], [1.0, 1.2, 1.1]]), np.ones(2), 0.5)
+    found = rules.minimize_cost(levels, np.array([[1.0, 0.9, 2.0], [1.0, 1.2, 1.1]]), np.ones(2), 0.5)
     assert found.sum() == pytest.approx(1.0, abs=1e-12)
     with pytest.raises(mp.PruneError, match=r"0\.9 is outside"):
-        rules.cheapest(levels, np.ones((2, 3)), np.ones(2), 0.9)
+        rules.minimize_cost(levels, np.ones((2, 3)), np.ones(2), 0.9)
 
 
 def test_optimal_lowers_the_cost_that_it_measures():

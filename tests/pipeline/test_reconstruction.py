@@ -159,9 +159,17 @@ def test_where_little_is_pruned_nothing_is_trained_and_the_report_says_so():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": -1}, {"windows": 0}, {"rate": 0.0}, {"rate": float("inf")}, {"least": -0.1}, {"least": 2.0}]
+    "wrong",
+    [
+        {"epochs": -1},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": float("inf")},
+        {"min_sparsity": -0.1},
+        {"min_sparsity": 2.0},
+    ],
 )
-def test_a_setting_that_cannot_be_is_refused(wrong):
+def test_an_invalid_setting_is_refused(wrong):
     with pytest.raises(mp.PruneError, match="cannot be trained"):
         Reconstruction(**wrong)
 
