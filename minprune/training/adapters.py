@@ -17,8 +17,8 @@ from minprune.training.masks import Masks, stored_masks
 class LowRank(nn.Module):
     """The parametrisation W -> W + alpha / rank * up @ down where kept, 0 elsewhere.
 
-    pruned_mask: (rows, columns) bool of the stored weight, True = zero. up (rows, rank) begins as zero, down (rank, columns)
-    as N(0, 1 / columns): the model is at first what it was.
+    pruned_mask: (rows, columns) bool of the stored weight, True = zero. up (rows, rank) begins as zero, down (rank,
+    columns) as N(0, 1 / columns): the model is at first what it was.
     """
 
     pruned_mask: Tensor

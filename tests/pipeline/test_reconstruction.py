@@ -158,20 +158,13 @@ def test_where_little_is_pruned_nothing_is_trained_and_the_report_says_so():
     assert report.reconstruction["errors"] and not any("too few" in note for note in report.notes)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"epochs": -1},
-        {"batch_size": 0},
-        {"lr": 0.0},
-        {"lr": float("inf")},
-        {"min_sparsity": -0.1},
-        {"min_sparsity": 2.0},
-    ],
-)
-def test_an_invalid_setting_is_refused(wrong):
+INVALID = [("epochs", -1), ("batch_size", 0), ("lr", 0.0), ("lr", float("inf")), ("min_sparsity", -0.1)]
+
+
+@pytest.mark.parametrize(("name", "value"), [*INVALID, ("min_sparsity", 2.0)])
+def test_an_invalid_setting_is_refused(name, value):
     with pytest.raises(mp.PruneError, match="cannot be trained"):
-        Reconstruction(**wrong)
+        Reconstruction(**{name: value})
 
 
 def test_a_rate_that_blows_up_is_refused_with_the_name_of_a_layer():
