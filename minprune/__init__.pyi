@@ -9,11 +9,11 @@ from .data.tokens import load_tokens as load_tokens
 from .errors import PruneError as PruneError
 from .evaluation.last_word import grammar as grammar
 from .evaluation.last_word import last_word as last_word
+from .evaluation.measurement import Measurement as Measurement
 from .evaluation.perplexity import Divergence as Divergence
 from .evaluation.perplexity import divergence as divergence
 from .evaluation.perplexity import generate as generate
 from .evaluation.perplexity import perplexity as perplexity
-from .evaluation.protocol import Measurement as Measurement
 from .evaluation.protocol import measure as measure
 from .load import load_model as load_model
 from .methods import METHODS as METHODS

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 class PruneError(ValueError):
     """A mistake of the caller: one sentence with the offending value and the remedy.
 
-    The command line prints the sentence and exits with code 2; in Python it is a `ValueError`.
+    The command line prints the sentence and exits with code 2. In Python it is a `ValueError`.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> mp.pattern("150%")
+    Traceback (most recent call last):
+    ...
+    minprune.errors.PruneError: pattern '150%': sparsity 1.5 is outside 0..1: it is the fraction of weights pruned ...
     """
 
 

@@ -33,11 +33,37 @@ _TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the f
 
 
 def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu"):
-    """(model, tokenizer) of a bundled name ("smollm2"), a Hugging Face id or a folder; in eval mode.
+    """Load a causal language model and its tokenizer.
 
-    The folder may be one that `minprune export` wrote. dtype: "auto" keeps the checkpoint's. Only safetensors weights
-    are read, and code from a repository is never run. Raises `PruneError` if there is no such model, it is not causal,
-    its weights are damaged, quantised, only pickled, or not those of its config.json, or the device is unknown.
+    Only safetensors weights are read, and code that comes with a model is never run.
+
+    Parameters
+    ----------
+    name : str or Path
+        A bundled name ("smollm2"), a Hugging Face id, or a folder, also one that `minprune export` wrote.
+    dtype : str or torch.dtype, default "auto"
+        "auto" keeps the checkpoint's; else "float32", "float16", "bfloat16" or "float64".
+    device : str, default "cpu"
+        Where the model is put, such as "cuda".
+
+    Returns
+    -------
+    model : PreTrainedModel
+        In eval mode.
+    tokenizer : PreTrainedTokenizerBase
+
+    Raises
+    ------
+    PruneError
+        If there is no such model or device; or if the model is not causal, or its weights are damaged, quantised,
+        only pickled, or not those of its config.json.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> model, tokenizer = mp.load_model("smollm2")
+    >>> f"{model.num_parameters():,}"
+    '134,515,008'
     """
     from transformers import AutoModelForCausalLM
 

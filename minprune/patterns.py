@@ -7,26 +7,39 @@ give the same mask on every machine. Masks are boolean and True means *kept*.
 
 import re
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
+from minprune.selection import FEW, keep_of_few, refuse_nan
+from minprune.selection import keep_largest as keep_largest
 
 GROUPS = ("row", "layer", "block")
-_FEW = 32  # places of a group up to which all pairs are compared: it takes m**2 / 2 comparisons a group
 _COMPARISONS = 2**17  # of N:M at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True)
 class Unstructured:
-    """Any weight may go; the lowest `round(sparsity * size)` scores of each comparison group do.
+    """Any weight may go: the lowest `round(sparsity * size)` scores of each comparison group do.
 
-    group: "row" compares the weights of one output, "layer" those of the whole matrix, "block" those of
-    `block_size` neighbouring columns (all rows). None leaves the choice to the method's published default.
+    As every pattern, it raises `PruneError` for a number that is out of range.
+
+    Parameters
+    ----------
+    sparsity : float
+        The fraction of weights pruned, 0 to 1.
+    group : {"row", "layer", "block"} or None, default None
+        "row" compares the weights of one output, "layer" those of the whole matrix, "block" those of `block_size`
+        neighbouring columns, all rows together. None leaves the choice to the method's published default.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> mp.Unstructured(0.5, "row").keep(torch.tensor([[1.0, 4.0], [2.0, 3.0]]))
+    tensor([[False,  True],
+            [False,  True]])
     """
 
     sparsity: float
@@ -62,7 +75,19 @@ class Unstructured:
 
 @dataclass(frozen=True)
 class NM:
-    """n weights kept of every m consecutive inputs (NVIDIA's sense: 2:4 is half zeros, 1:4 three quarters)."""
+    """n weights are kept of every m consecutive inputs. This is NVIDIA's sense: 2:4 is half zeros, 1:4 three quarters.
+
+    Parameters
+    ----------
+    n, m : int
+        How many are kept, and of how many, 0 <= n <= m.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> mp.NM(2, 4).keep(torch.tensor([[1.0, 4.0, 2.0, 3.0]]))
+    tensor([[False,  True, False,  True]])
+    """
 
     n: int
     m: int
@@ -91,47 +116,36 @@ class NM:
     def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
         """scores (d_out, d_in), d_in a multiple of m -> keep mask (d_out, d_in), bool."""
         self.check(*scores.shape)
-        _refuse_nan(scores)
+        refuse_nan(scores)
         groups = scores.reshape(-1, self.m).T  # (m, groups)
-        if self.m > _FEW:
+        if self.m > FEW:
             return self.keep_places(groups).T.reshape(scores.shape)
         parts = groups.contiguous().split(max(1, _COMPARISONS // self.m**2), dim=1)  # one long row for each place
         return torch.cat([self.keep_places(part) for part in parts], dim=1).T.reshape(scores.shape)
 
     def keep_places(self, scores: Any) -> Any:
-        """scores (m, groups) without NaN, one group a column -> keep mask (m, groups), bool.
-
-        Scores are a tensor, or a NumPy array, and so is the mask. A weight is pruned when fewer than m - n others of
-        its group go before it. Every two places are compared in long rows, and a small matrix product counts, which
-        beats sorting a million tiny groups. In large groups the threshold is found as for a row.
-        """
-        is_numpy = isinstance(scores, np.ndarray)
-        if self.m > _FEW:
-            keep = keep_largest(torch.from_numpy(scores).T if is_numpy else scores.T, self.m - self.n).T
-            return keep.numpy() if is_numpy else keep
-        first, second, count, enough = _counting(self.n, self.m, None if is_numpy else scores.device)
-        ordered = scores[first] <= scores[second]  # (pairs, groups)
-        return count @ (ordered.astype(np.float32) if is_numpy else ordered.float()) >= enough
-
-
-@cache
-def _counting(n: int, m: int, device: torch.device | None) -> tuple[Any, Any, Any, Any]:
-    """The pairs i < j of places (pairs,), (pairs,); count (m, pairs) and enough (m, 1); as NumPy arrays without device.
-
-    i goes before j if s_i <= s_j, so of equal scores the lower index goes first, else j goes before i. A place starts
-    with all later ones before it, and one of them less for each that it goes before: count @ (s_i <= s_j) says how
-    many more there are than at the start, and from `enough` on there are m - n.
-    """
-    first, second = torch.triu_indices(m, m, 1, device="cpu")
-    places = torch.arange(m, device="cpu")[:, None]
-    count = (places == second).float() - (places == first).float()
-    made = first, second, count, places - n + 1.0  # (m - n) - (m - 1 - place)
-    return tuple(part.numpy() if device is None else part.to(device) for part in made)  # type: ignore[return-value]
+        """scores (m, groups) without NaN, one group a column, tensor or NumPy array -> keep (m, groups), bool."""
+        return keep_of_few(scores, self.n)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Square blocks of size x size weights go as a whole; a block's score is the sum of its weights' scores."""
+    """Square blocks of size x size weights go as a whole. A block's score is the sum of its weights' scores.
+
+    Parameters
+    ----------
+    size : int
+        The side of a block, which must divide both sides of a matrix.
+    sparsity : float
+        The fraction of blocks pruned, 0 to 1.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> mp.Block(2, 0.5).keep(torch.tensor([[1.0, 2.0, 3.0, 0.0], [1.0, 2.0, 3.0, 4.0]]))
+    tensor([[False, False,  True,  True],
+            [False, False,  True,  True]])
+    """
 
     size: int
     sparsity: float
@@ -216,11 +230,31 @@ Pattern = Unstructured | NM | Block | Lines
 
 
 def pattern(text: "str | Pattern") -> Pattern:
-    """Read a pattern: "50%", "50%:row", "50%:layer", "50%:block", "2:4" (two kept of four), "block16:50%",
-    "rows:25%", "columns:25%" (whole ones), "columns64:25%" (64 neighbours together), "columns64:33.3%:3" (as many of
-    each third).
+    """Read a pattern from its text.
 
-    Raises `PruneError` (a `ValueError`) if the text is none of these, the sparsity is outside 0..100 %, or N > M.
+    Parameters
+    ----------
+    text : str or Pattern
+        "50%", "50%:row", "50%:layer", "50%:block", "2:4" (two kept of four), "block16:50%", "rows:25%", "columns:25%"
+        (whole ones), "columns64:25%" (64 neighbours together), or "columns64:33.3%:3" (as many of each third).
+        A pattern is returned as it is.
+
+    Returns
+    -------
+    Unstructured, NM, Block or Lines
+
+    Raises
+    ------
+    PruneError
+        If the text is none of these, the sparsity is outside 0..100 %, or N > M.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> mp.pattern("50%:row")
+    Unstructured(sparsity=0.5, group='row')
+    >>> mp.pattern("2:4").sparsity
+    0.5
     """
     if isinstance(text, Pattern):
         return text
@@ -246,41 +280,6 @@ def _read(text: str) -> Pattern | None:
     if match := re.fullmatch(r"(-?[\d.]+)%(?::(\w+))?", text, re.ASCII):
         return Unstructured(_fraction(match[1]), match[2])
     return None
-
-
-def keep_largest(scores: Tensor, zeros: int) -> Tensor:
-    """Prune exactly `zeros` weights of every row: the lowest scores, and of equal ones the lowest index.
-
-    scores (groups, size) -> keep (groups, size), bool. Finding the threshold is a selection, not a sort: linear
-    in the number of weights. Ties at the threshold, which `scores > threshold` would get wrong, are counted out.
-    Raises `PruneError` for NaN scores, which no order contains.
-    """
-    size = scores.shape[1]
-    if zeros in (0, size):
-        _refuse_nan(scores)
-        return torch.full_like(scores, zeros == 0, dtype=torch.bool)
-    threshold = _kth_smallest(scores, zeros)  # (groups, 1)
-    keep = scores > threshold
-    if bool((keep.sum(1) == size - zeros).all()):
-        return keep
-    _refuse_nan(scores)
-    tied = scores == threshold
-    to_prune = zeros - (scores < threshold).sum(1, keepdim=True)  # (groups, 1): how many of the tied must go
-    return keep | (tied & (tied.cumsum(1) > to_prune))
-
-
-def _kth_smallest(scores: Tensor, k: int) -> Tensor:
-    """The k-th smallest (k from 1) of every row: (groups, size) -> (groups, 1)."""
-    if scores.device.type == "cpu":  # NumPy's vectorised quickselect is about ten times faster than kthvalue there
-        values = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-        kth = np.partition(values.detach().numpy(), k - 1, axis=1)[:, k - 1 : k]
-        return torch.from_numpy(np.ascontiguousarray(kth)).to(scores.dtype)
-    return scores.sort(dim=1).values[:, k - 1 : k]  # CUDA's kthvalue gives a row to one of its many processors
-
-
-def _refuse_nan(scores: Tensor) -> None:
-    if bool(scores.isnan().any()):
-        raise PruneError("the scores contain NaN: look for NaN or infinity in the weights and in the inputs")
 
 
 def _check_sparsity(sparsity: float) -> None:

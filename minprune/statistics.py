@@ -17,9 +17,35 @@ _TOKENS = 1024  # at a time: bounds the memory of casting and squaring, and is s
 class Statistics:
     """Running sums over the inputs of one layer, or of several layers that read the same tensor.
 
-    d_in: number of inputs. gram: also keep X.T @ X, which costs d_in**2 numbers and tokens * d_in**2 operations.
-    dtype: of the sums; the inputs are cast to it before anything is squared, and no setting around a call (autocast,
-    matmul precision, inference mode) changes how it is done.
+    No setting around a call (autocast, matmul precision, inference mode) changes how the sums are computed.
+
+    Parameters
+    ----------
+    d_in : int
+        The number of inputs.
+    gram : bool, default True
+        Whether to keep X.T @ X, too. It costs d_in**2 numbers and tokens * d_in**2 operations.
+    dtype : torch.dtype, default torch.float32
+        Of the sums. The inputs are cast to it before anything is squared.
+    device : str or torch.device, default "cpu"
+        Where the sums are.
+
+    Attributes
+    ----------
+    tokens : int
+        How many inputs have been seen.
+    d_in : int
+        The number of inputs.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(2).update(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    >>> stats.tokens, stats.sq_norm, stats.mean
+    (2, tensor([10.,  4.]), tensor([2., 1.]))
+    >>> stats.gram
+    tensor([[10.,  2.],
+            [ 2.,  4.]])
     """
 
     @exact_arithmetic()
@@ -34,7 +60,23 @@ class Statistics:
 
     @exact_arithmetic()
     def update(self, X: Tensor) -> "Statistics":
-        """Add the inputs X (..., d_in), any leading shape and floating dtype. Returns self."""
+        """Add inputs to the sums.
+
+        Parameters
+        ----------
+        X : Tensor (..., d_in), floating
+            Any leading shape: every vector of d_in numbers is one token.
+
+        Returns
+        -------
+        Statistics
+            These statistics.
+
+        Raises
+        ------
+        PruneError
+            If X is not a dense tensor of real numbers, or its last side is not d_in.
+        """
         if not (isinstance(X, Tensor) and X.layout == torch.strided and X.ndim and not X.is_complex()) or X.is_meta:
             what = f"{X.dtype}, {X.layout}, on {X.device}" if isinstance(X, Tensor) else type(X).__name__
             raise PruneError(f"the inputs are {what}: they must be a dense tensor (..., {self.d_in}) of real numbers")
@@ -58,7 +100,23 @@ class Statistics:
 
     @exact_arithmetic()
     def merge(self, other: "Statistics") -> "Statistics":
-        """Add what `other` has seen, as if its tokens had been given to `update`. Returns self."""
+        """Add what `other` has seen, as if its tokens had been given to `update`.
+
+        Parameters
+        ----------
+        other : Statistics
+            Of the same d_in, and with a Gram matrix if these have one.
+
+        Returns
+        -------
+        Statistics
+            These statistics.
+
+        Raises
+        ------
+        PruneError
+            If the two differ in d_in or in whether they have a Gram matrix.
+        """
         if (other.d_in, other._gram is None) != (self.d_in, self._gram is None):
             raise PruneError("these statistics differ in d_in or in gram and cannot be merged")
         self.tokens += other.tokens
@@ -131,9 +189,26 @@ class Statistics:
 def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     """The relative layer error tr(D G D^T) / tr(W G W^T) with D = W - W' and G = gram.
 
-    W, W_pruned (d_out, d_in), gram (d_in, d_in). It equals ||X D^T||^2 / ||X W^T||^2, the share of the output's
-    energy that is lost; 0 is perfect, 1 is what pruning everything costs. A layer whose output is zero on these
-    inputs has error 0 if it stays so.
+    It equals ||X D^T||^2 / ||X W^T||^2, the share of the output's energy that is lost: 0 is perfect, and 1 is what
+    pruning everything costs. A layer whose output is zero on these inputs has error 0 if it stays so.
+
+    Parameters
+    ----------
+    W, W_pruned : Tensor (d_out, d_in), floating
+        The weights before and after.
+    gram : Tensor (d_in, d_in), float32 or float64
+        X.T @ X, a sum over tokens.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> W = torch.tensor([[2.0, 1.0]])
+    >>> mp.layer_error(W, torch.tensor([[2.0, 0.0]]), gram=torch.eye(2))
+    0.2
     """
     W, W_pruned = W.to(gram), W_pruned.to(gram)
     lost, whole = _energy(W - W_pruned, gram), _energy(W, gram)

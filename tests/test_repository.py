@@ -18,7 +18,7 @@ PACKAGE = ROOT / "minprune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE = sorted(
     [
-        *(PACKAGE / f"{name}.py" for name in ("arithmetic", "patterns", "statistics")),
+        *(PACKAGE / f"{name}.py" for name in ("arithmetic", "patterns", "selection", "statistics")),
         *(PACKAGE / "methods").glob("*.py"),
     ]
 )
@@ -97,7 +97,7 @@ def test_methods_patterns_and_statistics_know_nothing_of_transformers():
 @pytest.mark.parametrize("path", PURE, ids=lambda path: path.name)
 def test_import_direction(path):
     allowed = {"torch", "numpy", "scipy", *sys.stdlib_module_names}
-    ours = {f"minprune.{name}" for name in ("arithmetic", "errors", "patterns", "statistics", "methods")}
+    ours = {f"minprune.{name}" for name in ("arithmetic", "errors", "patterns", "selection", "statistics", "methods")}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -27,7 +27,7 @@ from minprune.output.target import check_file
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from minprune.evaluation.protocol import Measurement
+    from minprune.evaluation.measurement import Measurement
 
 
 def add(commands) -> None:

@@ -26,7 +26,7 @@ from minprune.errors import PruneError
 
 if TYPE_CHECKING:
     from minprune.training.distill import Distillation
-    from minprune.training.recover import Recipe, Recovery
+    from minprune.training.recipe import Recipe, Recovery
 
 TAUGHT = ("share", "temperature", "hidden")
 
@@ -102,7 +102,8 @@ def run(arguments: Namespace) -> None:
     from minprune.training.distill import Distillation
     from minprune.training.output import STATE, training_folder
     from minprune.training.page import write_curves
-    from minprune.training.recover import ADAPTERS_LR, Recipe, Recovery, recover
+    from minprune.training.recipe import ADAPTERS_LR, Recipe, Recovery
+    from minprune.training.recover import recover
 
     recipe = Recipe(
         arguments.steps,

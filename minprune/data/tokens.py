@@ -28,14 +28,42 @@ def load_tokens(
     length: int = 512,
     seed: int | None = None,
 ) -> Tensor:
-    """`samples` windows of `length` tokens, (samples, length), int64, cut from one text without overlap.
+    """Windows of tokens, all of one length, cut from one text without overlap.
 
-    source: a bundled text ("wikipedia", "news", "python"), a data set on the hub ("wikitext2", "c4"), or a file or
-    folder of documents (see `minprune.data.documents`); files have no splits. The text is tokenised as a whole and cut
-    into consecutive windows; what the tokenizer puts before every text, mostly one BOS token, begins each window.
-    seed: which windows are taken: None spreads them evenly over the text, a number draws them at random without
-    replacement. samples=None takes all. Raises `PruneError` for a source that is unknown, missing, empty, not text,
-    or too short.
+    The text is tokenised as a whole and cut into consecutive windows. What the tokenizer puts before every text, mostly
+    one BOS token, begins each window.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+        Of the model that will read the tokens.
+    source : str or Path
+        A bundled text ("wikipedia", "news", "python"), a data set on the hub ("wikitext2", "c4"), or a file or folder
+        of documents (see `minprune.data.documents`).
+    split : str, default "train"
+        "train", "validation" or "test". Files have no splits.
+    samples : int or None, default 64
+        How many windows; None takes all.
+    length : int, default 512
+        Tokens in each window, its first ones included.
+    seed : int or None, default None
+        None spreads the windows evenly over the text. A number draws them at random without replacement.
+
+    Returns
+    -------
+    Tensor (samples, length), int64
+
+    Raises
+    ------
+    PruneError
+        For a source that is unknown, missing, empty, not text, or too short; for samples or a length below 1.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> _, tokenizer = mp.load_model("smollm2")
+    >>> mp.load_tokens(tokenizer, "news", split="test", samples=4, length=32).shape
+    torch.Size([4, 32])
     """
     if length < 1 or (samples is not None and samples < 1):
         raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
@@ -78,9 +106,31 @@ def cut(ids: Tensor, starts: Tensor, length: int, prefix: list[int]) -> Tensor:
 
 
 def load_text(source: str | Path, split: str = "train", tokenizer=None) -> str:
-    """The whole text of a source (see `load_tokens`), documents separated by an empty line.
+    """The whole text of a source, its documents separated by an empty line.
 
-    tokenizer: whose chat template writes the documents that are chats.
+    Parameters
+    ----------
+    source : str or Path
+        As for `load_tokens`.
+    split : str, default "train"
+        "train", "validation" or "test". Files have no splits.
+    tokenizer : PreTrainedTokenizerBase, optional
+        Its chat template writes those documents that are chats.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    PruneError
+        For a source that is unknown, missing, empty or not text.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> len(mp.load_text("news", split="test")) > 10_000
+    True
     """
     if source in BUNDLED:
         return "\n\n".join(articles(str(source), split))

@@ -29,7 +29,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """A share of right answers: its value in 0..1, its standard error, of how many, and the parts it is the mean of."""
+    """A share of right answers.
+
+    Parameters
+    ----------
+    value : float
+        The share, 0 to 1.
+    error : float
+        Its standard error.
+    count : int
+        Of how many answers.
+    parts : dict of str to Score
+        The parts of which it is the mean.
+
+    Examples
+    --------
+    >>> from minprune.evaluation.last_word import Score
+    >>> Score(0.75, 0.22, 4, {}).value
+    0.75
+    """
 
     value: float
     error: float
@@ -55,11 +73,44 @@ def last_word(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Score:
-    """The share of passages whose last word greedy decoding writes exactly; parts "used" and "new", equally many.
+    """The share of passages whose last word greedy decoding writes exactly.
 
-    source, split: the text, as for `load_text`; count: passages, an even number, spread evenly over the text (see
-    `passages`). Right means: each token of " word" is the likeliest after those before it, and the likeliest token
-    after them does not prolong the word. Raises `PruneError` if the text has too few passages.
+    Right means: each token of " word" is the most likely one after those before it, and the most likely token after
+    them does not prolong the word.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    source : str or Path, default "wikipedia"
+        The text, as for `load_text`.
+    split : str, default "test"
+        Of the text.
+    count : int, default 200
+        Passages, an even number, spread evenly over the text (see `passages`).
+    batch_size : int, default 8
+        Passages in one forward pass.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+
+    Returns
+    -------
+    Score
+        With the parts "used" (the passage has used the word before) and "new", equally many.
+
+    Raises
+    ------
+    PruneError
+        If the text has too few passages, or the model is not causal.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> model, tokenizer = mp.load_model("smollm2")
+    >>> mp.last_word(model, tokenizer, "wikipedia", count=4).parts.keys()
+    dict_keys(['used', 'new'])
     """
     found = passages(load_text(source, split, tokenizer=tokenizer))
     chosen: list[Passage] = []
@@ -108,10 +159,41 @@ def grammar(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Score:
-    """The share of pairs whose grammatical sentence is the likelier one; a part for each phenomenon.
+    """The share of pairs whose grammatical sentence is the more likely one; 0.5 is chance.
 
-    pairs: see `minimal_pairs`, whose default they are: 0.5 is chance. The log-likelihood is that of the whole sentence,
-    its first token included, after the tokenizer's BOS (or else EOS) token. The value is the mean over phenomena.
+    The log-likelihood is that of the whole sentence, its first token included, after the tokenizer's BOS (or else EOS)
+    token.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    pairs : sequence of Pair, optional
+        By default those of `minimal_pairs`.
+    batch_size : int, default 32
+        Sentences in one forward pass.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+
+    Returns
+    -------
+    Score
+        The mean over phenomena, with a part for each.
+
+    Raises
+    ------
+    PruneError
+        If the tokenizer has neither BOS nor EOS, or the model is not causal.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> from minprune.evaluation.minimal_pairs import Pair
+    >>> model, tokenizer = mp.load_model("smollm2")
+    >>> mp.grammar(model, tokenizer, [Pair("agreement", "The cats sleep.", "The cats sleeps.")]).value
+    1.0
     """
     pairs = minimal_pairs() if pairs is None else pairs
     texts = [("", text) for pair in pairs for text in (pair.right, pair.wrong)]

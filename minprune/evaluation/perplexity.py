@@ -27,10 +27,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a model's predictions are from a reference's, over `tokens` positions of the same windows.
+    """How far a model's predictions are from a reference's, on the same windows.
 
-    kl: mean over positions of KL(reference || model), in nats; 0 only if every distribution is the same.
-    agreement: share of positions at which both find the same token the likeliest.
+    Parameters
+    ----------
+    kl : float
+        The mean over positions of KL(reference || model), in nats. It is 0 only if every distribution is the same.
+    agreement : float
+        The share of positions at which both find the same token the most likely.
+    tokens : int
+        The number of positions.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> mp.Divergence(kl=0.1, agreement=0.9, tokens=1000).agreement
+    0.9
     """
 
     kl: float
@@ -41,10 +53,37 @@ class Divergence:
 def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False) -> float:
     """exp of the mean negative log-likelihood, in nats, of every token but the first of its window.
 
-    tokens: (windows, length) int64, length at least 2; windows are independent of each other and each prediction
-    weighs the same. batch_size changes time and memory, never the result beyond rounding. Raises `PruneError` for
-    windows that the model cannot read, for a model whose output is NaN, and for one that sees the tokens it should
-    predict (see `minprune.models.causality`).
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    tokens : Tensor (windows, length), int64
+        At least two tokens in each window. Windows are independent of each other, and each prediction weighs the same.
+    batch_size : int, default 2
+        Windows in one forward pass. It changes time and memory, never the result beyond rounding.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    PruneError
+        For windows that the model cannot read, for a model whose output is NaN, and for one that sees the tokens which
+        it should predict (see `minprune.models.causality`).
+
+    Examples
+    --------
+    A model that has learnt nothing is as uncertain as a die with a side for each of its tokens:
+
+    >>> import torch, minprune as mp
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+    >>> round(mp.perplexity(model, torch.randint(50, (4, 8))), -1)
+    50.0
     """
     return exp(float(token_nll(model, tokens, batch_size, progress).mean(dtype=torch.float64)))
 
@@ -79,12 +118,40 @@ def _read_nll(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progres
 def divergence(
     model: "PreTrainedModel", reference: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False
 ) -> Divergence:
-    """How far a pruned model's predictions are from those of the dense model, `reference`, on the same windows.
+    """How far a pruned model's predictions are from those of the dense model, on the same windows.
 
-    tokens: (windows, length) int64; every position counts, also a window's last, whose next token is not needed. Both
-    models run on each batch and only two sums are kept, so no logits are stored. KL is taken from the reference to the
-    model, KL(p || q) = sum_t p_t (log p_t - log q_t) with p of the reference: a token that the dense model expects and
-    the pruned one excludes costs most. Raises `PruneError` if the vocabularies differ in size, or as `perplexity` does.
+    Every position counts, also the last of a window, whose next token is not needed. KL is taken from the reference to
+    the model, KL(p || q) = sum_t p_t (log p_t - log q_t) with p of the reference. So a token that the dense model
+    expects and the pruned one excludes costs most. Both models run on each batch, and no logits are stored.
+
+    Parameters
+    ----------
+    model, reference : PreTrainedModel
+        The pruned and the dense model, with one vocabulary.
+    tokens : Tensor (windows, length), int64
+        At least two tokens in each window.
+    batch_size : int, default 2
+        Windows in one forward pass.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+
+    Returns
+    -------
+    Divergence
+
+    Raises
+    ------
+    PruneError
+        If the vocabularies differ in size, or as `perplexity` does.
+
+    Examples
+    --------
+    >>> import copy, torch, minprune as mp
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+    >>> mp.divergence(copy.deepcopy(model), model, torch.randint(50, (4, 8))).agreement
+    1.0
     """
     for each in (model, reference):
         check_windows(each, tokens)
@@ -138,10 +205,39 @@ def _check_nan(nats: Tensor) -> None:
 def generate(
     model: "PreTrainedModel", tokenizer, prompt: str, tokens: int = 40, temperature: float = 0.0, seed: int = 0
 ) -> str:
-    """The continuation of a prompt by at most `tokens` tokens: the likeliest ones, or sampled if temperature > 0.
+    """The continuation of a prompt.
 
-    temperature: 0, or from 1e-4 to 1e4, where logits divided by it stay numbers. Half characters of the prompt become
-    U+FFFD. Raises `PruneError` for a prompt without tokens or too long for the model.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    prompt : str
+        The beginning of a text. Halves of characters become U+FFFD.
+    tokens : int, default 40
+        How many to write at most.
+    temperature : float, default 0.0
+        0 takes the most likely token each time. From 1e-4 to 1e4 tokens are drawn: the logits are divided by it.
+    seed : int, default 0
+        Of the draws.
+
+    Returns
+    -------
+    str
+        Without the prompt.
+
+    Raises
+    ------
+    PruneError
+        For a prompt without tokens or too long for the model, or an option out of range.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> model, tokenizer = mp.load_model("smollm2")
+    >>> mp.generate(model, tokenizer, "The moon goes around the", tokens=1)
+    ' Earth'
     """
     prompt = whole_characters(prompt)
     if not prompt:

@@ -1,15 +1,11 @@
-"""A perplexity together with how it was measured, so that two of them can be compared, or refused. Chapter 09.
+"""Measuring a perplexity by a protocol: which windows of a text a model reads, and which of their tokens count.
 
-The same model on the same text has another perplexity for another window, stride or first token, and per-token numbers
-of different tokenizers do not even count the same things. bits per byte count the text itself:
-
-    bits per byte = (sum of -log2 p(token | before) over the counted tokens) / (bytes of text in these tokens)
+Chapter 09. What the protocol says, and when two measurements may be compared, is in measurement.py.
 """
 
 import hashlib
 import json
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,122 +15,11 @@ from torch import Tensor
 from minprune.data.documents import has_splits
 from minprune.data.tokens import check_normalizer, cut, fingerprint, load_text, load_tokens, prefix_of, window_starts
 from minprune.errors import PruneError
-from minprune.evaluation.perplexity import exp, token_nll
+from minprune.evaluation.measurement import Measurement, Protocol
+from minprune.evaluation.perplexity import token_nll
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_ENOUGH = 0.95  # share of a text that has to be counted before two tokenizers are compared on it
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What a perplexity depends on besides the model.
-
-    text, split: the source as it was named, and its split; text_hash: sha256 of the text as UTF-8. tokenizer: its
-    name; vocabulary: sha256 of its tokens and their ids. window: tokens that the model reads at once, with those that
-    begin it; stride: tokens from one window's beginning to the next one's. bos: whether special tokens begin each
-    window; prefix: which ones, mostly one BOS token. windows: how many; tokens: how many predictions count;
-    tokens_hash: sha256 over the windows. bytes: bytes of text in the counted tokens; coverage: their share of the
-    text. dtype: in which the model ran (told, but never a reason to refuse).
-    """
-
-    text: str
-    split: str | None
-    text_hash: str
-    tokenizer: str
-    vocabulary: str
-    window: int
-    stride: int
-    bos: bool
-    windows: int
-    tokens: int
-    tokens_hash: str
-    bytes: int
-    coverage: float
-    dtype: str
-    prefix: list[int] = field(default_factory=list)
-
-    @property
-    def overlap(self) -> int:
-        """Tokens of text that a window shares with the one before it."""
-        return self.window - len(self.prefix) - self.stride
-
-    def __str__(self) -> str:
-        where = f"{self.text} ({self.split})" if self.split else self.text
-        several = f"{len(self.prefix)} special tokens first"
-        start = several if len(self.prefix) > 1 else "a BOS token first" if self.bos else "no BOS token"
-        windows = "1 window" if self.windows == 1 else f"{self.windows} windows"
-        return (
-            f"{where}: {windows} of {self.window} tokens, stride {self.stride}, {start}; "
-            f"{self.tokens:,} predictions of {self.bytes:,} bytes count; tokens {self.tokens_hash[:8]}, "
-            f"tokenizer {self.tokenizer} {self.vocabulary[:8]}, {self.dtype}"
-        )
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The mean of -log p over the counted tokens, in nats, and the protocol that it was measured by."""
-
-    nats: float
-    protocol: Protocol
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nats): per token, so it compares models with one tokenizer."""
-        return exp(self.nats)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """-log2 p of the counted tokens over the bytes of text in them: compares tokenizers, too."""
-        return self.nats * self.protocol.tokens / math.log(2) / self.protocol.bytes
-
-    def ratio(self, other: "Measurement", per: str = "token") -> float:
-        """How many times as large this one is: perplexity (per="token") or bits per byte (per="byte").
-
-        Raises `PruneError`, naming the field, if the two were not measured alike. Per token everything must agree that
-        decides which predictions are made. Per byte the tokenizers may differ, if both counted nearly the whole text.
-        """
-        mine, theirs = self.protocol, other.protocol
-        if per not in _ALIKE:
-            raise PruneError(f"a ratio per {per!r} is not defined: choose token or byte")
-        for name in _ALIKE[per]:
-            here, there = getattr(mine, name), getattr(theirs, name)
-            if here != there:
-                raise PruneError(
-                    f"not measured alike: {name} is {_short(here)} here and {_short(there)} there; measure both with "
-                    f"the same {_WHAT[name]}"
-                )
-        if per == "token":
-            return self.perplexity / other.perplexity
-        if mine.tokens_hash != theirs.tokens_hash and (low := min(mine.coverage, theirs.coverage)) < _ENOUGH:
-            raise PruneError(
-                f"coverage is {low:.0%} of the text: different tokens are compared on the whole text only, so measure "
-                "both with samples=None"
-            )
-        return self.bits_per_byte / other.bits_per_byte
-
-    def as_dict(self) -> dict:
-        """Everything for a JSON file, which cannot hold an infinite perplexity: None then."""
-        perplexity = self.perplexity if math.isfinite(self.perplexity) else None
-        numbers = {"perplexity": perplexity, "nats": self.nats, "bits_per_byte": self.bits_per_byte}
-        return {**numbers, "protocol": asdict(self.protocol)}
-
-
-_ALIKE = {
-    "token": ("text_hash", "window", "vocabulary", "bos", "prefix", "stride", "tokens_hash"),
-    "byte": ("text_hash", "window", "overlap"),
-}
-_WHAT = {
-    "text_hash": "text",
-    "window": "window length",
-    "stride": "stride",
-    "overlap": "overlap (window minus stride)",
-    "vocabulary": "tokenizer, or compare bits per byte on the whole text",
-    "bos": "first token",
-    "prefix": "tokenizer",
-    "tokens_hash": "windows of the text",
-}
 
 
 def measure(
@@ -151,13 +36,48 @@ def measure(
 ) -> Measurement:
     """The perplexity of a model on a text, with its protocol.
 
-    source, split, samples, length: which windows, as for `load_tokens` without a seed; samples=None takes them all.
-    stride: tokens from one window to the next. None: the windows do not overlap, and each token but the first of its
-    window counts, as in `perplexity`. A smaller stride gives each counted token at least length - stride tokens
-    of context: a window counts its last `stride` tokens, a text's first window all but the first. bos: whether each
-    window begins with the tokenizer's BOS token, which does not count (None: with what the tokenizer by itself puts
-    before a text).
-    Raises `PruneError` for a stride outside 1..length, a tokenizer without BOS, and as `load_tokens` and `perplexity`.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    source : str or Path, default "wikipedia"
+        The text, as for `load_tokens`.
+    split : str, default "test"
+        Of the text.
+    samples : int or None, default 32
+        How many windows, spread evenly over the text; None takes all.
+    length : int, default 512
+        Tokens in each window.
+    stride : int or None, default None
+        Tokens from one window to the next. None: the windows do not overlap, and each token but the first of its window
+        counts, as in `perplexity`. A smaller stride gives each counted token at least length - stride tokens of
+        context: a window counts its last `stride` tokens, a text's first window all but the first.
+    bos : bool or None, default None
+        Whether each window begins with the tokenizer's BOS token, which does not count. None: with what the tokenizer
+        itself puts before a text.
+    batch_size : int, default 2
+        Windows in one forward pass.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+
+    Returns
+    -------
+    Measurement
+
+    Raises
+    ------
+    PruneError
+        For a stride outside 1..length, a tokenizer without BOS, and as `load_tokens` and `perplexity` do.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> model, tokenizer = mp.load_model("smollm2")
+    >>> found = mp.measure(model, tokenizer, "news", samples=2, length=32)
+    >>> found.protocol.tokens, 1 < found.perplexity < 1000
+    (62, True)
     """
     if length < 2:
         raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
@@ -287,7 +207,3 @@ def _forced(tokenizer, bos: bool) -> list[int]:
 def _hash(windows: Tensor, counted: Tensor) -> str:
     """Equal only for the same windows with the same predictions counted."""
     return hashlib.sha256((fingerprint(windows) + fingerprint(counted)).encode()).hexdigest()
-
-
-def _short(value) -> str:
-    return value[:8] if isinstance(value, str) else str(value)

@@ -24,7 +24,25 @@ from minprune.formats.stored import (
 
 @dataclass(frozen=True, eq=False)
 class Bitmask(SparseMatrix):
-    """values (stored,) row by row; bits (d_out, ceil(d_in / 8)) uint8: bit j of byte k of a row is column 8 k + j."""
+    """The kept values one after the other, and one bit for each weight.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor (stored,)
+        Row by row.
+    bits : Tensor (d_out, ceil(d_in / 8)), uint8
+        Bit j of byte k of a row is column 8 k + j.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import Bitmask
+    >>> stored = Bitmask.from_dense(torch.tensor([[0.0, 2.0, 0.0, 8.0]]))
+    >>> stored.values, stored.bits
+    (tensor([2., 8.]), tensor([[10]], dtype=torch.uint8))
+    """
 
     name = "bitmask"
     bits: Tensor

@@ -18,7 +18,29 @@ from minprune.formats.stored import TILE_ROWS, SparseMatrix, index_dtype, stored
 
 @dataclass(frozen=True, eq=False)
 class BSR(SparseMatrix):
-    """values (blocks, size, size), indices (blocks,) of the block's column, pointers (d_out / size + 1,)."""
+    """Block sparse rows: the kept square blocks, each with the index of its column.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor (blocks, size, size)
+        The kept blocks, block row by block row.
+    indices : Tensor (blocks,), whole numbers
+        The block column of each, ascending in each block row.
+    pointers : Tensor (d_out / size + 1,), whole numbers
+        Block row i owns blocks pointers[i] to pointers[i + 1].
+    size : int
+        The side of a block.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import BSR
+    >>> stored = BSR.from_dense(torch.block_diag(torch.ones(2, 2), torch.ones(2, 2)), size=2)
+    >>> stored.values.shape, stored.indices.tolist(), stored.pointers.tolist()
+    (torch.Size([2, 2, 2]), [0, 1], [0, 1, 2])
+    """
 
     name = "block"
     indices: Tensor

@@ -18,10 +18,34 @@ LARGEST_BLOCK = 64
 
 
 def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> SparseMatrix:
-    """W (d_out, d_in) in the named format, with the settings (block size, N:M) that take the fewest bytes.
+    """Store a matrix in the named format, with the settings (block size, N:M) that take the fewest bytes.
 
-    "auto" takes the smallest of all; of formats of equal size it takes the simplest, in the order of `FORMATS`. Raises
-    `PruneError` if the format is unknown, or is "nm" or "block" and the zeros of W are not of that kind.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), any real dtype
+        The weights, zeros included.
+    form : str, default "auto"
+        A name in `FORMATS`. "auto" takes the smallest of all; of formats of equal size it takes the simplest, in the
+        order of `FORMATS`.
+    keep : Tensor (d_out, d_in), bool, optional
+        Which weights to store, by default those that are not zero.
+
+    Returns
+    -------
+    SparseMatrix
+
+    Raises
+    ------
+    PruneError
+        If the format is unknown, or is "nm" or "block" and the zeros of W are not of that kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import store
+    >>> stored = store(torch.tensor([[0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 8.0]]))
+    >>> stored.name, stored.nbytes
+    ('bitmask', 9)
     """
     check_form(form)
     sizes = predicted_bytes(stored_mask(W, keep), W.element_size())
@@ -46,9 +70,26 @@ def check_form(form: str) -> None:
 
 
 def predicted_bytes(keep: Tensor, value_bytes: int) -> dict[tuple[str, tuple[tuple[str, int], ...]], int]:
-    """The bytes of all formats that can hold a matrix with this mask (d_out, d_in), by (name, settings).
+    """The bytes of all formats that can hold a matrix with this mask: what `nbytes` would say, from counts alone.
 
-    Exactly what `nbytes` would say, from counts alone, so that nothing needs to be built to compare.
+    Parameters
+    ----------
+    keep : Tensor (d_out, d_in), bool
+        True where a weight is stored.
+    value_bytes : int
+        The size of one value: 2 for bfloat16.
+
+    Returns
+    -------
+    dict
+        Bytes by (name of the format, its settings).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import predicted_bytes
+    >>> predicted_bytes(torch.eye(8, dtype=torch.bool), value_bytes=2)["bitmask", ()]
+    24
     """
     d_out, d_in = keep.shape
     kept = int(keep.sum())

@@ -19,9 +19,20 @@ _PRODUCTS = 2**22  # at a time
 
 @dataclass(frozen=True, eq=False)
 class Lines(SparseMatrix):
-    """values (stored,), indices (stored,) and pointers (lines + 1,), the indices of each line ascending.
+    """What `CSR` and `CSC` have in common: lines of stored values, the indices of each line ascending.
 
-    Indices and pointers have the narrowest of 8, 16, 32 (unsigned) and 64 bits, or the dtype asked for.
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor (stored,)
+        Line by line.
+    indices : Tensor (stored,), whole numbers
+        The place of each value in its line.
+    pointers : Tensor (lines + 1,), whole numbers
+        Line i owns values pointers[i] to pointers[i + 1].
+
+    Indices and pointers have the narrowest of 8, 16, 32 (unsigned) and 64 bits, or the dtype that was asked for.
     """
 
     axis: ClassVar[int]  # of the shape, along which the lines are counted
@@ -83,14 +94,53 @@ class Lines(SparseMatrix):
 
 
 class CSR(Lines):
-    """Compressed sparse rows."""
+    """Compressed sparse rows: each value with its column, row by row.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor (stored,)
+        Row by row.
+    indices : Tensor (stored,), whole numbers
+        The column of each value, ascending in each row.
+    pointers : Tensor (d_out + 1,), whole numbers
+        Row i owns values pointers[i] to pointers[i + 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import CSR
+    >>> stored = CSR.from_dense(torch.tensor([[0.0, 2.0], [3.0, 4.0]]))
+    >>> stored.values.tolist(), stored.indices.tolist(), stored.pointers.tolist()
+    ([2.0, 3.0, 4.0], [1, 0, 1], [0, 1, 3])
+    """
 
     name = "csr"
     axis = 0
 
 
 class CSC(Lines):
-    """Compressed sparse columns: what a batch-1 product wants whose inputs are sparse, too."""
+    """Compressed sparse columns: what a product with one token needs whose inputs are sparse, too.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor (stored,)
+        Column by column.
+    indices : Tensor (stored,), whole numbers
+        The row of each value, ascending in each column.
+    pointers : Tensor (d_in + 1,), whole numbers
+        Column j owns values pointers[j] to pointers[j + 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import CSC
+    >>> CSC.from_dense(torch.tensor([[0.0, 2.0], [3.0, 4.0]])).values.tolist()
+    [3.0, 2.0, 4.0]
+    """
 
     name = "csc"
     axis = 1

@@ -50,9 +50,44 @@ class StoredRow:
 def save_model(
     model: "PreTrainedModel", tokenizer, path: str | Path, form: str = "auto", overwrite: bool = False
 ) -> list[StoredRow]:
-    """Write a model to the folder `path`, which appears when it is complete: `minprune.load_model(path)` reads it.
+    """Write a model with its matrices in sparse formats to a folder, which appears when it is complete.
 
-    Raises `PruneError` if the folder cannot become the output, or if a matrix does not fit the format.
+    `minprune.load_model(path)` reads it, bit for bit.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A pruned causal language model.
+    tokenizer : PreTrainedTokenizerBase
+        Its tokenizer.
+    path : str or Path
+        The folder to make.
+    form : str, default "auto"
+        The format, as for `store`.
+    overwrite : bool, default False
+        Whether to replace an earlier output there.
+
+    Returns
+    -------
+    list of StoredRow
+        Each matrix with its format and its bytes.
+
+    Raises
+    ------
+    PruneError
+        If the folder cannot become the output, or a matrix does not fit the format.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> from minprune.formats import save_model
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> _, tokenizer = mp.load_model("smollm2")
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1))
+    >>> report = mp.prune(model, None, "magnitude", "2:4")
+    >>> {row.format for row in save_model(model, tokenizer, "exported", "nm")}
+    {'nm 2:4'}
     """
     with output_folder(path, overwrite) as folder:
         return write_exported(folder, model, tokenizer, form)

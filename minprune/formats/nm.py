@@ -26,9 +26,27 @@ from minprune.formats.stored import (
 
 @dataclass(frozen=True, eq=False)
 class NMPacked(SparseMatrix):
-    """values (d_out, d_in n / m), and codes (d_out, bytes) uint8: the places in the group, ascending, packed.
+    """n values of every m neighbouring inputs, each with its place in the group.
 
-    Each code has ceil(log2 m) bits, the first in the lowest bits of the first byte; m is at most 256.
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor (d_out, d_in n / m)
+        Group by group.
+    codes : Tensor (d_out, bytes), uint8
+        The places in the groups, ascending, packed: ceil(log2 m) bits each, the first in the lowest bits of the first
+        byte.
+    n, m : int
+        How many are stored of how many, m at most 256.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import NMPacked
+    >>> stored = NMPacked.from_dense(torch.tensor([[0.0, 2.0, 0.0, 8.0]]), n=2, m=4)
+    >>> stored.values, stored.places().flatten()
+    (tensor([[2., 8.]]), tensor([1, 3]))
     """
 
     name = "nm"

@@ -24,8 +24,27 @@ TILE_ROWS = 256  # decoded at a time
 class SparseMatrix(ABC):
     """One weight matrix (d_out, d_in) in some format. Making one checks it, so that no index points outside.
 
-    The tensors among the fields are what is stored, the other fields (and the values' dtype) describe them.
-    `PruneError` says what is wrong with arrays that belong to no matrix.
+    The tensors among the fields are what is stored. The other fields, and the values' dtype, describe them.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor
+        The stored weights, in the format's order.
+
+    Raises
+    ------
+    PruneError
+        If the arrays belong to no matrix; it says what is wrong with them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import Bitmask, SparseMatrix
+    >>> W = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    >>> isinstance(Bitmask.from_dense(W), SparseMatrix), torch.equal(Bitmask.from_dense(W).to_dense(), W)
+    (True, True)
     """
 
     name: ClassVar[str]
@@ -40,10 +59,23 @@ class SparseMatrix(ABC):
     @classmethod
     @abstractmethod
     def from_dense(cls, W: Tensor, keep: Tensor | None = None) -> Self:
-        """W (d_out, d_in); keep (d_out, d_in) bool or None for W != 0 -> W in this format.
+        """Store a matrix in this format.
 
-        W: real, in any dtype but the unsigned ones above 8 bits, in which torch does not scatter.
-        Raises `PruneError` if W is no matrix, has other values than zero outside the mask, or does not fit the format.
+        Parameters
+        ----------
+        W : Tensor (d_out, d_in), real
+            In any dtype but the unsigned ones above 8 bits, in which torch does not scatter.
+        keep : Tensor (d_out, d_in), bool, optional
+            Which weights to store, by default those that are not zero.
+
+        Returns
+        -------
+        SparseMatrix
+
+        Raises
+        ------
+        PruneError
+            If W is no matrix, has other values than zero outside the mask, or does not fit the format.
         """
 
     @abstractmethod
@@ -59,9 +91,24 @@ class SparseMatrix(ABC):
         return torch.cat(list(self.tiles()))
 
     def matmul(self, X: Tensor) -> Tensor:
-        """X (..., d_in), floating-point -> X W^T (..., d_out) in the dtype of X, summed in float32 or wider.
+        """The product X W^T.
 
-        What is not stored is not multiplied, or multiplied as zero: which, matters only if X is not finite.
+        What is not stored is not multiplied, or multiplied as zero. Which of the two matters only if X is not finite.
+
+        Parameters
+        ----------
+        X : Tensor (..., d_in), floating
+            The inputs.
+
+        Returns
+        -------
+        Tensor (..., d_out)
+            In the dtype of X, summed in float32 or wider.
+
+        Raises
+        ------
+        PruneError
+            If X does not fit the matrix, or holds whole numbers.
         """
         if X.ndim < 1 or X.shape[-1] != self.shape[1]:
             self._refuse(f"inputs {tuple(X.shape)} do not fit a weight {self.shape}: their last side is d_in")
@@ -107,7 +154,22 @@ class SparseMatrix(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Dense(SparseMatrix):
-    """Every weight, zeros included: values (d_out, d_in). What all other formats have to beat."""
+    """Every weight, zeros included: what all other formats have to beat.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        (d_out, d_in).
+    values : Tensor (d_out, d_in)
+        The weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import Dense
+    >>> Dense.from_dense(torch.zeros(4, 8)).nbytes
+    128
+    """
 
     name = "dense"
 

@@ -25,7 +25,23 @@ FEW = 16  # tokens up to which the kernel is used: above, expanding once for all
 
 
 class SparseLinear(nn.Module):
-    """X -> X W^T + b with W (d_out, d_in) in a stored form. It cannot be trained."""
+    """X -> X W^T + b with W in a stored form. It cannot be trained.
+
+    Parameters
+    ----------
+    stored : SparseMatrix (d_out, d_in)
+        The weights.
+    bias : Tensor (d_out,), optional
+        What is added to the product.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.formats import Bitmask
+    >>> from minprune.kernels.linear import SparseLinear
+    >>> SparseLinear(Bitmask.from_dense(torch.eye(8)))(torch.ones(1, 8))
+    tensor([[1., 1., 1., 1., 1., 1., 1., 1.]])
+    """
 
     def __init__(self, stored: SparseMatrix, bias: Tensor | None = None):
         super().__init__()
@@ -51,10 +67,37 @@ class SparseLinear(nn.Module):
 
 @torch.no_grad()
 def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) -> int:
-    """Replace the linear layers of a model's blocks by `SparseLinear` ones, in place; returns the bytes they hold.
+    """Replace the linear layers of a model's blocks by `SparseLinear` ones, in place.
 
-    format: "bitmask", "nm" (2:4), "dense" (the kernel's own dense product), or "auto", the smallest that fits each
-    matrix. head: also the output head, as a dense matrix whose product reads memory as fast as it can.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A pruned causal language model.
+    format : str, default "auto"
+        "bitmask", "nm" (2:4), "dense" (the kernel's own dense product), or "auto", the smallest that fits each matrix.
+    head : bool, default True
+        Also the output head, as a dense matrix whose product reads memory as fast as it can.
+
+    Returns
+    -------
+    int
+        The bytes that the new layers hold.
+
+    Raises
+    ------
+    PruneError
+        For an unknown format, or a matrix that does not fit it.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> from minprune.kernels.linear import sparsify
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1))
+    >>> report = mp.prune(model, None, "magnitude", "2:4")
+    >>> sparsify(model, "bitmask", head=False) < sum(row.shape[0] * row.shape[1] for row in report.layers) * 4
+    True
     """
     makers = {"bitmask": Bitmask.from_dense, "nm": NMPacked.from_dense, "dense": Dense.from_dense}
     if format != "auto" and format not in makers:

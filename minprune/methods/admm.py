@@ -40,12 +40,39 @@ def admm(
     damp: float = 0.01,
     keep: Tensor | None = None,
 ) -> Result:
-    """Prune W (d_out, d_in), any floating dtype, and update what is kept; plain "50%" chooses over the whole layer.
+    """Prune W and update what is kept; plain "50%" chooses over the whole layer.
 
-    steps: rounds. gradual: the rounds during which the sparsity rises, at most `steps`; the mask stays fixed after
-    them. rho: how strongly each round holds on to the one before, relative to the scaled diagonal of 1. damp: fraction
-    of mean(diag(gram)) added to the diagonal. keep: (d_out, d_in) bool, a given mask: only the weights are solved for.
-    Raises `ValueError` if the pattern does not fit the shape, an option is out of range or the statistics are unusable.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, with a Gram matrix
+    pattern : Pattern
+    steps : int, default 20
+        Rounds.
+    gradual : int, default 15
+        Rounds during which the sparsity rises, at most `steps`. The mask stays fixed after them.
+    rho : float, default 1.0
+        How strongly each round holds on to the one before, relative to the scaled diagonal of 1.
+    damp : float, default 0.01
+        Fraction of mean(diag(gram)) added to the diagonal.
+    keep : Tensor (d_out, d_in), bool, optional
+        A given mask: only the weights are solved for.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, the statistics cannot be used, or an option is out of range.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(2).update(torch.ones(3, 2))
+    >>> mp.METHODS["admm"](torch.tensor([[1.0, 2.0]]), stats, "50%").weight.round(decimals=1)
+    tensor([[0., 3.]])
     """
     gram = checked_gram(W, stats, damp, keep)
     if not (steps >= 1 and gradual >= 1 and 0 < rho < float("inf")):

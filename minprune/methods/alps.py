@@ -44,12 +44,39 @@ def alps(
     damp: float = 0.01,
     keep: Tensor | None = None,
 ) -> Result:
-    """Prune W (d_out, d_in), any floating dtype, and update what is kept; plain "50%" chooses over the whole layer.
+    """Prune W and update what is kept; plain "50%" chooses over the whole layer.
 
-    steps: rounds at most. rho: the first penalty, relative to the scaled diagonal of 1. refine: conjugate-gradient
-    steps on the final mask. damp: fraction of mean(diag(gram)) added to the diagonal. keep: (d_out, d_in) bool, a given
-    mask: only the refinement is done. Raises `ValueError` if the pattern does not fit the shape, an option is out of
-    range or the statistics cannot be used.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, with a Gram matrix
+    pattern : Pattern
+    steps : int, default 300
+        Rounds at most.
+    rho : float, default 0.1
+        The first penalty, relative to the scaled diagonal of 1.
+    refine : int, default 10
+        Conjugate-gradient steps on the final mask.
+    damp : float, default 0.01
+        Fraction of mean(diag(gram)) added to the diagonal.
+    keep : Tensor (d_out, d_in), bool, optional
+        A given mask: only the refinement is done.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, the statistics cannot be used, or an option is out of range.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(2).update(torch.ones(3, 2))
+    >>> mp.METHODS["alps"](torch.tensor([[1.0, 2.0]]), stats, "50%").weight.round(decimals=1)
+    tensor([[0., 3.]])
     """
     gram = checked_gram(W, stats, damp, keep)
     if steps < 1 or refine < 0 or not 0 < rho < float("inf"):

@@ -35,12 +35,34 @@ def retained(scores: Tensor, pattern: Pattern) -> float:
 
 @exact_arithmetic()
 def channel_permutation(scores: Tensor, pattern: Pattern, *, passes: int = 1) -> Tensor:
-    """An order of the inputs, (d_in,) int64, in which N:M retains more: scores[:, order] is the reordered matrix.
+    """An order of the inputs in which N:M retains more: scores[:, order] is the reordered matrix. Never a worse one.
 
-    scores (d_out, d_in), finite and not negative, such as |W| * ||X_j|| or `ria_scores`. passes: how often stage 2
-    goes over the M places; it ends early when a pass gains nothing. Never worse than the order as it is, which is
-    returned if nothing better was found. Raises `PruneError` for a pattern that is not N:M, M that does not divide
-    d_in, scores that are negative or not finite, or passes below 0.
+    Parameters
+    ----------
+    scores : Tensor (d_out, d_in), floating
+        Finite and not negative, such as |W| * ||X_j|| or `ria_scores`.
+    pattern : Pattern
+        An N:M pattern.
+    passes : int, default 1
+        How often stage 2 goes over the M places. It ends early when a pass gains nothing.
+
+    Returns
+    -------
+    Tensor (d_in,), int64
+
+    Raises
+    ------
+    PruneError
+        For a pattern that is not N:M, M that does not divide d_in, scores that are negative or not finite, or passes
+        below 0.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> from minprune.methods.channel_permutation import channel_permutation
+    >>> scores = torch.tensor([[9.0, 8.0, 7.0, 6.0, 1.0, 1.0, 1.0, 1.0]])
+    >>> scores[:, channel_permutation(scores, mp.pattern("2:4"))].view(2, 4).gt(5).sum(1)
+    tensor([2, 2])
     """
     if not isinstance(pattern, NM):
         raise PruneError(f"the order of the inputs matters to N:M patterns such as 2:4, not to {pattern}")

@@ -39,10 +39,33 @@ def exact(
 ) -> Result:
     """Keep the mask and find the best weights for it; without one, on Wanda's mask (plain "50%" per row).
 
-    W (d_out, d_in), any floating dtype. keep: (d_out, d_in) bool, a given mask instead of the pattern. damp: fraction
-    of mean(diag(gram)) added to the diagonal, raised tenfold (and noted) while the Gram matrix cannot be factorised.
-    hours: a layer that is estimated to take longer is refused; besides the Gram matrix it takes the memory of about
-    four more. Raises `ValueError` if the pattern does not fit the shape or the statistics cannot be used.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, with a Gram matrix
+    pattern : Pattern
+    damp : float, default 0.01
+        Fraction of mean(diag(gram)) added to the diagonal, raised tenfold (and noted) until it can be factorised.
+    hours : float, default 1.0
+        A layer that is estimated to take longer is refused. The memory is that of about five Gram matrices.
+    keep : Tensor (d_out, d_in), bool, optional
+        A given mask instead of the pattern.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, or the statistics cannot be used.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(2).update(torch.ones(3, 2))
+    >>> mp.METHODS["exact"](torch.tensor([[1.0, 2.0]]), stats, "50%", damp=1e-4).weight.round(decimals=2)
+    tensor([[0., 3.]])
     """
     gram = checked_gram(W, stats, damp, keep)
     keep = wanda(W, stats, pattern).keep if keep is None else keep.clone()

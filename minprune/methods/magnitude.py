@@ -17,8 +17,26 @@ from minprune.statistics import Statistics
 def magnitude(W: Tensor, stats: Statistics | None, pattern: Pattern) -> Result:
     """Prune the smallest |W|; plain "50%" compares over the whole layer.
 
-    W (d_out, d_in), any floating dtype; stats is not looked at and may be None. Raises `ValueError` if the
-    pattern does not fit the shape or W holds NaN.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics or None, not looked at
+    pattern : Pattern
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, or W holds NaN.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> mp.METHODS["magnitude"](torch.tensor([[1.0, -2.0, 3.0, -4.0]]), None, "50%").weight
+    tensor([[ 0.,  0.,  3., -4.]])
     """
     keep = pattern.with_default("layer").keep(W.abs())  # (d_out, d_in)
     return Result(W.masked_fill(~keep, 0), keep)

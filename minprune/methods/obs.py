@@ -1,4 +1,4 @@
-"""Optimal Brain Damage and Optimal Brain Surgeon: which weight costs least, and how the others make up. Chapter 03.
+"""Optimal Brain Surgeon: which weight costs least, and how the others make up for it. Chapter 03; obd.py beside it.
 
 Of one output row w, with H = gram + damping, the loss is (w - w') H (w - w')^T. Removing weight q alone
 
@@ -33,18 +33,6 @@ _CALLS = 2e-4  # seconds for the calls of one step whatever its size: for an est
 
 
 @exact_arithmetic()
-def obd(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
-    """Prune the smallest W_ij^2 * H_jj / 2 and update nothing; plain "50%" compares over the whole layer.
-
-    W (d_out, d_in), any floating dtype; of stats only sq_norm (d_in,), the diagonal of H, is used. Raises
-    `ValueError` if the pattern does not fit the shape or a score is NaN.
-    """
-    saliency = W.to(torch.promote_types(W.dtype, torch.float32)).square() * stats.sq_norm / 2  # (d_out, d_in)
-    keep = pattern.with_default("layer").keep(saliency)
-    return Result(W.masked_fill(~keep, 0), keep)
-
-
-@exact_arithmetic()
 def obs(
     W: Tensor,
     stats: Statistics,
@@ -55,18 +43,41 @@ def obs(
     hours: float = 1.0,
     keep: Tensor | None = None,
 ) -> Result:
-    """Prune W (d_out, d_in) weight by weight, the cheapest of each row first, the others making up for each.
+    """Prune W weight by weight, the cheapest of each row first. The others make up for each.
 
-    Plain "50%" removes the same number from each row. "50%:layer" follows every row down to nothing and then takes
-    the cheapest removals of all rows, a cheap one behind a dear one at the dear one's cost. In N:M a weight may go
-    while its group has more than N. A column block or a square block is chosen at the start by w^2 / [H^-1]_qq.
-    keep: (d_out, d_in) bool, a given mask instead; the result is then the exact optimum on it, as the order in which
-    weights go makes no difference. damp: fraction of mean(diag(gram)) added to the diagonal, raised tenfold (and
-    noted in the result) while the Gram matrix cannot be factorised. memory: bytes for the u's of the rows that are
-    worked on at a time, one row at the least; None: 1e8, on a GPU a quarter of what is free. It never changes the
-    result. hours: a layer that is estimated to take longer is refused.
-    Raises `ValueError` if the pattern does not fit the shape, the statistics have no Gram matrix, saw no input or
-    only zeros, or hold NaN; or an option is out of range.
+    Plain "50%" removes the same number from each row. "50%:layer" follows every row down to nothing and then takes the
+    cheapest removals of all rows; a cheap one behind a costly one counts as costly. In N:M a weight may go while its
+    group has more than N. A column block or a square block is chosen at the start by w^2 / [H^-1]_qq.
+
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, with a Gram matrix
+    pattern : Pattern
+    damp : float, default 0.01
+        Fraction of mean(diag(gram)) added to the diagonal, raised tenfold (and noted) until it can be factorised.
+    memory : float or None, default None
+        Bytes to work in; None: 1e8, on a GPU a quarter of what is free. It never changes the result.
+    hours : float, default 1.0
+        A layer that is estimated to take longer is refused.
+    keep : Tensor (d_out, d_in), bool, optional
+        A given mask instead. The result is the exact optimum on it: the order in which weights go makes no difference.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, the statistics cannot be used, or an option is out of range.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(2).update(torch.ones(3, 2))
+    >>> mp.METHODS["obs"](torch.tensor([[1.0, 2.0]]), stats, "50%", damp=1e-4).weight.round(decimals=2)
+    tensor([[0., 3.]])
     """
     pattern = pattern.with_default("row")
     pattern.check(*W.shape)

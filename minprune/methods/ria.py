@@ -20,8 +20,32 @@ from minprune.statistics import Statistics
 def ria(W: Tensor, stats: Statistics, pattern: Pattern, *, power: float = 0.5) -> Result:
     """Prune the lowest `ria_scores`; plain "50%" compares over the whole layer, as published.
 
-    W (d_out, d_in), any floating dtype; of stats only sq_norm (d_in,) is used. Raises `ValueError` if the pattern
-    does not fit the shape, a score is NaN, or `power` is not a finite number from 0 up.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, of which only `sq_norm` (d_in,) is used
+    pattern : Pattern
+    power : float, default 0.5
+        Of the inputs' norms, from 0 up.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, a score is NaN, or `power` is out of range.
+
+    Examples
+    --------
+    The second column keeps its best weight, though 8 is larger:
+
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(2, gram=False).update(torch.ones(1, 2))
+    >>> mp.METHODS["ria"](torch.tensor([[8.0, 4.0], [9.0, 0.1]]), stats, "50%").keep
+    tensor([[False,  True],
+            [ True, False]])
     """
     keep = pattern.with_default("layer").keep(ria_scores(W, stats, power))
     return Result(W.masked_fill(~keep, 0), keep)

@@ -36,14 +36,38 @@ def sparsegpt(
     damp: float = 0.01,
     keep: Tensor | None = None,
 ) -> Result:
-    """Prune W (d_out, d_in) and update what is kept so that X W'^T stays close to X W^T.
+    """Prune W and update what is kept, so that X W'^T stays close to X W^T.
 
-    Plain "50%" chooses within each block of `block_size` columns, all rows together, as published, and N:M within
-    each group when it is reached; both see the weights as updated so far. Other patterns are chosen at the start.
-    keep: (d_out, d_in) bool, a given mask instead of the pattern. damp: fraction of mean(diag(gram)) added to the
-    diagonal, raised tenfold (and noted in the result) while the Gram matrix cannot be factorised.
-    Raises `ValueError` if the pattern does not fit the shape, the statistics have no Gram matrix, saw no input or
-    only zeros, or hold NaN; or an option is out of range.
+    Plain "50%" chooses within each block of `block_size` columns, all rows together, as published, and N:M within each
+    group when it is reached. Both see the weights as updated so far. Other patterns are chosen at the start.
+
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, with a Gram matrix
+    pattern : Pattern
+    block_size : int, default 128
+        Columns that are chosen together, and updated together.
+    damp : float, default 0.01
+        Fraction of mean(diag(gram)) added to the diagonal, raised tenfold (and noted) until it can be factorised.
+    keep : Tensor (d_out, d_in), bool, optional
+        A given mask instead of the pattern.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, the statistics cannot be used, or an option is out of range.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(2).update(torch.ones(3, 2))
+    >>> mp.METHODS["sparsegpt"](torch.tensor([[1.0, 2.0]]), stats, "50%", damp=1e-4).weight.round(decimals=2)
+    tensor([[0., 3.]])
     """
     pattern = pattern.with_default("block")
     pattern.check(*W.shape)

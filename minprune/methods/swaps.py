@@ -33,11 +33,38 @@ _Best = tuple[Tensor, Tensor, Tensor]  # per row: by how much its best swap chan
 def swaps(
     W: Tensor, stats: Statistics, pattern: Pattern, *, max_swaps: int = 100, keep: Tensor | None = None
 ) -> Result:
-    """Refine a mask for W (d_out, d_in), any floating dtype: `keep`, or Wanda's (plain "50%" per row).
+    """Refine a mask by swaps: `keep`, or Wanda's (plain "50%" per row). The weights stay as they are.
 
-    max_swaps: at most, for each row. keep: (d_out, d_in) bool. With N:M only weights of one group change places. Raises
-    `ValueError` for a pattern of blocks or one that counts its zeros in blocks of columns, which swaps would break,
-    if the pattern does not fit the shape, or if the statistics cannot be used.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, with a Gram matrix
+    pattern : Pattern
+        With N:M only weights of one group change places.
+    max_swaps : int, default 100
+        At most so many for each row.
+    keep : Tensor (d_out, d_in), bool, optional
+        A given mask to begin with.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        For a pattern of blocks or one that counts its zeros in blocks of columns, which swaps would break; if the
+        pattern does not fit the shape, or the statistics cannot be used.
+
+    Examples
+    --------
+    Inputs 0 and 1 cancel each other out. Wanda prunes 0 and 2; to lose 0 and 1 together is better.
+
+    >>> import torch, minprune as mp
+    >>> X = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    >>> W = torch.tensor([[1.5, 1.9, 1.6, 3.0]])
+    >>> mp.METHODS["swaps"](W, mp.Statistics(4).update(X), "50%").keep
+    tensor([[False, False,  True,  True]])
     """
     if isinstance(pattern, Block | Lines) or (isinstance(pattern, Unstructured) and pattern.group == "block"):
         raise PruneError(f"swaps within a row would break the blocks of {pattern}: use 50%, 50%:row or 2:4")

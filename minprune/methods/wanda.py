@@ -18,8 +18,29 @@ from minprune.statistics import Statistics
 def wanda(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
     """Prune the smallest |W_ij| * ||X_:j||; plain "50%" compares within each row, as published.
 
-    W (d_out, d_in), any floating dtype; of stats only sq_norm (d_in,) is used. Raises `ValueError` if the pattern
-    does not fit the shape or a score is NaN.
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+    stats : Statistics, of which only `sq_norm` (d_in,) is used
+    pattern : Pattern
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    PruneError
+        If the pattern does not fit the shape, or a score is NaN.
+
+    Examples
+    --------
+    The smallest weight is kept, because its input is large:
+
+    >>> import torch, minprune as mp
+    >>> stats = mp.Statistics(4, gram=False).update(torch.tensor([[9.0, 1.0, 1.0, 1.0]]))
+    >>> mp.METHODS["wanda"](torch.tensor([[1.0, 2.0, 3.0, 4.0]]), stats, "50%").weight
+    tensor([[1., 0., 0., 4.]])
     """
     scores = W.abs() * stats.sq_norm.sqrt()  # (d_out, d_in) * (d_in,): at least float32
     keep = pattern.with_default("row").keep(scores)

@@ -85,11 +85,38 @@ def find_layers(
 ) -> list[Layer]:
     """The layers to prune, in the order of the model: all matrices of the decoder blocks, or those that match.
 
-    include, exclude: globs over the layers' full names ("*.mlp.*"). `lm_head` is found only if a glob of `include`
-    names it, routers and gates of a mixture only if a glob names nothing else. A weight that several blocks use is one
-    layer, with the name of the first; it is included if one of its names is, and excluded if one of them is. Raises
-    `PruneError` if a glob matches nothing, if a tied `lm_head` is asked for, or if a mixture stores its experts in a
-    way that minprune cannot prune and they are not excluded.
+    A weight that several blocks use is one layer, with the name of the first. It is included if one of its names is,
+    and excluded if one of them is.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    include : str or iterable of str, optional
+        Globs over the layers' full names, such as "*.mlp.*". `lm_head` is found only if a glob names it, routers and
+        gates of a mixture only if a glob names nothing else.
+    exclude : str or iterable of str, default ()
+        Globs of what to leave out.
+
+    Returns
+    -------
+    list of Layer
+        Each has a `.name` and a `.weight`, a (d_out, d_in) view into the model.
+
+    Raises
+    ------
+    PruneError
+        If a glob matches nothing, if a tied `lm_head` is asked for, or if a mixture stores its experts in a way that
+        minprune cannot prune and they are not excluded.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+    >>> [layer.name for layer in mp.find_layers(model, include="*.down_proj")]
+    ['model.layers.0.mlp.down_proj', 'model.layers.1.mlp.down_proj']
     """
     every = block_layers(model) + head_layers(model)
     excluded = _globs("exclude", exclude, every)

@@ -16,11 +16,29 @@ FEW_AT_ONCE = "the windows went through the model {} at a time, as many as half 
 
 @dataclass
 class LayerRow:
-    """One pruned layer. shape: (d_out, d_in). sparsity: the fraction of its weights that are zero now.
+    """One pruned layer.
 
-    error: the relative layer error on all of its calibration inputs (see `minprune.layer_error`), whatever the method;
-    None without calibration.
-    seconds: spent in the method. note: anything unusual, such as a raised damping or a layer left dense.
+    Parameters
+    ----------
+    name : str
+        As in the model.
+    shape : tuple of int
+        (d_out, d_in).
+    sparsity : float
+        The fraction of its weights that are zero now.
+    error : float or None
+        The relative layer error on all of its calibration inputs (see `minprune.layer_error`), whatever the method.
+        None without calibration.
+    seconds : float
+        Spent in the method.
+    note : str, default ""
+        Anything unusual, such as a raised damping or a layer left dense.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> mp.LayerRow("model.layers.0.mlp.up_proj", (32, 16), 0.5, 0.03, 0.001).sparsity
+    0.5
     """
 
     name: str
@@ -33,14 +51,41 @@ class LayerRow:
 
 @dataclass
 class Report:
-    """The recipe of a run, one row per layer, and where the time went (seconds: total, statistics, solve).
+    """What a run did: its settings, one row per layer, and where the time went.
 
-    perplexity: {"before", "after", "protocol"}, empty unless the run was given test tokens. reconstruction: its
-    settings, seconds, for each block the relative error of its output in each epoch, and why it was skipped if it was;
-    empty if the run has none. The errors of the rows are from before it. notes: what the numbers do not say by
-    themselves, such as that, or what was found when the run was resumed. recipe: its name. allocation: {"rule",
-    "table"}, the name of what chose the sparsities (None for a user's table) and the table; empty if they are all
-    alike. batch_size: windows that went through the model at once, None without calibration.
+    Parameters
+    ----------
+    method, pattern : str
+        Their names.
+    options : dict
+        Of the method.
+    calibration : dict
+        How many windows of what length, and their sha256; empty without calibration.
+    layers : list of LayerRow
+        In the order of the model.
+    seconds : dict of str to float
+        "total", "statistics" and "solve".
+    perplexity : dict
+        "before", "after" and "protocol"; empty unless the run was given test tokens.
+    reconstruction : dict
+        Its settings, its seconds, for each block the relative error of its output in each epoch, and why it was skipped
+        if it was; empty if the run has none. The errors of the rows are from before it.
+    notes : list of str
+        What the numbers do not say by themselves, or what was found when the run was resumed.
+    recipe : str
+        Its name, if it has one.
+    allocation : dict
+        "rule", the name of what chose the sparsities (None for a user's table), and "table"; empty if they are alike.
+    batch_size : int or None
+        Windows that went through the model at once; None without calibration.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> rows = [mp.LayerRow("a", (4, 4), 0.5, 0.02, 0.1), mp.LayerRow("b", (4, 12), 0.25, 0.04, 0.1)]
+    >>> report = mp.Report("magnitude", "50%", {}, {}, rows)
+    >>> report.sparsity, round(report.error, 3)
+    (0.3125, 0.03)
     """
 
     method: str

@@ -32,7 +32,23 @@ CRITERIA = ("magnitude", "wanda", "obd", "obs")
 
 @dataclass(frozen=True)
 class Removal:
-    """What to remove: "neurons", "heads" or "blocks", and how much of it, a share or a number."""
+    """What to remove from a model, and how much of it.
+
+    Parameters
+    ----------
+    what : {"neurons", "heads", "blocks"}
+        Of the MLPs, of attention, or whole decoder blocks.
+    share : float, optional
+        A share of them, 0 to 1.
+    count : int, optional
+        A number of them, if no share is given.
+
+    Examples
+    --------
+    >>> from minprune.structured.shrink import removal
+    >>> removal("heads:1/3").of(9)
+    3
+    """
 
     what: str
     share: float | None = None
@@ -44,7 +60,28 @@ class Removal:
 
 
 def removal(text: "str | Removal") -> Removal:
-    """Read "neurons:25%", "heads:1/3", "blocks:4"; `PruneError` for anything else."""
+    """Read what to remove.
+
+    Parameters
+    ----------
+    text : str or Removal
+        "neurons:25%", "heads:1/3" or "blocks:4".
+
+    Returns
+    -------
+    Removal
+
+    Raises
+    ------
+    PruneError
+        For anything else, and for a share that leaves nothing.
+
+    Examples
+    --------
+    >>> from minprune.structured.shrink import removal
+    >>> removal("neurons:25%").share
+    0.25
+    """
     if isinstance(text, Removal):
         return text
     match = re.fullmatch(r"(neurons|heads|blocks):(?:([\d.]+)%|(\d+)/(\d+)|(\d+))", str(text))
@@ -70,22 +107,41 @@ def shrink(
 
     Parameters
     ----------
-    calib : (windows, length) int64 token ids.
-    remove : "neurons:25%" of every block's MLP; "heads:1/3" of the query heads, as many of every key and value head's;
+    model : PreTrainedModel
+        A causal language model. Its configuration is adapted.
+    calib : Tensor (windows, length), int64, or None
+        Token ids. None is allowed where nothing has to be known of the inputs.
+    remove : str or Removal
+        "neurons:25%" of every block's MLP; "heads:1/3" of the query heads, as many of every key and value head's;
         "blocks:4", whole decoder blocks.
-    method : how units are chosen. Neurons and heads: "obs" (default), "obd" (Wanda's scores squared), "wanda" or
-        "magnitude"; blocks: "influence" (default), "angle" or "greedy".
-    repair : "refit" solves for the kept inputs of each pruned matrix by least squares, "none" leaves them as they are,
+    method : str, optional
+        How units are chosen. Neurons and heads: "obs" (default), "obd" (Wanda's scores squared), "wanda" or
+        "magnitude". Blocks: "influence" (default), "angle" or "greedy".
+    repair : {"refit", "none", "reconstruct"}, default "refit"
+        "refit" solves for the kept inputs of each pruned matrix by least squares, "none" leaves them as they are,
         "reconstruct" also trains each block towards the dense one. Blocks know "none" and "refit".
-    options : further arguments of `minprune.prune`.
+    **options
+        Further arguments of `minprune.prune`.
 
     Returns
     -------
-    Report : a row for each matrix that lost inputs; `Report.sparsity` is the share of their columns that went.
+    Report
+        A row for each matrix that lost inputs. `Report.sparsity` is the share of their columns that went.
 
     Raises
     ------
-    PruneError : for an unknown removal or method, and if no configuration of the model's family describes the result.
+    PruneError
+        For an unknown removal or method, and if no configuration of the model's family describes the result.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+    >>> report = mp.shrink(model, torch.randint(50, (4, 8)), "neurons:25%")
+    >>> model.config.intermediate_size, report.sparsity
+    (24, 0.25)
     """
     check_compiled(model)
     wanted = removal(remove)

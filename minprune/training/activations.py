@@ -78,11 +78,37 @@ def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsi
 
 @contextmanager
 def pruned_activations(layers: Iterable[Layer], threshold: float | Mapping[Layer, float]) -> Iterator[Activity]:
-    """While open, every layer reads its input with small numbers set to zero; what it yields counts them.
+    """While open, every layer reads its input with small numbers set to zero.
 
-    threshold: in the unit of the activations, one for all layers or one for each, as from `thresholds`; 0 changes
-    nothing. The result of a model depends on the token's own inputs only, so order and batching of the texts change
-    nothing. Raises `PruneError` for a negative or missing threshold, and for experts: they are no modules of their own.
+    The result of a model depends on the token's own inputs only, so order and batching of the texts change nothing.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        From `linear_layers` or `minprune.find_layers`.
+    threshold : float or mapping of Layer to float
+        In the unit of the activations, one for all layers or one for each, as from `thresholds`. 0 changes nothing.
+
+    Yields
+    ------
+    Activity
+        Counts what was read, and how much of it was set to zero.
+
+    Raises
+    ------
+    PruneError
+        For a negative or missing threshold, and for experts: they are no modules of their own.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.training.activations import pruned_activations
+    >>> from minprune.training.masks import linear_layers
+    >>> network = torch.nn.Linear(4, 1)
+    >>> with pruned_activations(linear_layers(network), threshold=0.5) as activity:
+    ...     y = network(torch.tensor([[0.1, 0.2, 0.3, 0.9]]))
+    >>> activity.sparsity
+    0.75
     """
     layers = list(layers)
     limits = threshold if isinstance(threshold, Mapping) else dict.fromkeys(layers, threshold)

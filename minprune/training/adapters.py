@@ -39,10 +39,41 @@ class LowRank(nn.Module):
 
 
 def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 16.0, seed: int = 0) -> list[Tensor]:
-    """Freeze the model and put an adapter under each mask; returns the parameters to train.
+    """Freeze the model and put a low-rank adapter under each mask.
 
-    `minprune.training.masks.remove_parametrizations(masks)` merges them. Raises `PruneError` for experts that share one
-    parameter, and for a rank that is not positive or above what a matrix can have.
+    `minprune.training.parametrized.remove_parametrizations(masks)` merges them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that the masks belong to.
+    masks : mapping of Layer to Tensor (d_out, d_in), bool
+        True where kept.
+    rank : int, default 8
+        Of each adapter.
+    alpha : float, default 16.0
+        The adapter is scaled by alpha / rank.
+    seed : int, default 0
+        Of the first factor; the second one begins as zero.
+
+    Returns
+    -------
+    list of Tensor
+        The parameters to train.
+
+    Raises
+    ------
+    PruneError
+        For experts that share one parameter, and for a rank that is not positive or above what a matrix can have.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.training.adapters import add_adapters
+    >>> from minprune.training.masks import linear_layers, masks_of
+    >>> network = torch.nn.Linear(8, 4)
+    >>> [tuple(p.shape) for p in add_adapters(network, masks_of(linear_layers(network)), rank=2)]
+    [(4, 2), (2, 8)]
     """
     if rank < 1:
         raise PruneError(f"rank {rank} is not positive: 8 is a usual choice")

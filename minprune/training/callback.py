@@ -11,9 +11,24 @@ from minprune.training.masks import Handles, Masks, check_owned, mask_gradients,
 
 
 class KeepZeros(TrainerCallback):
-    """Masks gradients as they arrive, before the Trainer clips them, and weights after each optimizer step.
+    """Keep the zeros in a `transformers.Trainer` run.
 
-    masks: of the layers of the model that is trained, as from `masks_of(minprune.find_layers(model))`.
+    Gradients are masked as they arrive, before the Trainer clips them, and weights after each optimizer step.
+
+    Parameters
+    ----------
+    masks : mapping of Layer to Tensor (d_out, d_in), bool
+        Of the layers of the model that is trained, as from `masks_of(minprune.find_layers(model))`.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> from minprune.training.callback import KeepZeros
+    >>> from minprune.training.masks import masks_of
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1))
+    >>> callbacks = [KeepZeros(masks_of(mp.find_layers(model)))]  # Trainer(model=model, ..., callbacks=callbacks)
     """
 
     def __init__(self, masks: Masks):

@@ -18,10 +18,35 @@ from minprune.errors import PruneError
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a student is to learn. share: of the teacher's predictions against the text's own next tokens, 0 to 1.
+    """What a student is to learn from a dense model. It is called with the student and tokens, and gives a loss.
 
-    temperature: above 1 the teacher's smaller probabilities count for more. hidden: the weight of the distance of all
-    hidden states, which needs a student as wide and as deep as its teacher.
+    Parameters
+    ----------
+    teacher : nn.Module
+        The dense model.
+    share : float, default 1.0
+        Of the teacher's predictions in the loss, 0 to 1. The rest is the text's own next tokens.
+    temperature : float, default 1.0
+        Above 1 the teacher's smaller probabilities count for more.
+    hidden : float, default 0.0
+        The weight of the distance of all hidden states, which needs a student as wide and as deep as its teacher.
+
+    Raises
+    ------
+    PruneError
+        For a number out of range.
+
+    Examples
+    --------
+    A student that is its teacher has nothing to learn:
+
+    >>> import torch
+    >>> from minprune.training.distill import Distillation
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1))
+    >>> abs(Distillation(model)(model, torch.randint(50, (2, 8))).item()) < 1e-6
+    True
     """
 
     teacher: nn.Module

@@ -22,10 +22,26 @@ Train = Callable[[nn.Module, Masks, int, int], None]
 
 @dataclass(frozen=True)
 class Ticket:
-    """What one round found. masks: of the network that was trained in this round; round 0 is the dense one.
+    """What one round found.
 
-    cost: all training steps taken so far, this round's included. score: what `measure` says after training. sparsity:
-    the exact fraction of zeros over all layers.
+    Parameters
+    ----------
+    round : int
+        Its number; round 0 is the dense one.
+    masks : dict of Layer to Tensor (d_out, d_in), bool
+        Of the network that was trained in this round.
+    sparsity : float
+        The exact fraction of zeros over all layers.
+    cost : int
+        All training steps taken so far, this round's included.
+    score : float
+        What `measure` says after training.
+
+    Examples
+    --------
+    >>> from minprune.training.lottery import Ticket
+    >>> Ticket(round=1, masks={}, sparsity=0.2, cost=200, score=0.9).cost
+    200
     """
 
     round: int
@@ -36,7 +52,30 @@ class Ticket:
 
 
 def shares(rate: float, rounds: int) -> list[float]:
-    """The sparsity after each of `rounds` rounds that each prune the fraction `rate` of what is left."""
+    """The sparsity after each of several rounds that each prune the same fraction of what is left.
+
+    Parameters
+    ----------
+    rate : float
+        That fraction, between 0 and 1.
+    rounds : int
+        How many.
+
+    Returns
+    -------
+    list of float
+
+    Raises
+    ------
+    PruneError
+        For a rate outside 0..1 or no round.
+
+    Examples
+    --------
+    >>> from minprune.training.lottery import shares
+    >>> shares(0.5, 3)
+    [0.5, 0.75, 0.875]
+    """
     if not 0 < rate < 1 or rounds < 1:
         raise PruneError(f"rate {rate:g} and {rounds} rounds: the rate lies between 0 and 1, and a round is needed")
     return [1 - (1 - rate) ** number for number in range(1, rounds + 1)]
@@ -55,13 +94,49 @@ def find_tickets(
 ) -> list[Ticket]:
     """Train the network dense, then once more for each sparsity, each time with the smallest weights pruned.
 
-    steps: of a full training run. sparsities: after each round, rising, as from `shares`; every layer (scope="layer")
-    or all layers together ("global") have exactly round(sparsity * size) zeros. rewind: the step to which weights go
-    back before each round (0: initialisation), so that a round trains from there to `steps`; everything in the
-    network's state goes back, biases too, and `train` is to make a new optimizer each time. None: weights stay as
-    they are, and a round is `steps` further steps, counted on from the last. The network ends as the last round left
-    it. Raises `PruneError` if there is no layer, for sparsities that do not rise, or a step to rewind to that is not
-    within a run.
+    The network ends as the last round left it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        As initialised; it is trained in place.
+    layers : iterable of Layer
+        Those to prune, from `linear_layers` or `minprune.find_layers`.
+    train : callable
+        train(network, masks, start, stop) takes the steps start, ..., stop - 1 in place and keeps the masks' zeros. It
+        is to make a new optimizer each time.
+    measure : callable
+        measure(network) gives the score of a ticket.
+    steps : int
+        Of a full training run.
+    sparsities : sequence of float
+        After each round, rising, as from `shares`.
+    scope : {"layer", "global"}, default "layer"
+        Whether every layer, or all layers together, have exactly round(sparsity * size) zeros.
+    rewind : int or None, default 0
+        The step to which everything in the network's state goes back before each round (0: initialisation), so that a
+        round trains from there to `steps`. None: weights stay as they are, and a round is `steps` further steps.
+
+    Returns
+    -------
+    list of Ticket
+
+    Raises
+    ------
+    PruneError
+        If there is no layer, the sparsities do not rise, or `rewind` is not a step of a run.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.training.lottery import find_tickets, shares
+    >>> from minprune.training.masks import linear_layers
+    >>> network = torch.nn.Linear(10, 10)
+    >>> found = find_tickets(
+    ...     network, linear_layers(network), lambda *_: None, lambda _: 0.0, steps=5, sparsities=shares(0.5, 2)
+    ... )
+    >>> [ticket.sparsity for ticket in found]
+    [0.0, 0.5, 0.75]
     """
     layers = list(layers)
     if not layers:

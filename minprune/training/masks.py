@@ -4,7 +4,7 @@
     with maintain_sparsity(masks, optimizer):                # 1: around any training loop
         ...
     Trainer(..., callbacks=[KeepZeros(masks)])               # 2: callback.py
-    parametrise(masks); ...; remove_parametrizations(masks)  # 3: the mask becomes a part of the weight
+    parametrise(masks); ...; remove_parametrizations(masks)  # 3: parametrized.py: the mask becomes a part of the weight
 
 All three mask the gradients, too, before anything adds them up: else the gradients of weights that do not exist would
 count in the norm by which gradients are clipped. So all three learn the same numbers, bit for bit if that norm is
@@ -28,14 +28,55 @@ SCOPES = ("layer", "global")
 
 
 def linear_layers(network: nn.Module) -> list[Layer]:
-    """Every `nn.Linear` of any module, in its order. For a language model see `minprune.find_layers`."""
+    """Every `nn.Linear` of any module, in its order. For a language model see `minprune.find_layers`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Any module.
+
+    Returns
+    -------
+    list of Layer
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from minprune.training.masks import linear_layers
+    >>> [layer.name for layer in linear_layers(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))]
+    ['0', '2']
+    """
     return [Layer(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
 
 
 @torch.inference_mode(False)  # masks that are made in it could not be learnt with
 @torch.no_grad()
 def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
-    """The masks of what is not zero now. Raises `PruneError` if there is no layer."""
+    """The masks of what is not zero now.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+        From `linear_layers` or `minprune.find_layers`.
+
+    Returns
+    -------
+    dict of Layer to Tensor (d_out, d_in), bool
+
+    Raises
+    ------
+    PruneError
+        If there is no layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.training.masks import linear_layers, masks_of, sparsity_of
+    >>> network = torch.nn.Linear(4, 1)
+    >>> network.weight.data = torch.tensor([[0.0, 2.0, 0.0, 0.0]])
+    >>> sparsity_of(masks_of(linear_layers(network)))
+    0.75
+    """
     found = {layer: layer.weight != 0 for layer in layers}
     if not found:
         raise PruneError("there is no layer to take masks of: pass the layers that find_layers or linear_layers found")
@@ -47,10 +88,35 @@ def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
 def magnitude_masks(
     weights: Mapping[Layer, Tensor], pattern: str | Pattern, scope: str = "layer", alive: Masks | None = None
 ) -> dict[Layer, Tensor]:
-    """Masks by magnitude: of each layer by the pattern, or with scope="global" by one threshold over all layers.
+    """Masks by magnitude.
 
-    weights: (d_out, d_in) for each layer. alive: what it does not keep is pruned before anything else, so that masks
-    only shrink. scope="global" prunes exactly round(sparsity * all weights), and the pattern is an unstructured one.
+    Parameters
+    ----------
+    weights : mapping of Layer to Tensor (d_out, d_in)
+        What is ranked.
+    pattern : str or Pattern
+        Which zeros are allowed; a plain sparsity for scope="global".
+    scope : {"layer", "global"}, default "layer"
+        Whether each layer is pruned by the pattern, or all by one threshold: round(sparsity * all weights) zeros.
+    alive : mapping of Layer to Tensor (d_out, d_in), bool, optional
+        What it does not keep is pruned before anything else, so that masks only shrink.
+
+    Returns
+    -------
+    dict of Layer to Tensor (d_out, d_in), bool
+
+    Raises
+    ------
+    PruneError
+        For an unknown scope, or a pattern that does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.training.masks import linear_layers, magnitude_masks
+    >>> (layer,) = linear_layers(torch.nn.Linear(4, 1))
+    >>> magnitude_masks({layer: torch.tensor([[1.0, -2.0, 3.0, -4.0]])}, "50%")[layer]
+    tensor([[False, False,  True,  True]])
     """
     pattern = read_pattern(pattern)
     scores = {layer: W.abs() for layer, W in weights.items()}
@@ -124,8 +190,36 @@ def maintain_sparsity(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterato
     """Keep the zeros in any training loop: gradients are masked as they arrive, weights after each optimizer step.
 
     Masked gradients alone would do only for an optimizer that has never seen the pruned weights move: what it
-    remembers of them, as momentum, goes on moving them. Raises `PruneError` if the optimizer has not got a weight that
-    could learn.
+    remembers of them, as momentum, goes on moving them.
+
+    Parameters
+    ----------
+    masks : mapping of Layer to Tensor (d_out, d_in), bool
+        True where kept, as from `masks_of`.
+    optimizer : torch.optim.Optimizer
+        Of the loop inside.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    PruneError
+        If the optimizer has not got a weight that could learn.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.training.masks import linear_layers, maintain_sparsity, masks_of
+    >>> network = torch.nn.Linear(4, 1)
+    >>> network.weight.data = torch.tensor([[0.0, 2.0, 0.0, 0.0]])
+    >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    >>> with maintain_sparsity(masks_of(linear_layers(network)), optimizer):
+    ...     network(torch.ones(1, 4)).sum().backward()
+    ...     optimizer.step()
+    >>> network.weight.data
+    tensor([[0.0000, 1.9000, 0.0000, 0.0000]])
     """
     learning = {layer: keep for layer, keep in masks.items() if getattr(layer.module, layer.parameter).requires_grad}
     known = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -175,59 +269,3 @@ def mask_gradients(masks: Masks) -> Handles:
             if getattr(owner, name).requires_grad
         ]
     )
-
-
-class Masked(nn.Module):
-    """The parametrisation W -> W where kept, 0 elsewhere. The optimizer sees the dense W behind it.
-
-    straight_through: the gradient reaches the weights that are masked as if they were not, so that they go on moving
-    behind the mask. Otherwise their gradient is zero and they stay where they were, up to weight decay and momentum.
-    """
-
-    pruned_mask: Tensor
-
-    def __init__(self, pruned_mask: Tensor, straight_through: bool = False):
-        super().__init__()
-        self.register_buffer("pruned_mask", pruned_mask)
-        self.straight_through = straight_through
-
-    def forward(self, W: Tensor) -> Tensor:
-        """W of the parameter's shape -> the same with zeros."""
-        if self.straight_through:
-            return _StraightThrough.apply(W, self.pruned_mask)
-        return W.masked_fill(self.pruned_mask, 0)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Masks forwards, and does nothing to the gradient backwards."""
-
-    @staticmethod
-    def forward(ctx, W: Tensor, pruned_mask: Tensor) -> Tensor:
-        return W.masked_fill(pruned_mask, 0)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return grad, None
-
-
-@torch.inference_mode(False)
-def parametrise(masks: Masks, straight_through: bool = False) -> None:
-    """Make each mask a part of its weight: whatever an optimizer does to the numbers behind it, the zeros are zero.
-
-    Until `remove_parametrizations`, `Layer.weight` is a copy, and the parameters have other names: do not save the
-    model. Raises `PruneError` for a weight that has a mask already: `Gradual` would move one of the two only.
-    """
-    places = stored_masks(masks)
-    for layer in masks:
-        if parametrize.is_parametrized(layer.module, layer.parameter):
-            raise PruneError(f"{layer.name} has a mask already: make that one permanent first, or build the model anew")
-    for (owner, name), pruned_mask in places.items():
-        parametrize.register_parametrization(owner, name, Masked(pruned_mask, straight_through))
-
-
-@torch.inference_mode(False)
-def remove_parametrizations(masks: Masks) -> None:
-    """Replace the parametrised weights by what they come to, so that the model is an ordinary one again."""
-    for owner, name in stored_masks(masks):
-        with torch.no_grad():
-            parametrize.remove_parametrizations(owner, name, leave_parametrized=True)

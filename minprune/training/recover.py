@@ -7,11 +7,10 @@ many threads).
 """
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,81 +27,13 @@ from minprune.models.checks import sparse_layers
 from minprune.models.layers import check_windows
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
-from minprune.training.masks import Masks, check_owned, maintain_sparsity, masks_of, remove_parametrizations
+from minprune.training.masks import Masks, check_owned, maintain_sparsity, masks_of
+from minprune.training.parametrized import remove_parametrizations
+from minprune.training.recipe import Recipe, Recovery
 from minprune.training.state import fits, load_state, save_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-MODES = ("full", "adapters")
-ADAPTERS_LR = 3e-3  # it and `Recipe.lr` were best for a SmolLM2 of 60 % zeros: book/results/recovery.json
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained. steps: optimizer steps of batch_size windows each.
-
-    lr: the highest learning rate, reached after `warmup` steps; from there it falls to zero as half a cosine. clip:
-    the largest norm of all gradients together. mode: "full" trains every weight that is not pruned, "adapters" adapters
-    of rank `rank` under the masks. evaluate: steps between two measurements of the perplexity, besides first and last.
-    bfloat16: matrix products of steps and measurements in that type, at about half the time where a processor has
-    instructions for it; weights, their gradients and what the optimizer remembers stay in float32.
-    """
-
-    steps: int
-    batch_size: int = 4
-    lr: float = 3e-4
-    warmup: int = 10
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-    mode: str = "full"
-    rank: int = 8
-    alpha: float = 16.0
-    evaluate: int = 50
-    bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise PruneError(f"unknown mode {self.mode!r} to train: use one of {', '.join(MODES)}")
-        least = {"steps": 1, "batch_size": 1, "evaluate": 1, "warmup": 0, "weight_decay": 0}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise PruneError(f"{name} {getattr(self, name)} is less than {low}")
-        for name in ("lr", "clip", "alpha"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise PruneError(f"{name} {getattr(self, name)} is not a positive number")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
-
-    def windows(self, step: int, available: int) -> Tensor:
-        """Which of the training windows a step takes, (batch_size,): each once, in a random order, then anew."""
-        turns = available // self.batch_size
-        if turns == 0:
-            raise PruneError(f"{available} windows are too few for batches of {self.batch_size}: use more or smaller")
-        generator = torch.Generator().manual_seed(self.seed + step // turns)
-        start = step % turns * self.batch_size
-        return torch.randperm(available, generator=generator)[start : start + self.batch_size]
-
-
-@dataclass
-class Recovery:
-    """What a run tells. rows: at step 0 and after each measurement: step, tokens trained on, loss (the mean since the
-    row before), perplexity (by text). seconds: processor time of the steps alone. zeros: the share of the
-    masked matrices that was to stay zero and is, counted after training."""
-
-    recipe: Recipe
-    zeros: float = 0.0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode(False)  # in which there are no gradients
@@ -121,11 +52,50 @@ def recover(
 ) -> Recovery:
     """Train a Hugging Face causal LM in place on windows of text, its zeros kept bit for bit.
 
-    tokens: (windows, length) int64. masks: None keeps every zero of the blocks' matrices; {} keeps none. test: name ->
-    windows to measure perplexity on. teacher: learn from a dense model, see `Distillation`. state: a file that holds
-    the run after every `save_every` steps and from which the same call goes on; the caller removes it in the end.
-    after_step(n) is called when n steps are done and what belongs to them is saved. Raises `PruneError` if a setting
-    cannot be or the state belongs to another run.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        In float32 or float64.
+    tokens : Tensor (windows, length), int64
+        What it learns from.
+    recipe : Recipe
+        How it is trained.
+    masks : mapping of Layer to Tensor (d_out, d_in), bool, optional
+        None keeps every zero of the blocks' matrices, {} keeps none.
+    test : mapping of str to Tensor (windows, length), int64, optional
+        Windows to measure perplexity on, by name.
+    teacher : Distillation, optional
+        Learn from a dense model.
+    state : Path, optional
+        A file that holds the run after every `save_every` steps, and from which the same call goes on. The caller
+        removes it in the end.
+    save_every : int, default 100
+        Steps.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+    after_step : callable, optional
+        after_step(n) is called when n steps are done and the state is saved.
+
+    Returns
+    -------
+    Recovery
+
+    Raises
+    ------
+    PruneError
+        For an invalid setting, or if the state belongs to another run.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> from minprune.training.recipe import Recipe
+    >>> from minprune.training.recover import recover
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=1))
+    >>> report = mp.prune(model, None, "magnitude", "50%")
+    >>> recover(model, torch.randint(50, (8, 8)), Recipe(steps=2)).zeros
+    0.5
     """
     check_windows(model, tokens)
     if tokens.shape[1] < 2:

@@ -15,7 +15,8 @@ from torch import Tensor
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
-from minprune.training.masks import Masked, magnitude_masks, original, parametrise, remove_parametrizations
+from minprune.training.masks import magnitude_masks, original
+from minprune.training.parametrized import Masked, parametrise, remove_parametrizations
 
 EXPONENTS = {"one-shot": 0, "linear": 1, "cubic": 3}
 
@@ -24,8 +25,30 @@ EXPONENTS = {"one-shot": 0, "linear": 1, "cubic": 3}
 class Schedule:
     """The sparsity to have before each training step, counted from 0.
 
-    kind: "one-shot" prunes everything at `begin`; "linear" and "cubic" reach `final` at `end`. every: steps between
-    two updates of the masks; there is always one at `begin` and one at `end`. initial: the sparsity at `begin`.
+    Parameters
+    ----------
+    kind : {"one-shot", "linear", "cubic"}
+        "one-shot" prunes everything at `begin`; the others reach `final` at `end`.
+    final : float
+        The sparsity in the end, 0 to 1.
+    begin, end : int, default 0
+        Steps. There is always an update of the masks at `begin` and one at `end`.
+    every : int, default 1
+        Steps between two updates of the masks.
+    initial : float, default 0.0
+        The sparsity at `begin`.
+
+    Raises
+    ------
+    PruneError
+        For an unknown kind, a schedule that does not rise within 0..1, or an end before the beginning.
+
+    Examples
+    --------
+    >>> from minprune.training.schedule import Schedule
+    >>> schedule = Schedule("cubic", final=0.8, begin=0, end=100)
+    >>> schedule.sparsity(50), schedule.sparsity(100)
+    (0.7000000000000001, 0.8)
     """
 
     kind: str
@@ -63,15 +86,38 @@ class Schedule:
 
 
 class Gradual:
-    """Makes layers sparser while they learn: call `update(step)` before each training step, `finish()` at the end.
+    """Make layers sparser while they learn: call `update(step)` before each training step, `finish()` at the end.
 
-    A schedule that ends with the run has its last update after the last step: call `update(steps)` then.
+    The dense weights live on behind the masks, so make the optimizer after this object: it moves them. A schedule that
+    ends with the run has its last update after the last step: call `update(steps)` then.
 
-    The dense weights live on behind the masks. With revive=True every update ranks those, so that a weight that was
-    pruned too early comes back when others have become smaller. revive=False is the common bug, kept to compare: it
-    ranks what the network uses, where everything pruned is zero, the smallest there is, and stays pruned for ever.
-    straight_through: pruned weights go on learning, see `Masked`; without it they wait as they are. scope: see
-    `magnitude_masks`. Make the optimizer after this object: it moves the dense weights.
+    Parameters
+    ----------
+    layers : iterable of Layer
+        From `linear_layers` or `minprune.find_layers`.
+    schedule : Schedule
+        How sparse they are at each step.
+    scope : {"layer", "global"}, default "layer"
+        As for `magnitude_masks`.
+    revive : bool, default True
+        Every update ranks the dense weights, so that a weight that was pruned too early comes back when others have
+        become smaller. False is the common bug, kept to compare: it ranks what the network uses, where everything
+        pruned is zero, the smallest there is, and stays pruned for ever.
+    straight_through : bool, default False
+        Whether pruned weights go on learning, see `Masked`. Otherwise they wait as they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.training.masks import linear_layers, sparsity_of
+    >>> from minprune.training.schedule import Gradual, Schedule
+    >>> gradual = Gradual(linear_layers(torch.nn.Linear(4, 2)), Schedule("linear", final=0.5, end=2))
+    >>> for step in range(3):
+    ...     print(gradual.update(step), sparsity_of(gradual.masks))
+    True 0.0
+    True 0.25
+    True 0.5
+    >>> masks = gradual.finish()
     """
 
     def __init__(

@@ -23,12 +23,11 @@ from minprune.training.masks import (
     maintain_sparsity,
     masks_of,
     original,
-    parametrise,
-    remove_parametrizations,
     set_zeros,
     sparsity_of,
     stored_masks,
 )
+from minprune.training.parametrized import parametrise, remove_parametrizations
 
 STEPS, LR, DECAY, CLIP = 4, 0.01, 0.1, 0.1  # the norm of the gradients is above 1: every step is clipped
 OPTIMIZERS = {
