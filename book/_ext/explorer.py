@@ -10,11 +10,10 @@ import re
 from pathlib import Path
 
 from docutils import nodes
+from explorer_data import DATA
 from quickjs import Context
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
-from explorer_data import DATA  # of this folder
 
 MODULES = Path(__file__).parent.parent / "explorer"
 _IMPORT = re.compile(r"^import \{[^}]*\} from \"\./([\w-]+\.js)\";\n", re.MULTILINE)
@@ -66,7 +65,7 @@ def page_part(name: str) -> str:
 <p class="explorer-sentence" role="status">{drawn["sentence"]}</p>
 <div class="explorer-picture" role="group" aria-label="Picture. With a keyboard: the arrow keys read its values.">
 {drawn["picture"]}</div>
-<p class="explorer-readout" aria-live="polite">Point at the picture, or press an arrow key in it, to read its values.</p>
+<p class="explorer-readout" aria-live="polite">Point at the picture, or press an arrow key in it: it reads values.</p>
 </div>
 <div class="explorer-controls"></div>
 <div class="explorer-table">{drawn["table"]}</div>

@@ -6,7 +6,7 @@ import pytest
 import torch
 from javascript import call, script
 
-from minprune.formats import CSR, Bitmask, NMGroups, sizes
+from minprune.formats import CSR, Bitmask, NMPacked, sizes
 
 SPARSITIES = (0.0, 0.1, 0.5, 0.63, 0.9, 0.99)
 
@@ -43,7 +43,7 @@ def test_the_bytes_are_those_of_stored_matrices(engine):
         assert found["bitmask"]["bits"] * side**2 / 8 == pytest.approx(Bitmask.from_dense(W).nbytes)
         assert found["csr"]["bits"] * side**2 / 8 == pytest.approx(csr, abs=4)  # the one pointer more than lines
     W = torch.tensor([1.0, 0, 0, 1]).repeat(side, side // 4).half()
-    assert found["nm24"]["bits"] * side**2 / 8 == pytest.approx(NMGroups.from_dense(W).nbytes)
+    assert found["nm24"]["bits"] * side**2 / 8 == pytest.approx(NMPacked.from_dense(W).nbytes)
 
 
 def test_a_product_limited_by_reading_takes_time_in_proportion_to_its_bits(engine):

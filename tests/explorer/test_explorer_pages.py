@@ -22,11 +22,6 @@ def _app(name):
     return script(f"{name}.js"), made.app_name(name), data
 
 
-def _draw(name, **changes):
-    engine, app, data = _app(name)
-    return call(engine, f"((data, changes) => {app}.draw({app}.prepare({{...{app}.start, ...changes}}, data), data))", data, changes)
-
-
 def test_every_page_is_in_the_table_of_contents_and_in_the_index():
     pages = {path.stem for path in FOLDER.glob("*.md")}
     assert pages == {"index", *NAMES}
