@@ -26,7 +26,9 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
 }
 
 
-def _public():
+@cache
+def public() -> dict:
+    """Every public function and class by name; names outside of minprune.__all__ with the room they are in."""
     values = {name: getattr(mp, name) for name in mp.__all__}
     for room, names in PUBLIC.items():
         for name in names.split():
@@ -34,7 +36,7 @@ def _public():
             values[f"{room}.{name}"] = getattr(importlib.import_module(module), member)
     callables = {name: value for name, value in values.items() if callable(value)}  # no module, and no table
     del callables["prune"], callables["prune_checkpoint"]  # which still describe theirs in running text
-    return [pytest.param(value, id=name) for name, value in callables.items()]
+    return callables
 
 
 def _sections(doc: str) -> dict[str, str]:
@@ -49,7 +51,7 @@ def _described(section: str) -> set[str]:
     return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
 
 
-@pytest.mark.parametrize("value", _public())
+@pytest.mark.parametrize("value", public().values(), ids=public())
 def test_a_public_docstring_describes_every_parameter_and_the_result_and_has_an_example(value):
     sections = _sections(value.__doc__)
     signature = inspect.Signature() if value is mp.PruneError else inspect.signature(value)  # as any exception's

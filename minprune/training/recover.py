@@ -58,7 +58,7 @@ def recover(
         In float32 or float64.
     tokens : Tensor (windows, length), int64
         What it learns from.
-    recipe : Recipe
+    recipe : training.recipe.Recipe
         How it is trained.
     masks : mapping of Layer to Tensor (d_out, d_in), bool, optional
         None keeps every zero of the blocks' matrices, {} keeps none.
