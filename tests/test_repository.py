@@ -140,3 +140,19 @@ def test_torch_and_transformers_are_only_allowed_as_old_as_they_are_tested():
     )
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines())
     assert wanted == {name: pinned[name] for name in ("torch", "transformers")}
+
+
+def test_the_dozen_files_that_contributing_names_are_read_in_an_afternoon():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = re.search(r"### The dozen files.*?(?=\n## )", text, re.S)[0]
+    files = re.findall(r"^\d+\. `([\w/.]+)`", part, re.M)
+    assert len(files) == len(set(files)) == 12
+    lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files)
+    assert lines <= 2000, f"{lines} lines: take the less important ones out of the list, or say it in fewer"
+
+
+def test_contributing_leads_to_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = re.search(r"## Where things are.*?(?=\n### )", text, re.S)[0]
+    named = set(re.findall(r"`minprune/(\w+)/`", part))
+    assert named == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
