@@ -1,8 +1,8 @@
 """Which zeros are allowed: a pattern turns scores into a keep mask, and nothing else in minprune does.
 
 A score says how much a weight is worth; the lowest scores are pruned. Every pattern prunes an exact number of
-weights in each comparison group, and of equal scores the one with the lower index goes first, so the same scores
-give the same mask on every machine. Masks are boolean and True means *kept*.
+weights in each comparison group. Ties are broken by index, lowest first, so the same scores give the same mask on every
+machine. Masks are boolean and True means *kept*.
 """
 
 import re

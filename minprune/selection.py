@@ -1,4 +1,4 @@
-"""Which scores are the largest: exactly so many of each group, and of equal ones the higher index is kept.
+"""Which scores are the largest: an exact number in each group. Ties are broken by index, lowest pruned first.
 
 `keep_largest` finds the threshold of a long row, `keep_of_few` compares all pairs of a small group. Both give the same
 mask on every machine.
@@ -17,7 +17,7 @@ FEW = 32  # places of a group up to which all pairs are compared: it takes m**2 
 
 
 def keep_largest(scores: Tensor, zeros: int) -> Tensor:
-    """Prune exactly `zeros` weights of every row: the lowest scores, and of equal ones the lowest index.
+    """Prune exactly `zeros` weights of every row: the lowest scores. Ties are broken by index, lowest first.
 
     scores (groups, size) -> keep (groups, size), bool. Finding the threshold is a selection, not a sort: linear
     in the number of weights. Ties at the threshold, which `scores > threshold` would get wrong, are counted out.
@@ -72,9 +72,9 @@ def keep_of_few(scores: Any, n: int) -> Any:
 def _counting(n: int, m: int, device: torch.device | None) -> tuple[Any, Any, Any, Any]:
     """The pairs i < j of places (pairs,), (pairs,); count (m, pairs) and enough (m, 1); as NumPy arrays without device.
 
-    i goes before j if s_i <= s_j, so of equal scores the lower index goes first, else j goes before i. A place starts
-    with all later ones before it, and one of them less for each that it goes before: count @ (s_i <= s_j) says how
-    many more there are than at the start, and from `enough` on there are m - n.
+    i goes before j if s_i <= s_j, else j goes before i, so that ties are broken by index. A place starts with all later
+    ones before it, and loses one of them for each that it goes before. count @ (s_i <= s_j) is how many more there are
+    than at the start; if it is at least `enough`, there are m - n.
     """
     first, second = torch.triu_indices(m, m, 1, device="cpu")
     places = torch.arange(m, device="cpu")[:, None]

@@ -1,4 +1,4 @@
-"""What calibration remembers of a layer's inputs: sums over tokens, so that they can be merged.
+"""What calibration remembers of a layer's inputs: sums over tokens, which can be merged.
 
 Left out on purpose: any division by a number of sequences or batches. Sums over *tokens* make the result
 independent of how the tokens came in batches, and a long text counts for more than a short one.
@@ -149,7 +149,7 @@ class Statistics:
         return other
 
     def of_equal_inputs(self) -> "Statistics":
-        """New statistics of the same kind, as of inputs that are all equally large and have nothing in common."""
+        """New statistics of the same kind, of inputs that are equally large and uncorrelated."""
         like = self._sum
         other = Statistics(self.d_in, self._gram is not None, like.dtype, like.device)
         return other.update(torch.eye(self.d_in, dtype=like.dtype, device=like.device))
@@ -173,7 +173,7 @@ class Statistics:
     @property
     @exact_arithmetic()
     def sq_norm(self) -> Tensor:
-        """sum over tokens of x_j**2, (d_in,), the same to the last bit with a Gram matrix and without one."""
+        """The sum over tokens of x_j**2, (d_in,): the same bits with a Gram matrix and without one."""
         if self._gram is not None and not self.tokens:  # nothing or what somebody has put into the matrix by hand
             return self._gram.diagonal().clone()
         return self._sq_norm

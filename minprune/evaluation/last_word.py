@@ -135,7 +135,7 @@ def last_word(
 def passages(text: str, least: int = 40, most: int = 90) -> list[Passage]:
     """Whole sentences of one paragraph, `least` to `most` words, that end in a lower-case word of 3 letters or more.
 
-    Passages do not overlap; a paragraph gives as many as its sentences fill, the rest is left out.
+    Passages do not overlap. A paragraph gives as many as its sentences fill; the remaining sentences are left out.
     """
     found = []
     for paragraph in text.split("\n"):

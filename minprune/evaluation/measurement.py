@@ -20,8 +20,8 @@ class Protocol:
     """What a perplexity depends on besides the model.
 
     text, split: the source as it was named, and its split; text_hash: sha256 of the text as UTF-8. tokenizer: its
-    name; vocabulary: sha256 of its tokens and their ids. window: tokens that the model reads at once, with those that
-    begin it; stride: tokens from one window's beginning to the next one's. bos: whether special tokens begin each
+    name; vocabulary: sha256 of its tokens and their ids. window: tokens that the model reads at once, special ones
+    included; stride: tokens from one window's beginning to the next one's. bos: whether special tokens begin each
     window; prefix: which ones, mostly one BOS token. windows: how many; tokens: how many predictions count;
     tokens_hash: sha256 over the windows. bytes: bytes of text in the counted tokens; coverage: their share of the
     text. dtype: in which the model ran (told, but never a reason to refuse).

@@ -101,7 +101,7 @@ def plan(
 ) -> tuple[Tensor, Tensor, Protocol]:
     """What `measure` reads of a text: windows (windows, length), which of their tokens count, and the protocol.
 
-    text: of that source and split, see `load_text`; dtype: of the model that will read it; the rest as for `measure`.
+    text: of that source and split, see `load_text`. dtype: of the model that will read it. The rest: as for `measure`.
     """
     ids, sizes = encode(tokenizer, text)
     first = prefix_of(tokenizer) if bos is None else _forced(tokenizer, bos)
@@ -146,8 +146,8 @@ def windows_of(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Windows (windows, length) as `load_tokens` cuts them without a seed, and how a perplexity on them is recorded.
 
-    That is the `Protocol` of `perplexity`, as a dict. Of a tokenizer that cannot map tokens to bytes, only the text,
-    its split and the windows' shape are known.
+    That is the `Protocol` of `perplexity`, as a dict. If the tokenizer cannot map tokens to bytes, it holds only the
+    text, its split and the windows' shape.
     """
     if not getattr(tokenizer, "is_fast", False):
         windows = load_tokens(tokenizer, source, split, samples, length)
@@ -163,8 +163,8 @@ def windows_of(
 def encode(tokenizer, text: str) -> tuple[list[int], list[int]]:
     """(ids, bytes): the tokens of a text without special ones, and how many of its UTF-8 bytes are in each.
 
-    The bytes add up to those of the text up to its last token, also where a token holds a part of a character: a
-    byte-level tokenizer writes one character of its own for each byte; for others, tokens with the same characters
+    The bytes add up to those of the text up to its last token, also where a token holds a part of a character. A
+    byte-level tokenizer writes one character of its own for each byte. For others, tokens with the same characters
     share these evenly, which is exact for one token a byte. Raises `PruneError` if the tokenizer cannot say where in
     the text a token comes from.
     """

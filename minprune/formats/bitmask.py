@@ -1,7 +1,7 @@
 """One bit for each weight says whether it is stored, and the stored values follow each other. Chapter 19.
 
-Bits per weight: (1 - s) b + 1. It pays from s > 1 / b on, and no format for arbitrary zeros does much better around
-50 %, where the mask of a random half is worth one bit a weight.
+Bits per weight: (1 - s) b + 1. It pays if s > 1 / b. Around 50 % no format for arbitrary zeros does much better: the
+mask of a random half has one bit of information for each weight.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Block sparse rows: CSR in which each value is a square block of weights. Chapter 19.
 
-One index serves size^2 weights, so it costs next to nothing; in exchange every zero inside a stored block is stored.
+One index serves size^2 weights and costs next to nothing. In exchange every zero inside a stored block is stored.
 Bits per weight when a share t of the blocks is not stored: (1 - t) (b + i / size^2) + p / (size d_in).
 """
 

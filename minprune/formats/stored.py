@@ -1,8 +1,8 @@
 """What all formats have in common: one weight matrix, kept as a few arrays from which it can be had back.
 
-What is stored comes back bit by bit, NaN and its payload included. What is not stored comes back as +0.0. Which weights
-are stored is said by a keep mask, by default where the weight is not zero: -0.0 then counts as a zero, because
-masking by a product leaves it in the place of every negative weight that was pruned.
+Stored weights come back bit by bit, NaN and its payload included. The others come back as +0.0. A keep mask says which
+weights are stored, by default those that are not zero. -0.0 then counts as a zero: masking by a product leaves it in
+the place of every negative weight that was pruned.
 """
 
 import math

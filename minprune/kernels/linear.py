@@ -1,8 +1,8 @@
 """Linear layers that keep their matrix without its zeros, so that a pruned model is faster. Chapter 20.
 
-`sparsify` replaces the matrices of a model by their stored form and frees the dense ones. The products are the C
-kernel's for up to a handful of tokens, as in generation, and torch's otherwise: with many tokens a product is bound by
-arithmetic, and a dense matrix that is built for the moment is multiplied faster than one that is expanded on the way.
+`sparsify` replaces the matrices of a model by their stored form and frees the dense ones. The C kernel multiplies a
+handful of tokens, as in generation, and torch multiplies more. With many tokens a product is bound by arithmetic; it is
+faster to build the dense matrix once than to expand it on the way.
 """
 
 from typing import TYPE_CHECKING

@@ -1,10 +1,9 @@
 """The methods: one weight matrix in, one sparse weight matrix out.
 
 Every method is called as `method(W, stats, pattern, **options)` and returns a `Result`. It never changes its
-arguments and knows nothing of models, files or progress bars. A new method is one file and one line in `METHODS`,
-and what is called through `METHODS` has its arguments checked, the pattern also as a text such as "50%". Whatever
-autocast, matmul precision or gradient mode is set around a method, it computes in float32, or in float64 for such
-weights.
+arguments and knows nothing of models, files or progress bars. A new method is one file and one line in `METHODS`.
+A call through `METHODS` checks the arguments, and the pattern may be a text such as "50%". A method computes in float32
+(float64 for such weights), whatever autocast, matmul precision or gradient mode is set around it.
 
 Methods that take a given mask as `keep=` can stand behind a plus: "wanda+sparsegpt" is Wanda's mask with SparseGPT's
 update of the weights. `get_method` reads such names.

@@ -6,8 +6,8 @@ Of one output row w, with H = gram + damping, the loss is (w - w') H (w - w')^T.
     and moving the others as is best       costs  w_q^2 / [H^-1]_qq   with   w  <-  w - w_q / [H^-1]_qq * [H^-1]_q:
                                                                                         (Hassibi and Stork 1993).
 
-The surgeon repeats this until enough is gone (exact and greedy, row by row: Frantar and Alistarh 2022). After each
-removal the inverse for the weights that are left follows by one elimination step,
+OBS repeats this until enough weights are pruned (exact and greedy, row by row: Frantar and Alistarh 2022). After each
+removal the inverse for the remaining weights follows by one elimination step,
 
     H^-1  <-  H^-1 - u u^T    with    u = [H^-1]_:q / sqrt([H^-1]_qq),
 

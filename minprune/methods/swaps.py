@@ -5,12 +5,12 @@ restoring u adds w_p to r_p and takes w_u off r_u, so with g = r G the loss chan
 
     a_p + b_u - 2 w_p w_u G_pu,     a_p = 2 w_p g_p + w_p^2 G_pp,     b_u = -2 w_u g_u + w_u^2 G_uu.
 
-The best pair is exchanged while that lowers the loss; a row is done when no single swap does, or after `max_swaps`,
-100 unless told otherwise. Each row keeps its number of zeros, and with N:M each group. The weights stay as they are:
-"wanda+swaps+exact" finds the best ones after.
+The best pair is exchanged while that lowers the loss. A row is done when no single swap does, or after `max_swaps`.
+Each row keeps its number of zeros, and with N:M each group. The weights stay as they are; "wanda+swaps+exact" then
+finds the best ones.
 
 All rows take their next swap together. Most good pairs join one of the lowest a_p and one of the lowest b_u, so only
-those are tried at first; all pairs of a row are looked at when its few bring nothing any more.
+those are tried at first. When these no longer help a row, all of its pairs are tried.
 """
 
 import torch

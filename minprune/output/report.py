@@ -1,4 +1,4 @@
-"""What a pruning run tells afterwards."""
+"""What a pruning run reports."""
 
 import platform
 from collections.abc import Mapping

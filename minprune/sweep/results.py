@@ -137,7 +137,7 @@ def _difference(theirs: Any, ours: Any, name: str = "") -> str | None:
 def _short(value: Any) -> str:
     if value is None or isinstance(value, dict):
         return "none" if value is None else "there"
-    return str(value)[:12] if len(str(value)) == 64 else str(value)  # a sha256 is told by its beginning
+    return str(value)[:12] if len(str(value)) == 64 else str(value)  # the beginning of a sha256 is enough
 
 
 def _deviation(values: list[float]) -> float | None:

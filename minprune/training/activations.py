@@ -6,8 +6,8 @@ The mask belongs to one token's input, so it must never be written into the weig
 `weight *= mask` in a forward hook: after the first input every column of an inactive input is zero for good, and the
 next input can only make more so. Chapter 17 shows what is left of the model.
 
-Layers read inputs of very different size, so that one threshold for all prunes some of them away and others hardly at
-all: `thresholds` gives each layer its own.
+Layers read inputs of very different size. One threshold for all prunes some of them away and others hardly at all;
+`thresholds` gives each layer its own.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,10 +49,10 @@ def small_to_zero(X: Tensor, threshold: float) -> Tensor:
 
 @torch.no_grad()
 def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsity: float) -> dict[Layer, float]:
-    """For each layer the size that the fraction `sparsity` of its inputs does not exceed, on these windows.
+    """For each layer the absolute value that the fraction `sparsity` of its inputs does not exceed, on these windows.
 
-    tokens: (windows, length), all sent through the unchanged model in one call, in eval mode and without its head
-    unless that is among the layers. Raises `PruneError` for a sparsity that is none and for experts.
+    tokens: (windows, length). They go through the unchanged model in one call, in eval mode, without its head unless
+    that is among the layers. Raises `PruneError` for a sparsity outside 0..1, and for experts.
     """
     layers, was_training = list(layers), model.training
     if not 0 <= sparsity <= 1:

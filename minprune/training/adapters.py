@@ -3,7 +3,7 @@
     W' = (W + alpha / rank * B A) on the mask, 0 elsewhere       (Hu et al. 2022 for B A)
 
 An adapter beside a sparse layer, as published, cannot be merged into it: W + B A has no zeros left. So the mask is put
-around the sum from the first step on, and what is trained is what will be merged.
+around the sum from the first step on. The merged weights are then the trained ones.
 """
 
 import torch

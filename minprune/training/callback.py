@@ -37,7 +37,7 @@ class KeepZeros(TrainerCallback):
         self._places: list[tuple[Tensor, Tensor]] = []  # each weight, and what is zero of it, on its device
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Set the zeros, and mask all gradients from here on. `PruneError`: the masks are not of this model."""
+        """Set the zeros, and mask all gradients from here on. Raises `PruneError` for the masks of another model."""
         check_owned(self.masks, kwargs["model"].parameters(), "the model has not got")
         self.on_train_end(args, state, control)  # a run that was interrupted has not removed its hooks
         stored = stored_masks(self.masks).items()
@@ -47,7 +47,7 @@ class KeepZeros(TrainerCallback):
 
     @torch.no_grad()
     def on_optimizer_step(self, args, state, control, **kwargs):
-        """The optimizer has moved the weights, what it remembers included: set the zeros again."""
+        """Set the zeros again: the optimizer has moved the weights."""
         for weight, pruned_mask in self._places:
             weight.masked_fill_(pruned_mask, 0)
         torch.clear_autocast_cache()

@@ -1,8 +1,8 @@
 """Lottery tickets: iterative magnitude pruning with rewinding, and the controls it needs. Chapter 16.
 
-Train, prune the smallest weights, put the survivors back to what they were at the start, train again, and so on
-(Frankle and Carbin 2019); or back to an early step (Frankle et al. 2020). Without going back it is what practitioners
-do: prune a little more, fine-tune, repeat. What was pruned never returns here; for that see schedule.py.
+Train, prune the smallest weights, put the survivors back to what they were at the start (Frankle and Carbin 2019) or at
+an early step (Frankle et al. 2020), and train again. Without going back it is what practitioners do: prune a little
+more, fine-tune, repeat. Pruned weights never return here; schedule.py lets them.
 """
 
 from collections.abc import Callable, Iterable, Sequence

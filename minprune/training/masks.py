@@ -6,9 +6,9 @@
     Trainer(..., callbacks=[KeepZeros(masks)])               # 2: callback.py
     parametrise(masks); ...; remove_parametrizations(masks)  # 3: parametrized.py: the mask becomes a part of the weight
 
-All three mask the gradients, too, before anything adds them up: else the gradients of weights that do not exist would
-count in the norm by which gradients are clipped. So all three learn the same numbers, bit for bit if that norm is
-summed in the same order (a parametrised weight has another name, and another place among a model's parameters).
+All three mask the gradients, too, before anything adds them up. Otherwise the gradients of weights that do not exist
+would count in the norm by which gradients are clipped. So all three learn the same numbers. They are equal bit for bit
+if that norm is summed in the same order: a parametrised weight has another place among a model's parameters.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -141,7 +141,7 @@ def sparsity_of(masks: Masks) -> float:
 
 
 def stored_masks(masks: Masks) -> dict[tuple[nn.Module, str], Tensor]:
-    """For each parameter, given by its module and name, what goes: bool in the parameter's own shape, True = zero.
+    """The pruned mask of each parameter, by module and name: bool in the parameter's own shape, True = zero.
 
     A GPT-2 layer is stored transposed, and the experts of a mixture share one parameter.
     """
@@ -206,7 +206,7 @@ def maintain_sparsity(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterato
     Raises
     ------
     PruneError
-        If the optimizer has not got a weight that could learn.
+        If a weight that could learn is missing from the optimizer.
 
     Examples
     --------
@@ -253,7 +253,7 @@ class Handles:
 
 
 def mask_gradients(masks: Masks) -> Handles:
-    """From now on the gradients of pruned weights are zero as soon as they are there; returns what ends that."""
+    """Set the gradients of pruned weights to zero as soon as they are there, until the handles are removed."""
 
     def masking(pruned_mask: Tensor):
         def after_accumulation(parameter: Tensor) -> None:

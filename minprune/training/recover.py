@@ -1,9 +1,8 @@
 """recover(): a pruned language model learns again, and its zeros stay zero. Chapter 18.
 
 A plain loop: draw windows, loss, gradients, clip, AdamW, with the zeros kept by masks.py (all weights are trained) or
-adapters.py (only low-rank adapters are). What a step does depends on its number and on the state that the last one
-left, and on nothing else, so a run that was killed goes on to the very bits that an uninterrupted one ends with (on as
-many threads).
+adapters.py (only low-rank adapters are). A step depends on its number and on the state that the last one left, and on
+nothing else. So a run that was killed and resumed ends with the same bits as an uninterrupted one, on as many threads.
 """
 
 import hashlib
@@ -224,7 +223,7 @@ def _restore(model: "PreTrainedModel", was_training: bool, learnable: dict[str, 
 
 
 def _identity(model, tokens: Tensor, recipe: Recipe, masks: Masks, test, teacher: Distillation | None) -> dict:
-    """What a saved state must agree with: the recipe, hashes of model, masks and texts, and what is taught."""
+    """What a saved state must agree with: the recipe, hashes of model, masks and texts, and the distillation."""
     weights, zeros = hashlib.sha256(), hashlib.sha256()
     for name, value in model.state_dict().items():
         weights.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
