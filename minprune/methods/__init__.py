@@ -30,13 +30,13 @@ METHODS = {
 }
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str | Method) -> Method:
     """The method of that name, or of several names joined by a plus, each working on the mask of the one before it.
 
     Parameters
     ----------
-    name : str
-        A name of `METHODS`, or several such as "wanda+sparsegpt".
+    name : str or Method
+        A name of `METHODS`, or several such as "wanda+sparsegpt". A method that is given is given back.
 
     Returns
     -------
@@ -53,6 +53,8 @@ def get_method(name: str) -> Method:
     >>> get_method("wanda+sparsegpt").needs
     'gram'
     """
+    if isinstance(name, Method):
+        return name
     chosen: Method | None = None
     for part in name.split("+"):
         if part not in METHODS:

@@ -20,7 +20,7 @@ from minprune.allocation.allocate import Allocation, allocate, describe_allocati
 from minprune.arithmetic import clock, exact_arithmetic
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
-from minprune.methods import get_method
+from minprune.methods import Method, get_method
 from minprune.models.causality import check_causal
 from minprune.models.checks import check_result, check_weights, count_zeros, layer_notes, zeros_in_use
 from minprune.models.hooks import InputCallback, capture_inputs, check_compiled, eager_experts, run_to_head
@@ -47,7 +47,7 @@ _UNSEEN_MODULE = "its module was not called, by no token or because its weight i
 def prune(
     model: "PreTrainedModel",
     calib: Tensor | None,
-    method: str | None = None,
+    method: str | Method | None = None,
     pattern: str | Pattern = "50%",
     *,
     recipe: str | Recipe | None = None,
@@ -61,14 +61,14 @@ def prune(
 ) -> Report:
     """Prune the linear layers of a Hugging Face causal LM in place and report on each.
 
-    calib: (windows, length) int64 token ids; None is allowed for a method that needs no data. method: None means the
-    recipe's, or "sparsegpt". pattern: see `minprune.pattern`. recipe: "best" or a `Recipe`, which brings a method with
-    its options, an allocation and a reconstruction of the blocks; what is given beside it takes the place of its own.
-    allocation: see `minprune.allocation.allocate`. include, exclude: globs over layer names; embeddings, `lm_head` and
-    the routers of a mixture stay dense unless included. batch_size: windows per forward pass; it changes time and
-    memory, never the result. None: all, or as many as half of the free memory takes; the report says how many.
-    sequential=False: the published loop in two passes, in which all layers of a block are calibrated with the block
-    still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
+    calib: (windows, length) int64 token ids; None is allowed for a method that needs no data. method: a name, or a
+    `Method` of your own; None means the recipe's, or "sparsegpt". pattern: see `minprune.pattern`. recipe: "best" or a
+    `Recipe`, which brings a method with its options, an allocation and a reconstruction of the blocks; what is given
+    beside it takes the place of its own. allocation: see `minprune.allocation.allocate`. include, exclude: globs over
+    layer names; embeddings, `lm_head` and the routers of a mixture stay dense unless included. batch_size: windows per
+    forward pass; it changes time and memory, never the result. None: all, or as many as half of the free memory takes;
+    the report says how many. sequential=False: the published loop in two passes, in which all layers of a block are
+    calibrated with the block still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
     Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
     stays pruned.
     """
@@ -107,8 +107,8 @@ class Run:
 
     def __init__(self, model, calib, recipe: Recipe, pattern, include, exclude, batch_size, progress: bool):
         check_forward(model)
-        method, options = recipe.method, dict(recipe.options)
-        self.method = get_method(method)
+        self.method, options = get_method(recipe.method), dict(recipe.options)
+        method = recipe.method if isinstance(recipe.method, str) else self.method.function.__name__
         self.method.check_options(method, options)
         self.layers = find_layers(model, include, exclude)
         self.patterns = allocate(self.layers, read_pattern(pattern), recipe.allocation, model, calib)

@@ -51,11 +51,12 @@ def get_recipe(recipe: str | Recipe | None) -> Recipe:
 
 
 def resolve_recipe(
-    recipe: str | Recipe | None, calib: Tensor | None, method: str | None, allocation: Allocation, options: dict
+    recipe: str | Recipe | None, calib: Tensor | None, method: Any, allocation: Allocation, options: dict
 ) -> Recipe:
     """The recipe (see `get_recipe`) with what is given beside it in place of its own.
 
-    A recipe's options go with its method. Raises `PruneError` if blocks cannot be reconstructed for want of tokens.
+    method: a name or a `Method`. A recipe's options go with its method. Raises `PruneError` if blocks cannot be
+    reconstructed for want of tokens.
     """
     chosen = get_recipe(recipe)
     if calib is None and chosen.reconstruction:
@@ -64,4 +65,4 @@ def resolve_recipe(
         chosen = replace(chosen, allocation=allocation)
     if method in (None, chosen.method):
         return replace(chosen, options={**chosen.options, **options})
-    return replace(chosen, method=str(method), options=options)
+    return replace(chosen, method=method, options=options)

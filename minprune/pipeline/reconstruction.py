@@ -84,7 +84,7 @@ def resolved(how: Reconstruction, model: "PreTrainedModel", run) -> tuple[Recons
     if how.epochs and wanted < how.min_sparsity - 1e-9:  # an average of shares is rounded
         why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
         return replace(how, epochs=0, bfloat16=False), why
-    chosen = how.epochs > 0 and _multiplies_bfloat16(_device(model)) if how.bfloat16 is None else how.bfloat16
+    chosen = how.epochs > 0 and multiplies_bfloat16(_device(model)) if how.bfloat16 is None else how.bfloat16
     return replace(how, bfloat16=chosen and model.dtype == torch.float32), ""
 
 
@@ -102,7 +102,7 @@ class DenseTargets:
         self.walk = BlockwiseForward(model, run.calib.split(how.batch_size) if how.epochs else (), self.products)
         self.batches = _in_whole_steps(run.batches, self.walk)
         if self.walk.batches:
-            _check_trainable(model, self.walk)
+            check_trainable(model, self.walk)
         run.reconstruction = {  # a run that goes on has some of it already
             **asdict(how),
             "seconds": 0.0,
@@ -158,7 +158,7 @@ def _sparsity(run) -> float:
     return zeros / sum(layer.weight.numel() for layer in run.layers)
 
 
-def _check_trainable(model: "PreTrainedModel", walk: BlockwiseForward) -> None:
+def check_trainable(model: "PreTrainedModel", walk: BlockwiseForward) -> None:
     """Raise `PruneError` if no gradient comes through the first block."""
     block = walk.blocks[0]
     with _learning(block, dict.fromkeys(block.parameters(), torch.ones(()))):
@@ -273,7 +273,7 @@ def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]):
             parameter.grad = None
 
 
-def _multiplies_bfloat16(device: str) -> bool:
+def multiplies_bfloat16(device: str) -> bool:
     """Whether the hardware is made for products in bfloat16."""
     if device == "cpu":
         known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell

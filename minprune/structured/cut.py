@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 class Cut:
     """What is left of a model. config: what changes of its text configuration, by name. tensors: of which tensors only
     a part is left: name -> (axis, indices that stay). blocks: the indices of the blocks that stay, None for all.
+    values: tensors that are others than before, or that the model did not have, such as a bias.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
     blocks: list[int] | None = None
+    values: dict[str, Tensor] = field(default_factory=dict)
 
 
 def apply_cut(model: "PreTrainedModel", cut: Cut) -> None:
@@ -35,15 +37,24 @@ def apply_cut(model: "PreTrainedModel", cut: Cut) -> None:
 
     Raises `PruneError`, before anything changes, if no configuration of this family describes what is left.
     """
+    become(model, built(model, cut))
+
+
+def built(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
+    """The smaller model, which shares with the larger one what stays whole. Raises as `apply_cut` does."""
     smaller, sources = check_cut(model, cut)
     state, found = model.state_dict(), {}
     for name, source in sources.items():
         axis, kept = cut.tensors.get(source, (0, None))
-        value = state[source]
+        value = cut.values[source] if source in cut.values else state[source]
         found[name] = value if kept is None else value.index_select(axis, kept.to(value.device))
     smaller.load_state_dict(found, assign=True)
     smaller.tie_weights()
-    nn.Module.to(smaller, model.device).train(model.training)
+    return nn.Module.to(smaller, model.device).train(model.training)
+
+
+def become(model: "PreTrainedModel", smaller: "PreTrainedModel") -> None:
+    """The model is the smaller one from now on."""
     vars(model).clear()
     vars(model).update(vars(smaller))
 
@@ -53,11 +64,12 @@ def check_cut(model: "PreTrainedModel", cut: Cut) -> tuple["PreTrainedModel", di
 
     Raises `PruneError` if no configuration of this family describes what the cut leaves.
     """
-    smaller = _empty_model(model, cut)
+    smaller = empty_model(model, cut)
     state, sources = model.state_dict(), {}
     for name, value in smaller.state_dict().items():
         sources[name] = source = _source(name, decoder_blocks(model)[0], cut.blocks)
-        shape = list(state[source].shape) if source in state else []
+        found = cut.values.get(source, state.get(source))
+        shape = [] if found is None else list(found.shape)
         if source in cut.tensors:
             axis, kept = cut.tensors[source]
             shape[axis] = len(kept)
@@ -69,7 +81,7 @@ def check_cut(model: "PreTrainedModel", cut: Cut) -> tuple["PreTrainedModel", di
     return smaller, sources
 
 
-def _empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
+def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
     """A model of the same class and number type, of the changed configuration, with its parameters on no device."""
     from accelerate import init_empty_weights
 
@@ -83,6 +95,7 @@ def _empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
     for name, value in changes.items():
         setattr(text, name, value)
     try:
+        type(text).from_dict(text.to_dict())  # what checks there are run when it is made, as whoever loads it will
         with init_empty_weights(include_buffers=False):
             smaller = type(model)._from_config(config, dtype=model.dtype)
     except Exception as error:  # of many kinds, for each check of a family's configuration

@@ -1,11 +1,13 @@
 """Whole decoder blocks: which can go, and what the block before a cut can do about it. Chapter 14.
 
-A block adds something to the stream h. Three ways to ask how little:
+A block adds something to the stream h. Six ways to ask how little:
 
     influence   1 - mean cos(h_in, h_out) over tokens, of each block by itself      (Men et al. 2024, ShortGPT)
+    attention   the same of its attention alone: h_in and h_in + attention          (after He et al. 2024, LLM-Drop)
     angle       arccos cos(h_l, h_l+n) / pi at each window's last token, of n blocks in a row (Gromov et al. 2024)
-    greedy      the loss without the block, one removal after the other, each time of all that are left
-                                                                                    (Song et al. 2024, SLEB)
+    taylor      sum of |w dL/dw| over the weights of its matrices                   (Kim et al. 2024, Shortened LLaMA)
+    loss        the loss without the block, each block alone
+    greedy      the same, one removal after the other, each time of all that are left (Song et al. 2024, SLEB)
 
 Behind a cut the stream lacks R, what the removed blocks would have added. The last matrix before the cut reads Z and
 can learn to add it, by ridge regression towards what it is:
@@ -29,12 +31,13 @@ from minprune.methods.damping import damped_cholesky
 from minprune.models.checks import check_weights
 from minprune.models.layers import Layer, backbone, decoder_blocks
 from minprune.statistics import Statistics
-from minprune.structured.units import layers_by_block
+from minprune.structured.criteria import gradients
+from minprune.structured.units import heads, layers_by_block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DEPTH_SCORES = ("influence", "angle", "greedy")
+DEPTH_SCORES = ("influence", "attention", "angle", "taylor", "loss", "greedy")
 
 
 @torch.no_grad()
@@ -45,15 +48,50 @@ def choose_blocks(model: "PreTrainedModel", calib: Tensor, gone: int, how: str) 
     depth = len(decoder_blocks(model)[1])
     if how == "greedy":
         return _greedy(model, calib, gone)
-    streams = stream_of(model, calib)
-    if how == "influence":
-        scores = torch.tensor([block_influence(*streams[i : i + 2]) for i in range(depth)])
-        lost = set(scores.argsort(stable=True)[:gone].tolist())
-    else:
+    if how == "angle":
+        streams = stream_of(model, calib)
         angles = torch.tensor([angular_distance(streams[i], streams[i + gone]) for i in range(depth - gone + 1)])
         first = int(angles.argmin())
         lost = set(range(first, first + gone))
+    else:
+        lost = set(block_scores(model, calib, how).argsort(stable=True)[:gone].tolist())
     return [block for block in range(depth) if block not in lost]
+
+
+@torch.no_grad()
+def block_scores(model: "PreTrainedModel", calib: Tensor, how: str) -> Tensor:
+    """How much each block seems to be worth by itself, (blocks,): "influence", "attention", "taylor" or "loss"."""
+    depth = len(decoder_blocks(model)[1])
+    if how == "loss":
+        return torch.tensor([_perplexity_without(model, calib, {block}) for block in range(depth)]).log()
+    if how == "taylor":
+        layers = layers_by_block(model)
+        found, _ = gradients(model, calib, [layer for block in layers for layer in block])
+        return torch.stack(
+            [torch.stack([(x.weight * found[x.name]).abs().sum() for x in block]).sum() for block in layers]
+        )
+    streams = stream_of(model, calib)
+    if how == "attention":
+        after = [h + out for h, out in zip(streams, attention_outputs(model, calib), strict=False)]
+    else:
+        after = streams[1:]
+    return torch.tensor([block_influence(h, out) for h, out in zip(streams, after, strict=False)])
+
+
+def attention_outputs(model: "PreTrainedModel", calib: Tensor) -> list[Tensor]:
+    """What the attention of each block adds to the stream, (windows, length, d_model) each.
+
+    Raises `PruneError` for a family whose attention is not found in its blocks.
+    """
+    found: list[Tensor] = []
+    attentions = [model.get_submodule(unit.reader.name.rpartition(".")[0]) for unit in heads(model)[1]]
+    handles = [x.register_forward_hook(lambda _, args, out: found.append(_tensor(out))) for x in attentions]
+    try:
+        backbone(model)(input_ids=calib.to(model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def block_influence(before: Tensor, after: Tensor) -> float:
@@ -107,14 +145,18 @@ def without(model: "PreTrainedModel", gone: set[int]) -> Iterator[None]:
 
 
 def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:
-    left = list(range(len(decoder_blocks(model)[1])))
+    depth = len(decoder_blocks(model)[1])
+    left = list(range(depth))
     for _ in range(gone):
-        losses = {}
-        for block in left:
-            with without(model, set(range(max(left) + 1)) - set(left) | {block}):
-                losses[block] = perplexity(model, calib)
+        gone_already = set(range(depth)) - set(left)
+        losses = {block: _perplexity_without(model, calib, gone_already | {block}) for block in left}
         left.remove(min(left, key=losses.__getitem__))
     return left
+
+
+def _perplexity_without(model: "PreTrainedModel", calib: Tensor, gone: set[int]) -> float:
+    with without(model, gone):
+        return perplexity(model, calib)
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 import minprune as mp
 from minprune.structured.depth import angular_distance, block_influence, choose_blocks, refit, stream_of, without
-from minprune.structured.shrink import removal, shrink
+from minprune.structured.removals import removal
+from minprune.structured.shrink import shrink
 from minprune.structured.units import heads, neurons
 
 REMOVALS = ("neurons:25%", "heads:1/2", "blocks:1")
