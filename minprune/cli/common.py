@@ -63,6 +63,40 @@ def add_place(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_calibration(parser: argparse.ArgumentParser, default: str, samples: int, length: int) -> None:
+    """--calibration, --samples, --length and --seed. default: what happens without a text, in words."""
+    parser.add_argument("--calibration", metavar="TEXT", help=f"{TEXT} (default: {default})")
+    parser.add_argument(
+        "--samples", metavar="N", type=whole(1), default=samples, help=f"calibration windows ({samples})"
+    )
+    parser.add_argument("--length", metavar="L", type=whole(1), default=length, help=f"tokens in a window ({length})")
+    parser.add_argument(
+        "--seed", metavar="S", type=whole(0, LARGEST_SEED), default=0, help="which windows are drawn (0)"
+    )
+
+
+def add_test(parser: argparse.ArgumentParser) -> None:
+    """--test and --no-test."""
+    parser.add_argument(
+        "--test",
+        metavar="TEXT",
+        help="measure the perplexity before and after on 8 windows of this text's\n"
+        "test split (default: the calibration text, if it is a bundled one)",
+    )
+    parser.add_argument("--no-test", action="store_true", help="measure no perplexity and write no sample")
+
+
+def add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    """--output, --overwrite and --resume. default: the name of the folder, in words."""
+    parser.add_argument("--output", metavar="DIR", help=f"folder to write (default: {default} here)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the same command was stopped, by whatever it was;\nwhat is finished is in DIR.partial",
+    )
+
+
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """A type for argparse: whole numbers of at least `least`."""
 

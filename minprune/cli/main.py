@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from minprune import __version__
-from minprune.cli import demo, eval, export, generate, grade, info, prune, recover, sensitivity, sweep
+from minprune.cli import demo, eval, export, generate, grade, info, prune, recover, sensitivity, shrink, sweep
 from minprune.cli.common import say
 from minprune.errors import PruneError, logged_to_stderr
 
 LONGEST = 1000  # characters of an error line
 # in the order of `minprune --help`
-COMMANDS = (demo, prune, recover, sweep, eval, sensitivity, generate, info, export, grade)
+COMMANDS = (demo, prune, shrink, recover, sweep, eval, sensitivity, generate, info, export, grade)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.cli.common import (
-    LARGEST_SEED,
     MODEL,
-    TEXT,
     LayerName,
+    add_calibration,
+    add_output,
     add_place,
+    add_test,
     command,
     console,
     kind_of,
@@ -82,16 +83,7 @@ def add(commands) -> None:
         default=[],
         help="an option of the method, repeatable; sparsegpt has damp=0.01 and block_size=128",
     )
-    parser.add_argument(
-        "--calibration",
-        metavar="TEXT",
-        help=f"{TEXT} (default: wikipedia, its train split; magnitude needs no text)",
-    )
-    parser.add_argument("--samples", metavar="N", type=whole(1), default=64, help="calibration windows (64)")
-    parser.add_argument("--length", metavar="L", type=whole(1), default=512, help="tokens in a window (512)")
-    parser.add_argument(
-        "--seed", metavar="S", type=whole(0, LARGEST_SEED), default=0, help="which windows are drawn (0)"
-    )
+    add_calibration(parser, "wikipedia, its train split; magnitude needs no text", 64, 512)
     parser.add_argument(
         "--batch-size",
         metavar="B",
@@ -120,21 +112,9 @@ def add(commands) -> None:
         action="store_true",
         help="the published loop: calibrate all layers of a block while it is still dense (kept to compare)",
     )
-    parser.add_argument(
-        "--test",
-        metavar="TEXT",
-        help="measure the perplexity before and after on 8 windows of this text's\n"
-        "test split (default: the calibration text, if it is a bundled one)",
-    )
-    parser.add_argument("--no-test", action="store_true", help="measure no perplexity and write no sample")
+    add_test(parser)
     add_place(parser)
-    parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-METHOD-PATTERN here)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on where the same command was stopped, by whatever it was;\nwhat is finished is in DIR.partial",
-    )
+    add_output(parser, "MODEL-METHOD-PATTERN")
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -209,16 +189,13 @@ def _prune(
         verify=arguments.verify,
         **options,
     )
-    _show_report(report)
-    if report.perplexity:
-        before, after = report.perplexity["before"], report.perplexity["after"]
-        console().print(f"perplexity {before:,.2f} before, {after:,.2f} after ({after / before:.2f} times)")
+    show_report(report)
     if test is not None:
-        _add_samples(arguments, absolute(target), tokenizer, test)
+        add_samples(arguments, absolute(target), tokenizer, test)
     console().print(f"written to {target}; {target / PAGE} shows how it went", soft_wrap=True)
 
 
-def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
+def add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
     """Write the page of the run again, with how both models continue the test text, if they are small."""
     from minprune.evaluation.perplexity import generate
     from minprune.files import read_json
@@ -237,7 +214,8 @@ def _add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
     write_page(target / PAGE, read_json(target / RECORD), samples)
 
 
-def _show_report(report: "Report") -> None:
+def show_report(report: "Report") -> None:
+    """The table of a run by kinds of layers, its totals, its perplexities, its notes."""
     from minprune.output.report import made_by
 
     kinds: dict[str, list[LayerRow]] = defaultdict(list)
@@ -259,3 +237,6 @@ def _show_report(report: "Report") -> None:
         out.print(note)
     if len(notes) > 6:
         out.print(f"and {len(notes) - 5} more notes in minprune.json")
+    if report.perplexity:
+        before, after = report.perplexity["before"], report.perplexity["after"]
+        out.print(f"perplexity {before:,.2f} before, {after:,.2f} after ({after / before:.2f} times)")

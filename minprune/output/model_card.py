@@ -45,6 +45,9 @@ def model_card(record: dict[str, Any], source: Path | None = None) -> str:
         made=made_by(record),
         zeros=f"{record['sparsity']:.2%}",
         layers=len(record["layers"]),
+        smaller={key: f"{record['parameters'][key]:,}" for key in ("before", "after")}
+        if "parameters" in record
+        else None,
         version=record["versions"]["minprune"],
         rows=list(_rows(record)),
         command=Verbatim(command),

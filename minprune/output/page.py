@@ -26,6 +26,7 @@ _ELSEWHERE = {
     "perplexity",
     "reconstruction",
     "notes",
+    "parameters",
 }  # of the record; the rest is the recipe
 
 
@@ -81,6 +82,8 @@ def template(name: str):
 def _facts(record: dict) -> list[tuple[str, str, str]]:
     """The few numbers at the top: name, value, unit."""
     facts = [("zeros", f"{record['sparsity']:.2%}", "of the weights in these layers")]
+    if size := record.get("parameters"):
+        facts = [("parameters", f"{size['after'] / 1e6:,.1f} M", f"of {size['before'] / 1e6:,.1f} M")]
     measured = record.get("perplexity") or {}
     if {"before", "after"} <= set(measured):
         before, after = measured["before"], measured["after"]

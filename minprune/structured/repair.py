@@ -7,7 +7,7 @@ model, and what is zero in its matrices stays zero. The training itself is recon
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from minprune.structured.units import layers_by_block
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Watch = Callable[[int], None]
+After = Callable[[int, list[float]], None]
 
 
 @torch.no_grad()
@@ -34,17 +34,19 @@ def reconstruct(
     kept: list[int],
     how: Reconstruction,
     basis: Tensor | None = None,
-    done: int = 0,
-    after: Watch | None = None,
+    done: Mapping[str, list[float]] | None = None,
+    after: After | None = None,
 ) -> dict:
     """Train the blocks of `model` in place, one after the other, on calib (windows, length).
 
     kept: which blocks of `dense` they were. basis (d_model, smaller d_model): in what the stream of the model is
-    expressed, None if it is the dense one's. done: so many blocks are trained already; after: called with the index of
-    each that is. Returns the settings, seconds, and for each block the relative error of its output in each epoch.
+    expressed, None if it is the dense one's. done: the errors of blocks that are trained already; after: called with
+    index and errors of each other one. Returns the settings, seconds, and for each block the relative error of its
+    output in each epoch.
     Raises `PruneError` if no gradient comes through this family's blocks.
     """
     start = time.perf_counter()
+    done = done or {}
     device = model.device.type
     narrow = (multiplies_bfloat16(device) if how.bfloat16 is None else how.bfloat16) and model.dtype == torch.float32
     how = replace(how, bfloat16=narrow)
@@ -57,18 +59,18 @@ def reconstruct(
     check_trainable(model, walks[1])
     prefix, blocks = decoder_blocks(model)
     layers, seen = layers_by_block(model), 0
-    errors: dict[str, list[float]] = {}
+    errors: dict[str, list[float]] = dict(done)
     following = [*kept[1:], len(walks[0].blocks)]
     for place, behind in enumerate(following):
         targets: list[Tensor] = []
         for index in range(seen, behind):
             targets = walks[0].run_block(index, keep=index == behind - 1)
         seen = behind
-        if place >= done:
+        if f"{prefix}.{place}" not in done:
             targets = targets if basis is None else [target @ basis.to(target) for target in targets]
             forward = partial(walks[1].rehearse, place)
             errors[f"{prefix}.{place}"] = fit_block(blocks[place], layers[place], forward, targets, how)
             if after:
-                after(place)
+                after(place, errors[f"{prefix}.{place}"])
         walks[1].run_block(place)
     return {**asdict(how), "seconds": time.perf_counter() - start, "errors": errors}

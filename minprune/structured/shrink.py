@@ -9,6 +9,7 @@ trained towards the dense model once.
 import copy
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from minprune.output.report import Report
 from minprune.pipeline.reconstruction import Reconstruction
 from minprune.structured.cut import Cut, apply_cut, check_cut, empty_model
 from minprune.structured.depth import choose_blocks, repair_cuts
+from minprune.structured.progress import Progress
 from minprune.structured.removals import REPAIRS, Removal, removals
 from minprune.structured.repair import reconstruct
 from minprune.structured.slicing import rotated, slice_stream
@@ -30,6 +32,8 @@ from minprune.structured.width import Width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+RECONSTRUCTION = Reconstruction()
 
 
 @torch.inference_mode(False)
@@ -88,20 +92,44 @@ def shrink(
     check_compiled(model)
     if repair not in REPAIRS:
         raise PruneError(f"unknown repair {repair!r}: choose one of {', '.join(REPAIRS)}")
-    plan = removals(remove, method)
-    how = options.pop("reconstruction", Reconstruction())
+    return run_removals(model, calib, removals(remove, method), repair, **options)
+
+
+def run_removals(
+    model: "PreTrainedModel",
+    calib: Tensor | None,
+    plan: list[tuple[Removal, str]],
+    repair: str,
+    reconstruction: Reconstruction = RECONSTRUCTION,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """The removals of a plan, in place, and the training of blocks at the end; see `shrink`.
+
+    progress: what an earlier run has finished, and where it is noted what this one has.
+    """
     check_plan(model, calib, plan)
+    if repair == "reconstruct" and calib is None:
+        raise PruneError("blocks are reconstructed on calibration tokens: pass calib")
     start = time.perf_counter()
     dense = copy.deepcopy(model) if repair == "reconstruct" else None
-    kept, basis, reports = list(range(len(decoder_blocks(model)[1]))), None, []
-    for one, chosen in plan:
+    kept: list[int] = list(range(len(decoder_blocks(model)[1])))
+    basis, reports, finished = None, [], 0
+    if progress and progress.removed:
+        progress.restore(model)
+        kept, basis, reports, finished = progress.kept, progress.basis, list(progress.reports), progress.removed
+    for one, chosen in plan[finished:]:
         report, left, axes = remove_one(model, calib, one, chosen, repair, **options)
         kept, basis = left or kept, axes if axes is not None else basis
         reports.append(report)
+        if progress:
+            progress.after_removal(model, kept, basis, report)
     report = merged(reports, plan)
     if dense is not None and calib is not None:
+        note = partial(progress.after_block, model) if progress else None
+        done = progress.errors if progress else {}
         with evaluating(model), evaluating(dense):
-            report.reconstruction = reconstruct(model, dense, calib, kept, how, basis)
+            report.reconstruction = reconstruct(model, dense, calib, kept, reconstruction, basis, done, note)
     report.seconds["total"] = time.perf_counter() - start
     return report
 

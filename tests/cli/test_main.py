@@ -20,7 +20,7 @@ from minprune.cli.common import _Help, console, kind_of
 from minprune.cli.main import main
 from minprune.output.folder import default_name
 
-COMMANDS = ("demo", "prune", "recover", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
+COMMANDS = ("demo", "prune", "shrink", "recover", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
 
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")

@@ -1,0 +1,171 @@
+"""`minprune shrink`: make a model smaller, with fewer neurons, heads, blocks or channels, and write it to a folder."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minprune.cli.common import (
+    MODEL,
+    add_calibration,
+    add_output,
+    add_place,
+    add_test,
+    command,
+    console,
+    load,
+    record_of,
+    repeating,
+    say,
+    say_on_terminal,
+    split_of,
+    tokens_of,
+)
+from minprune.cli.prune import TEST_WINDOWS, add_samples, show_report
+
+if TYPE_CHECKING:
+    pass
+
+
+def add(commands) -> None:
+    """The arguments of `minprune shrink`."""
+    parser = command(
+        commands,
+        "shrink",
+        run,
+        "make a model smaller, with fewer neurons, heads, blocks or channels",
+        "Nothing sparse is left: AutoModelForCausalLM.from_pretrained loads the folder as a smaller model of the same "
+        "family, which needs less memory and time on any machine. minprune.json in it says how the model was made.",
+        "minprune shrink smollm2 --remove neurons:25%% --remove blocks:3 --repair reconstruct",
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument(
+        "--remove",
+        metavar="WHAT",
+        action="append",
+        required=True,
+        help="what goes, repeatable, a share or a number:\n"
+        "neurons:25%%: of the MLP of every block\n"
+        "heads:1/3: query heads, as many of each group that shares keys and values\n"
+        "groups:1: key and value heads with all their query heads\n"
+        "blocks:4: whole decoder blocks\n"
+        "hidden:25%%: channels of the stream between blocks",
+    )
+    parser.add_argument(
+        "--method",
+        metavar="M",
+        help="how to choose (of several removals, those that know it take it):\n"
+        "obs (default), obd, wanda, activation, flap, magnitude, l2, taylor, fisher: neurons, heads, groups\n"
+        "influence (default), attention, angle, taylor, loss, greedy: blocks\n"
+        "slicegpt (default), channels: hidden; only channels keeps embeddings tied",
+    )
+    parser.add_argument(
+        "--repair",
+        metavar="R",
+        default="refit",
+        help="what the rest does about it:\n"
+        "refit: least squares for what is left of each matrix (default)\n"
+        "reconstruct: that, and then each block is trained to do what the dense one did\n"
+        "bias: biases take over the means of what is missing (flap)\n"
+        "none: nothing",
+    )
+    add_calibration(parser, "wikipedia, its train split", 32, 256)
+    add_test(parser)
+    add_place(parser)
+    add_output(parser, "MODEL-REMOVED")
+
+
+def run(arguments: Namespace) -> None:
+    """Make a model smaller and write it to a folder that appears only when it is complete."""
+    from minprune.errors import PruneError
+    from minprune.output.folder import WORK, default_name, output_folder
+    from minprune.output.lock import absolute
+    from minprune.output.target import check_target
+    from minprune.structured.progress import started
+    from minprune.structured.removals import REPAIRS, removals
+
+    plan = removals(arguments.remove, arguments.method)
+    if arguments.repair not in REPAIRS:
+        raise PruneError(f"unknown repair {arguments.repair!r}: choose one of {', '.join(REPAIRS)}")
+    target = Path(arguments.output or default_name(arguments.model, *(str(one) for one, _ in plan)))
+    check_target(target, arguments.model, arguments.calibration, arguments.test)
+    work = absolute(target).with_name(absolute(target).name + ".partial") / WORK
+
+    def kept() -> str:
+        return f"what is finished is kept in {work.parent}: continue with --resume" if started(work) else ""
+
+    with output_folder(target, arguments.overwrite, "shrink", arguments.resume, kept) as folder:
+        tokenizer, test = _shrink(arguments, plan, folder)
+    if test is not None:
+        add_samples(arguments, absolute(target), tokenizer, test)
+    console().print(f"written to {target}", soft_wrap=True)
+
+
+def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
+    """The work of `run`, in the folder of an unfinished output. Returns tokenizer and test windows, if any."""
+    from minprune.data.tokens import BUNDLED, fingerprint
+    from minprune.evaluation.perplexity import perplexity
+    from minprune.evaluation.protocol import windows_of
+    from minprune.load import model_folder
+    from minprune.models.extras import copy_files
+    from minprune.output.folder import PAGE, WORK, check_space, rehearse, write_errors, write_model
+    from minprune.output.page import write_page
+    from minprune.output.report import Report
+    from minprune.structured.progress import Progress
+    from minprune.structured.shrink import run_removals
+
+    before = record_of(arguments.model)
+    model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
+    source = arguments.calibration or "wikipedia"
+    calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
+    told = {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
+    test: Any = None
+    protocol: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
+    text = arguments.test or (source if source in BUNDLED else None)
+    if text and not arguments.no_test:
+        test, protocol = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), say=say)
+    origin = {"model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device": arguments.device}
+    origin |= {"command": repeating(arguments)}
+    folder_of_model = model_folder(arguments.model)
+    trial = Report("trial", "trial", {}, {"windows": 1, "length": 1})
+    size = model.num_parameters()
+    ahead = {**origin, **trial.as_dict(), "parameters": {"before": size, "after": size}}
+    rehearse(folder, model, tokenizer, ahead, write_page, folder_of_model)
+    check_space(folder, model)
+    if test is not None:
+        say_on_terminal("measuring the dense model")
+        measured = {"before": perplexity(model, test)}
+    recipe = {
+        "model": str(folder_of_model),
+        "weights": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weights(folder_of_model)],
+        "removal": [[str(one), how] for one, how in plan],
+        "repair": arguments.repair,
+        "calibration": fingerprint(calib),
+        "dtype": origin["dtype"],
+    }
+    say_on_terminal(f"shrinking {arguments.model}")
+    report = run_removals(model, calib, plan, arguments.repair, progress=Progress(folder / WORK, _plain(recipe)))
+    report.calibration |= told
+    if test is not None:
+        measured |= {"after": perplexity(model, test), "protocol": {"sha256": fingerprint(test), **protocol}}
+        report.perplexity = measured
+    after = model.num_parameters()
+    record = {**origin, **report.as_dict(), "parameters": {"before": size, "after": after}, "earlier": before}
+    with write_errors(folder):
+        copy_files(folder_of_model, folder)
+        write_page(folder / PAGE, record)
+    write_model(folder, model, tokenizer, record)
+    show_report(report)
+    console().print(f"{size:,} parameters before, {after:,} after: {1 - after / size:.1%} fewer")
+    return tokenizer, test
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _plain(recipe: dict[str, Any]) -> dict[str, Any]:
+    """As it is when it comes back from a file."""
+    from minprune.files import parse_json, to_json
+
+    return parse_json(to_json(recipe))
