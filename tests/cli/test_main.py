@@ -208,9 +208,9 @@ def test_a_narrow_table_breaks_names_after_dots_and_never_inside_a_word(run, tin
 
 @pytest.mark.parametrize("count, shown, left", [(6, 6, ""), (7, 5, "and 2 more notes in minprune.json")])
 def test_many_notes_are_cut_short_and_counted(capsys, count, shown, left):
-    from minprune.cli.prune import _show_report
+    from minprune.cli.prune import show_report
 
-    _show_report(mp.Report("wanda", "50%", {}, {}, [], {"total": 1.0}, notes=["a note"] * count))
+    show_report(mp.Report("wanda", "50%", {}, {}, [], {"total": 1.0}, notes=["a note"] * count))
     out = capsys.readouterr().out
     assert out.count("a note\n") == shown and left in out and ("more notes" in out) == bool(left)
 
