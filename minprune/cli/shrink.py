@@ -15,7 +15,6 @@ from minprune.cli.common import (
     load,
     record_of,
     repeating,
-    say,
     say_on_terminal,
     split_of,
     tokens_of,
@@ -123,7 +122,7 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     measured: dict[str, Any] = {}
     text = arguments.test or (source if source in BUNDLED else None)
     if text and not arguments.no_test:
-        test, protocol = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2), say=say)
+        test, protocol = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2))
     origin = {"model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device": arguments.device}
     origin |= {"command": repeating(arguments)}
     folder_of_model = model_folder(arguments.model)

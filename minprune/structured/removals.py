@@ -50,7 +50,28 @@ class Removal:
 
 
 def removal(text: "str | Removal") -> Removal:
-    """Read "neurons:25%", "heads:1/3", "blocks:4", "hidden:25%"; `PruneError` for anything else."""
+    """Read what to remove.
+
+    Parameters
+    ----------
+    text : str or Removal
+        "neurons:25%", "heads:1/3", "groups:1", "blocks:4" or "hidden:25%".
+
+    Returns
+    -------
+    Removal
+
+    Raises
+    ------
+    PruneError
+        For anything else, and for a share that removes nothing or everything.
+
+    Examples
+    --------
+    >>> from minprune.structured.removals import removal
+    >>> removal("neurons:25%").share
+    0.25
+    """
     if isinstance(text, Removal):
         return text
     match = re.fullmatch(rf"({'|'.join(METHODS)}):(?:(\d+(?:\.\d+)?)%|(\d+)/(\d+)|(\d+))", str(text), re.ASCII)
