@@ -18,6 +18,7 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "least_squares.exact admm.admm alps.alps swaps.swaps channel_permutation.channel_permutation",
     "formats": "Bitmask BSR CSC CSR Dense NMPacked SparseMatrix predicted_bytes save_model store",
     "kernels": "linear.SparseLinear linear.sparsify",
+    "pipeline": "recipes.Recipe recipes.get_recipe",
     "structured": "removals.Removal removals.removal",
     "training": "activations.pruned_activations adapters.add_adapters callback.KeepZeros distill.Distillation "
     "lottery.Ticket lottery.find_tickets lottery.shares masks.linear_layers masks.magnitude_masks "

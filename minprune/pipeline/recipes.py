@@ -20,10 +20,26 @@ from minprune.pipeline.reconstruction import Reconstruction
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method with its options, how sparse each layer is, and how blocks are reconstructed (None: not at all).
+    """A method with its options, how sparse each layer is, and how blocks are reconstructed.
 
-    allocation: see `minprune.allocation.allocate`; N:M patterns have one sparsity and go without. name: what reports
-    call it.
+    Parameters
+    ----------
+    method : str
+        Its name.
+    options : mapping of str to value
+        Of the method.
+    allocation : str, mapping or callable, optional
+        See `minprune.allocation.allocate`. N:M patterns have one sparsity and go without.
+    reconstruction : Reconstruction or None, default None
+        None: blocks are not reconstructed.
+    name : str, default ""
+        What reports call it.
+
+    Examples
+    --------
+    >>> from minprune.pipeline.recipes import Recipe, get_recipe
+    >>> get_recipe(Recipe("wanda", allocation="owl")).allocation
+    'owl'
     """
 
     method: str
@@ -37,9 +53,27 @@ RECIPES = {"best": Recipe("admm", reconstruction=Reconstruction(), name="best")}
 
 
 def get_recipe(recipe: str | Recipe | None) -> Recipe:
-    """The recipe of that name, the one that is given, or for None plain SparseGPT.
+    """The recipe of that name.
 
-    Raises `PruneError`, which lists them, for an unknown name.
+    Parameters
+    ----------
+    recipe : str, Recipe or None
+        A `Recipe` is returned as it is; None is plain SparseGPT.
+
+    Returns
+    -------
+    pipeline.recipes.Recipe
+
+    Raises
+    ------
+    PruneError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> from minprune.pipeline.recipes import get_recipe
+    >>> get_recipe("best").method
+    'admm'
     """
     if recipe is None:
         return Recipe("sparsegpt")
