@@ -1,7 +1,7 @@
 // Bytes and break-even: how much each format stores at a sparsity, and when a product could be faster for it.
 
 import { bitmaskBits, bitmaskBreakEven, csrBits, csrBreakEven, entropyBits, fasterFrom, formatsAt, timesDense } from "./sizes.js";
-import { legend, line, marker, path, percent, picture, table, tag, words } from "./svg.js";
+import { legend, line, marker, path, picture, table, tag, trimmed, words } from "./svg.js";
 
 const LOOKS = {
   dense: ["square", "dense", "dense"],
@@ -54,8 +54,8 @@ function drawBytes(state) {
   const axes = frame(b);
   const name = (key) => LOOKS[key][2];
   const facts = (key) =>
-    `${name(key)}, ${percent(at[key])} zeros: ${formats[key].bits.toFixed(2)} bits a weight, ` +
-    `${percent(formats[key].bits / b)} of dense; predicted time ${times[key].ratio.toFixed(2)} of dense (${times[key].bound})`;
+    `${name(key)}, ${trimmed(at[key])} zeros: ${formats[key].bits.toFixed(2)} bits a weight, ` +
+    `${trimmed(formats[key].bits / b)} of dense; predicted time ${times[key].ratio.toFixed(2)} of dense (${times[key].bound})`;
   const points = Object.keys(LOOKS).map((key, place) => {
     const share = formats[key].bits / b;
     const off = share > MOST ? [words(axes.x(at[key]) + 9, TOP + 12, "off the top", { class: "small" })] : [];
@@ -68,12 +68,12 @@ function drawBytes(state) {
   });
   const [least] = ["dense", "bitmask", "csr"].sort((p, q) => formats[p].bits - formats[q].bits);
   const sentence =
-    `At ${percent(s)} zeros and ${b} bits a value the smallest of dense, bitmask and CSR is ${name(least)}: ` +
+    `At ${trimmed(s)} zeros and ${b} bits a value the smallest of dense, bitmask and CSR is ${name(least)}: ` +
     `${formats[least].bits.toFixed(2)} bits a weight, a predicted ${times[least].ratio.toFixed(2)} of the dense time.`;
   const pays = {
     dense: "",
-    bitmask: `from ${percent(bitmaskBreakEven(b))}`,
-    csr: csrBreakEven(b, i, length) < 1 ? `from ${percent(csrBreakEven(b, i, length))}` : "never",
+    bitmask: `from ${trimmed(bitmaskBreakEven(b))}`,
+    csr: csrBreakEven(b, i, length) < 1 ? `from ${trimmed(csrBreakEven(b, i, length))}` : "never",
     nm24: formats.nm24.bits < b ? "yes" : "no",
     nm14: formats.nm14.bits < b ? "yes" : "no",
   };
@@ -81,7 +81,7 @@ function drawBytes(state) {
     if (key === "dense") return "";
     if (key.startsWith("nm")) return times[key].ratio < 1 ? "yes" : "no";
     const from = fasterFrom(key, setting, machine);
-    return from === null ? "never" : from === 0 ? "always" : `from ${percent(from)}`;
+    return from === null ? "never" : from === 0 ? "always" : `from ${trimmed(from)}`;
   };
   return {
     sentence,
@@ -104,7 +104,7 @@ function drawBytes(state) {
       `A square matrix of ${length} x ${length}`,
       ["format", "zeros", "bits a weight", "bytes", "smaller than dense", "time, of dense", "limited by", "faster than dense"],
       Object.keys(LOOKS).map((key) => [
-        name(key), percent(at[key]), formats[key].bits.toFixed(2), sizeInWords((formats[key].bits / 8) * length ** 2), pays[key],
+        name(key), trimmed(at[key]), formats[key].bits.toFixed(2), sizeInWords((formats[key].bits / 8) * length ** 2), pays[key],
         times[key].ratio.toFixed(2), times[key].bound, fast(key),
       ]),
       Object.keys(LOOKS).indexOf(least),

@@ -62,17 +62,20 @@ export function legend(entries, left, y) {
   let x = left;
   return entries.map(([shape, kind, text]) => {
     const here = x;
-    x += 26 + 7 * text.length;
+    x += 31 + 7 * text.length;
     return [marker(shape, here, y - 4, `mark ${kind}`), words(here + 10, y, text, { class: "small" })];
   });
 }
 
-// 0.1234 -> "12.3 %", 0.5 -> "50 %", with a space that does not break; below one per cent two digits that count.
+// 0.1234 -> "12.3 %", with a space that does not break; below one per cent two digits that count.
 export function percent(share) {
   const value = 100 * share;
   if (Math.abs(value) < 1e-9) return "0\u00a0%";
-  return `${Math.abs(value) < 1 ? value.toPrecision(2) : Number(value.toFixed(1))}\u00a0%`;
+  return `${Math.abs(value) < 1 ? value.toPrecision(2) : value.toFixed(1)}\u00a0%`;
 }
+
+// The same for what was set and not measured: 0.5 -> "50 %".
+export const trimmed = (share) => percent(share).replace(".0", "");
 
 export const signed = (value, digits = 2) => value.toFixed(digits).replace("-", "\u2212");
 
