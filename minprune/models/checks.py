@@ -61,7 +61,7 @@ def zeros_in_use(model: "PreTrainedModel", layers: list[Layer]) -> dict[Layer, i
     """
     zeros = {}
     for layer in layers:
-        for name in (layer.name, *layer.aliases):
+        for name in layer.names:
             owner = model.get_submodule(name if layer.expert_index is None else name.rsplit(".", 2)[0])
             if problem := _problem(owner, layer.parameter):
                 raise PruneError(f"{name}: {problem}")
@@ -196,7 +196,7 @@ def _names_by_construction(model: "PreTrainedModel") -> set[str]:
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             made = type(model)(copy.deepcopy(model.config))
-        return {name for layer in block_layers(made) for name in (layer.name, *layer.aliases)}
+        return {name for layer in block_layers(made) for name in layer.names}
     except Exception:  # a class may demand anything; the other checks do not depend on this one
         return set()
 

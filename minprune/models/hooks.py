@@ -1,7 +1,7 @@
 """Seeing each layer's true input at the moment it is used, whatever the architecture around it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 InputCallback = Callable[[Layer, Tensor], None]
 
+_CHUNKS = ("chunk_size_feed_forward", "chunk_size_lm_head")  # as in BERT: tokens that go through a part at a time
 _MATMULS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
 
 
@@ -46,6 +47,26 @@ def capture_inputs(layers: list[Layer], receive: InputCallback) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def once(receive: InputCallback) -> InputCallback:
+    """The same receiver, for one forward pass: `PruneError` if a layer is applied again, to other tokens, say.
+
+    What is pruned when its first input arrives has seen no other. A weight of several names is known to be used again.
+    """
+    seen: set[Layer] = set()
+
+    def first(layer: Layer, X: Tensor) -> None:
+        if layer in seen and not layer.aliases and X.numel():
+            raise PruneError(
+                f"{layer.name} is applied more than once in a forward pass, so its first input is not all that it "
+                "reads: use sequential=False (--two-pass on the command line), or leave it out"
+            )
+        if X.numel():
+            seen.add(layer)
+        receive(layer, X)
+
+    return first
 
 
 def check_compiled(model: nn.Module) -> None:
@@ -85,19 +106,20 @@ def run_to_head(model: "PreTrainedModel", tokens: Tensor) -> None:
 def eager_experts(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
     """While open, a mixture with a layer among `layers` applies its experts one after the other, as plain products.
 
-    And the model answers without what flags in its configuration would add.
+    And every layer gets all its tokens at once, not in chunks, and the model answers without what flags in its
+    configuration would add.
     """
-    if all(layer.expert_index is None for layer in layers):
-        with plain_outputs(model):
-            yield
-        return
-    usual = model.get_experts_implementation()
-    model.set_experts_implementation("eager")
-    try:
-        with plain_outputs(model):
-            yield
-    finally:
-        model.set_experts_implementation(usual)
+    with ExitStack() as stack:
+        if any(layer.expert_index is not None for layer in layers):
+            stack.callback(model.set_experts_implementation, model.get_experts_implementation())
+            model.set_experts_implementation("eager")
+        for module in model.modules():
+            for key in _CHUNKS:
+                if size := getattr(module, key, 0):
+                    stack.callback(setattr, module, key, size)
+                    setattr(module, key, 0)
+        stack.enter_context(plain_outputs(model))
+        yield
 
 
 class _Products(TorchFunctionMode):

@@ -38,6 +38,10 @@ class Layer:
     aliases: tuple[str, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        return self.name, *self.aliases
+
+    @property
     def weight(self) -> Tensor:
         return self.view_as_2d(getattr(self.module, self.parameter).data)
 
@@ -178,7 +182,7 @@ def is_tied(model: "PreTrainedModel", layer: Layer) -> bool:
 
 def matches(layer: Layer, globs: Iterable[str]) -> bool:
     """Whether one of the globs matches one of the layer's names."""
-    return any(fnmatchcase(name, glob) for glob in globs for name in (layer.name, *layer.aliases))
+    return any(fnmatchcase(name, glob) for glob in globs for name in layer.names)
 
 
 def _layers_of(name: str, module: nn.Module) -> list[Layer]:

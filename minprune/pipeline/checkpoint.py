@@ -81,6 +81,7 @@ def prune_checkpoint(
         source = open_checkpoint(src, dtype, device)
         run = Run(source.model, calib, chosen, pattern, include, exclude, batch_size, progress)
         shown.enter_context(run.bar)  # else it would stay on the terminal when a check fails
+        _check_apart(source, run)
         if test is not None:
             check_windows(source.model, test)
             if test.shape[1] < 2:
@@ -147,6 +148,16 @@ def prune_checkpoint(
         record = described(report, perplexities)
         _finish(source, journal, record)
     return report
+
+
+def _check_apart(source: InMemoryCheckpoint, run: Run) -> None:
+    """Raise `PruneError` for a layer in several blocks: its dense weights would be gone before the last of them."""
+    for layer in run.layers:
+        if len({name.removeprefix(f"{source.prefix}.").partition(".")[0] for name in layer.names}) > 1:
+            raise PruneError(
+                f"{layer.name} is {layer.aliases[-1]}, too, and blocks that share weights cannot be pruned from disk "
+                "to disk: prune the loaded model with prune, or exclude these layers"
+            )
 
 
 def _preview(run: Run) -> Report:

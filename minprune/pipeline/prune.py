@@ -23,7 +23,7 @@ from minprune.errors import PruneError
 from minprune.methods import Method, get_method
 from minprune.models.causality import check_causal
 from minprune.models.checks import check_result, check_weights, count_zeros, layer_notes, zeros_in_use
-from minprune.models.hooks import InputCallback, capture_inputs, check_compiled, eager_experts, run_to_head
+from minprune.models.hooks import InputCallback, capture_inputs, check_compiled, eager_experts, once, run_to_head
 from minprune.models.layers import Layer, backbone, check_windows, find_layers
 from minprune.models.memory import windows_at_once
 from minprune.models.passes import check_forward
@@ -148,8 +148,8 @@ class Run:
             self.batches = self.calib.split(batch_size)
 
     def layers_under(self, prefix: str) -> list[Layer]:
-        """The layers whose names begin with prefix, such as "model.layers.3."."""
-        return [layer for layer in self.layers if layer.name.startswith(prefix)]
+        """The layers with a name that begins with prefix, such as "model.layers.3."."""
+        return [layer for layer in self.layers if any(name.startswith(prefix) for name in layer.names)]
 
     @exact_arithmetic()
     def observe(self, X: Tensor, into: Statistics | None = None) -> Statistics:
@@ -263,7 +263,7 @@ class Run:
 
 
 def _one_pass(model: "PreTrainedModel", run: Run) -> None:
-    with capture_inputs(run.layers, run.prune_on_forward()):
+    with capture_inputs(run.layers, once(run.prune_on_forward())):
         if any(layer.module is model.get_output_embeddings() for layer in run.layers):
             run_to_head(model, run.batches[0])  # all windows, in one pass
         else:

@@ -17,6 +17,7 @@ did so for quantisation.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -103,6 +104,7 @@ class DenseTargets:
         self.batches = _in_whole_steps(run.batches, self.walk)
         if self.walk.batches:
             check_trainable(model, self.walk)
+            _check_apart(model, self.walk, run.layers)
         run.reconstruction = {  # a run that goes on has some of it already
             **asdict(how),
             "seconds": 0.0,
@@ -171,6 +173,17 @@ def check_trainable(model: "PreTrainedModel", walk: BlockwiseForward) -> None:
                 f"the blocks of {type(model).__name__} cannot be reconstructed, for no gradient comes through them "
                 f"({str(error).splitlines()[0][:120]}): use a method without a recipe"
             ) from error
+
+
+def _check_apart(model: "PreTrainedModel", walk: BlockwiseForward, layers: list[Layer]) -> None:
+    """Raise `PruneError` if something that would be pruned or trained in one block serves in another one, too."""
+    blocks = Counter(parameter for block in walk.blocks for parameter in block.parameters())
+    pruned = {getattr(layer.module, layer.parameter) for layer in layers}
+    if any(count > 1 and (parameter.ndim == 1 or parameter in pruned) for parameter, count in blocks.items()):
+        raise PruneError(
+            f"blocks of {type(model).__name__} share weights, so training one would change others: use a method "
+            "without a recipe"
+        )
 
 
 def _in_whole_steps(batches: tuple[Tensor, ...], dense: BlockwiseForward) -> tuple[Tensor, ...]:

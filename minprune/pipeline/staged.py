@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minprune.models.hooks import capture_inputs, run_to_head
+from minprune.models.hooks import capture_inputs, once, run_to_head
 from minprune.models.layers import Layer, backbone, decoder_blocks
 from minprune.models.passes import ForwardPass, record_calls, replaced
 from minprune.statistics import Statistics
@@ -85,16 +85,20 @@ class BlockwiseForward:
     def prune(self, index: int, run, whole_block: bool = False, stay: bool = False) -> None:
         """Prune the layers of block `index` on what the batches bring there, and send every batch through it.
 
+        A layer that several blocks share is pruned in the first of them that calls it, by whatever name.
         stay: leave the batches before the block.
         """
-        todo = run.layers_under(f"{self.prefix}.{index}.")
+        todo = [layer for layer in run.layers_under(f"{self.prefix}.{index}.") if layer not in run.rows]
         if len(self.batches) == 1 and not whole_block:  # one pass: each layer is pruned right before it is applied
-            with capture_inputs(todo, run.prune_on_forward()):
+            with capture_inputs(todo, once(run.prune_on_forward())):
                 if stay:
                     self.rehearse(index, 0)
                 else:
                     self.run_block(index)
             return
+        if todo and not whole_block:  # a stage ends before it could be seen that a layer comes again
+            with capture_inputs(todo, once(lambda layer, X: None)):
+                self.rehearse(index, 0)
         while todo:
             group = _Group(todo, run, whole_block)
             for batch in range(len(self.batches)):

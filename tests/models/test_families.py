@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from test_checkpoint import write_tokenizer
 from tiny import FAMILIES, LENGTH, ROUTED, WINDOWS, tiny_model, tiny_tokens
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
@@ -302,3 +303,35 @@ def test_an_included_block_is_pruned_by_any_of_its_names():
     first = mp.find_layers(model, include=["*.layers.1.shared_transformer.self_attn.q_proj"])
     second = mp.find_layers(model, include=["*.layers.3.shared_transformer.self_attn.q_proj"])
     assert [layer.name for layer in first] == [layer.name for layer in second] and len(first) == 1
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_layer_is_pruned_in_the_first_block_that_calls_it_by_whatever_name(sequential):
+    """Zamba 2's second adapters stand in both hybrid blocks, and only the second one calls them."""
+    one, two = tiny_model("zamba2", torch.float64), tiny_model("zamba2", torch.float64)
+    first = mp.prune(one, tiny_tokens(), "wanda", sequential=sequential)
+    second = mp.prune(two, tiny_tokens(), "wanda", sequential=sequential, batch_size=2)
+    assert [(row.name, row.sparsity, row.note) for row in first.layers] == [
+        (row.name, row.sparsity, row.note) for row in second.layers
+    ]
+    assert all(row.sparsity == 0.5 and not row.note for row in first.layers if "adapter_list.1" in row.name)
+    for (name, value), other in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_blocks_that_share_weights_are_not_trained_and_not_pruned_from_disk_to_disk_unless_these_stay_dense(tmp_path):
+    src, calib = write_tokenizer(tmp_path / "src"), tiny_tokens()
+    model = tiny_model("zamba2")
+    model.save_pretrained(src)
+    dense = copy.deepcopy(model)
+    shared = ["*.shared_transformer.*"]
+    for exclude in ((), shared):  # its norms would be trained in both blocks
+        with pytest.raises(mp.PruneError, match="Zamba2ForCausalLM share weights"):
+            mp.prune(model, calib, recipe="best", exclude=exclude)
+    with pytest.raises(mp.PruneError, match=r"layers\.1\.shared.* is model\.layers\.3\.shared.* exclude"):
+        mp.prune_checkpoint(src, tmp_path / "out", calib, "wanda")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
+    mp.prune_checkpoint(src, tmp_path / "out", calib, "wanda", exclude=shared)
+    mp.prune(model, calib, "wanda", exclude=shared)
+    found = mp.load_model(tmp_path / "out")[0]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), found.parameters(), strict=True))
