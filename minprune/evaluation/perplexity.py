@@ -256,7 +256,7 @@ def generate(
             f"a prompt of {length} tokens and {tokens} more exceed the model's {longest} positions: shorten either"
         )
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    with torch.random.fork_rng(devices=random_devices(inputs.device)):
+    with evaluating(model), torch.random.fork_rng(devices=random_devices(inputs.device)):
         torch.manual_seed(seed)
         out = model.generate(  # type: ignore[operator]
             inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=tokens, **sampling

@@ -50,14 +50,23 @@ def in_use(config: "PreTrainedConfig") -> "PreTrainedConfig":
 
 @contextmanager
 def plain_outputs(model: "PreTrainedModel") -> Iterator[None]:
-    """While open, the model answers with what it is asked for, whatever flags its configuration has."""
+    """While open, the model answers with what it is asked for, whatever flags its configuration has.
+
+    Also in float64, for which torch has no grouped product: a mixture then applies its experts one after the other.
+    """
     found = list(_left_by_training(model.config))
+    usual = model.get_experts_implementation() if model.dtype == torch.float64 else {}
+    grouped = "grouped_mm" in usual.values()
     in_use(model.config)
     try:
+        if grouped:
+            model.set_experts_implementation("eager")
         yield
     finally:
         for one, key, value in found:
             setattr(one, key, value)
+        if grouped:
+            model.set_experts_implementation(usual)
 
 
 def _left_by_training(config: Any) -> Iterator[tuple[Any, str, Any]]:

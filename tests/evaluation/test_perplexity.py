@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
-from tiny import VOCABULARY, tiny_model, tiny_tokens
+from test_checkpoint import write_tokenizer
+from tiny import FAMILIES, HANDING_ON, ROUTED, SHARED, UNSUPPORTED_EXPERTS, VOCABULARY, tiny_model, tiny_tokens
+from transformers import AutoTokenizer
 
 import minprune as mp
+from minprune.allocation.sensitivity import sensitivity
 from minprune.evaluation.perplexity import token_nll
 
 
@@ -16,6 +19,22 @@ def test_perplexity_is_exp_of_the_loss_that_transformers_computes(family):
     with torch.no_grad():
         loss = model(input_ids=tokens, labels=tokens).loss
     assert mp.perplexity(model, tokens) == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *HANDING_ON, *ROUTED, *SHARED, *UNSUPPORTED_EXPERTS])
+def test_a_family_has_the_same_perplexity_in_every_dtype_but_for_rounding(family):
+    tokens, expected = tiny_tokens(2, 12), mp.perplexity(tiny_model(family, torch.float64), tiny_tokens(2, 12))
+    for dtype, near in ((torch.float32, 2e-3), (torch.float16, 0.1), (torch.bfloat16, 0.3)):  # near ties choose experts
+        assert mp.perplexity(tiny_model(family, dtype), tokens) == pytest.approx(expected, rel=near)
+
+
+def test_a_float64_mixture_is_read_pruned_and_generates_and_keeps_its_experts_implementation(tmp_path):
+    model, tokens = tiny_model("mixtral", torch.float64), tiny_tokens()
+    usual = model.config._experts_implementation
+    mp.prune(model, tokens, "wanda", exclude=["*.experts.*"])
+    sensitivity(model, tokens, "50%", exclude=["*.experts.*"])
+    assert mp.generate(model, AutoTokenizer.from_pretrained(write_tokenizer(tmp_path)), "w5", tokens=2)
+    assert model.config._experts_implementation == usual
 
 
 def test_perplexity_is_exp_of_the_mean_over_tokens_written_out():
