@@ -17,7 +17,7 @@ from minprune.models.extras import add_tensors, copy_files, not_loaded
 from minprune.models.tokenizer import write_tokenizer
 from minprune.output.lock import absolute, lock
 from minprune.output.model_card import model_card
-from minprune.output.target import PAGE, RECORD, WORK, check_free, entries
+from minprune.output.target import PAGE, RECORD, WORK, WRITTEN, check_free, check_left, entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,8 +46,8 @@ def output_folder(
     exception, what is worth going on with. In the folder is another, `WORK`, for what is not part of the output.
 
     kind: of run, such as "prune". resume: go on in what an earlier run of the same kind left at `PATH.partial`.
-    overwrite: replace that, or a folder that minprune finished earlier. One in which there is anything else is
-    never replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this before any long
+    overwrite: replace that, or a folder that minprune finished earlier. One in which there is anything that no run
+    wrote is never replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this before any long
     work.
     """
     path = absolute(path)
@@ -91,6 +91,8 @@ def _claim(path: Path, kind: str, overwrite: bool, resume: bool) -> tuple[Path, 
                 raise PruneError(
                     f"{partial} is in the way: no such run left it; move it elsewhere, or choose another output"
                 )
+            if found:
+                check_left(partial)
             shutil.rmtree(partial)
         (partial / WORK).mkdir(parents=True)
         write_text(partial / WORK / _KIND, kind)
@@ -169,6 +171,7 @@ def rehearse(
                 page(scratch / PAGE, record)
                 write_text(scratch / "README.md", model_card(record))
             write_record(scratch, record)
+            write_text(folder / WORK / WRITTEN, "\n".join(entries(scratch)))
         return sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
     except (PruneError, MemoryError):
         raise

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from minprune.errors import PruneError
-from minprune.files import read_json
+from minprune.files import read_bytes, read_json
 from minprune.output.lock import absolute
 
 RECORD, PAGE = "minprune.json", "report.html"
@@ -14,6 +14,12 @@ _ALWAYS = rf"{RECORD}|{PAGE}|README\.md|{WORK}(/kind(\.tmp)?)?"
 _UNLISTED = (  # in an output whose record lists no files
     r"((generation_|tokenizer_)?config|tokenizer|special_tokens_map|added_tokens|vocab|formats)\.json|merges\.txt|"
     r"(model|stored)(-[\w-]+)?\.safetensors|model\.safetensors\.index\.json|tokenizer\.model|chat_template\.jinja"
+)
+
+
+WRITTEN = "files"  # a file in `WORK`: the names of what a run will write beside its weights, see `rehearse`
+_OF_A_RUN = (  # in PATH.partial, beside what its output may hold
+    rf"{WORK}/(kind|{WRITTEN}|recipe\.json|journal\.jsonl|(hidden|block)-\d+\.safetensors|training\.state|rehearsal(/.*)?)"
 )
 
 
@@ -48,6 +54,19 @@ def check_free(path: Path, overwrite: bool) -> None:
                 )
     elif path.exists() and not path.is_dir():
         raise PruneError(f"{path} is a file, not a folder: choose another output")
+
+
+def check_left(partial: Path) -> None:
+    """Raise `PruneError` if a PATH.partial that a run left holds anything that the run did not write."""
+    written = partial / WORK / WRITTEN
+    listed = read_bytes(written).decode(errors="replace").splitlines() if written.is_file() else []
+    for name in entries(partial):
+        plain = re.sub(r"\.(tmp|new)$", "", name)
+        if plain not in listed and not re.fullmatch(f"{_ALWAYS}|{_UNLISTED}|{_OF_A_RUN}", plain):
+            raise PruneError(
+                f"{partial} holds {name!r}, which the run that left it did not write: move it elsewhere or choose "
+                "another output"
+            )
 
 
 def check_file(

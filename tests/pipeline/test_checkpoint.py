@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import minprune as mp
 from minprune.cli.main import main
 from minprune.evaluation.perplexity import perplexity
+from minprune.output import folder as output
 from minprune.pipeline import journal
 from minprune.pipeline import prune as driver
 from minprune.pipeline.recipes import Recipe
@@ -403,6 +404,38 @@ def test_without_resume_the_partial_folder_is_in_the_way_and_overwrite_begins_an
     begun = stop_after(None, monkeypatch)
     mp.prune_checkpoint(deep, tmp_path / "out", tiny_tokens(), overwrite=True)
     assert begun == list(range(BLOCKS)) and not partial.exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "unfinished/notes.md", "photos/1.jpg", "unfinished/rehearsals", "a.tmp"])
+def test_what_somebody_put_into_a_stopped_runs_folder_is_not_overwritten(deep, tmp_path, monkeypatch, name):
+    partial = stopped(deep, tmp_path / "out", 2, monkeypatch, calib=tiny_tokens())
+    (partial / name).parent.mkdir(exist_ok=True)
+    (partial / name).write_text("years of work")
+    before = sorted(partial.rglob("*"))
+    with pytest.raises(mp.PruneError, match=f"out.partial holds '{name.split('/1')[0]}', which the run .* did not"):
+        mp.prune_checkpoint(deep, tmp_path / "out", tiny_tokens(), overwrite=True)
+    assert sorted(partial.rglob("*")) == before and (partial / name).read_text() == "years of work"
+    (partial / name).rename(tmp_path / "elsewhere")
+    if name.startswith("photos"):
+        (partial / "photos").rmdir()
+    mp.prune_checkpoint(deep, tmp_path / "out", tiny_tokens(), overwrite=True)
+    assert not partial.exists()
+
+
+def test_what_a_run_copied_before_it_was_stopped_is_overwritten(deep, tmp_path, monkeypatch):
+    for name in ("LICENSE", "preprocessor_config.json", "vocab.txt"):
+        (deep / name).write_text("{}")
+
+    def killed(folder, record):
+        if folder.name != "rehearsal":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(output, "write_record", killed)
+        mp.prune_checkpoint(deep, tmp_path / "out", tiny_tokens())
+    assert (tmp_path / "out.partial" / "LICENSE").exists()
+    mp.prune_checkpoint(deep, tmp_path / "out", tiny_tokens(), overwrite=True)
+    assert (tmp_path / "out" / "LICENSE").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_resume_with_nothing_to_resume_begins(deep, tmp_path):
