@@ -61,14 +61,30 @@ def allocate(
     return patterns
 
 
+def rule_of(allocation: Allocation) -> str | None:
+    """The name of a rule or function that makes a table of the model; None for a table, and for none."""
+    if not allocation or isinstance(allocation, Mapping):
+        return None
+    return allocation if isinstance(allocation, str) else getattr(allocation, "__name__", type(allocation).__name__)
+
+
+def as_made_by(rule: str, table: Mapping[str, float]) -> Callable[[list[Layer]], Mapping[str, float]]:
+    """A table that the rule of this name has made already, as a function that is called like it."""
+
+    def made(layers: list[Layer]) -> Mapping[str, float]:
+        return table
+
+    made.__name__ = rule
+    return made
+
+
 def describe_allocation(allocation: Allocation, patterns: Mapping[Layer, Pattern]) -> dict[str, Any]:
     """What a report says of it: {"rule": its name, or None for a table, "table": as given, or what the rule made}."""
     if not allocation:
         return {}
     if isinstance(allocation, Mapping):
         return {"rule": None, "table": dict(allocation)}
-    name = allocation if isinstance(allocation, str) else getattr(allocation, "__name__", type(allocation).__name__)
     return {
-        "rule": name,
+        "rule": rule_of(allocation),
         "table": {layer.name: chosen.sparsity for layer, chosen in patterns.items()},
     }

@@ -164,7 +164,7 @@ def _prune(
         say_on_terminal(f"cutting {text} into windows")
         test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2))
     if isinstance(allocation, str):
-        allocation = table_by_rule(arguments, allocation, calib, pattern)
+        allocation = table_by_rule(arguments, target, allocation, calib, pattern)
     say_on_terminal(f"pruning {arguments.model}")
     report = prune_checkpoint(
         arguments.model,

@@ -1,7 +1,7 @@
 """What the options of `minprune prune` say that argparse cannot read: the method's own, and allocations."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,21 +33,25 @@ def read_options(name: str, method: "Method", given: list[str]) -> dict[str, Any
     return options
 
 
-def table_by_rule(arguments: Namespace, name: str, calib, pattern) -> Callable[[Any], dict[str, float]]:
-    """What a rule makes of the model, which it must see as a whole, as a function of the rule's name."""
+def table_by_rule(
+    arguments: Namespace, target: Path, name: str, calib, pattern
+) -> Callable[[Any], Mapping[str, float]]:
+    """What a rule makes of the model, which it must see as a whole, as a function of the rule's name.
+
+    With --resume it is what the rule made for the run that goes on at `target`.
+    """
+    from minprune.allocation.allocate import as_made_by
     from minprune.allocation.rules import get_rule, require_variable_sparsity
     from minprune.models.layers import find_layers
+    from minprune.pipeline.journal import table_of
 
     require_variable_sparsity(pattern)
+    if arguments.resume and (table := table_of(target, name)):
+        return as_made_by(name, table)
     model, _ = load(arguments.model, arguments.dtype, arguments.device)
     say_on_terminal(f"choosing sparsities: {name}")
     found = get_rule(name)(model, find_layers(model, arguments.include, arguments.exclude), calib, pattern)
-
-    def table(layers) -> dict[str, float]:
-        return found
-
-    table.__name__ = name
-    return table
+    return as_made_by(name, found)
 
 
 def read_allocation(path: str) -> dict[str, float] | str:

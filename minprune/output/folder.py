@@ -47,8 +47,8 @@ def output_folder(
 
     kind: of run, such as "prune". resume: go on in what an earlier run of the same kind left at `PATH.partial`.
     overwrite: replace that, or a folder that minprune finished earlier. One in which there is anything that no run
-    wrote is never replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this before any long
-    work.
+    wrote is never replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this
+    before any long work.
     """
     path = absolute(path)
     with lock(path):

@@ -12,14 +12,14 @@ again, and takes the finished blocks from their files.
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minprune.allocation.allocate import Allocation
+from minprune.allocation.allocate import Allocation, as_made_by, rule_of
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.models.hooks import eager_experts
@@ -30,7 +30,7 @@ from minprune.output.report import LayerRow, Report, versions
 from minprune.output.target import check_target
 from minprune.patterns import Pattern
 from minprune.pipeline.disk_run import DiskRun, shard_name
-from minprune.pipeline.journal import Journal, unfinished
+from minprune.pipeline.journal import Journal, table_of, unfinished
 from minprune.pipeline.prune import Run
 from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import resolved
@@ -78,6 +78,9 @@ def prune_checkpoint(
     check_target(dst, src)
     with unfinished(dst, resume, overwrite) as journal, ExitStack() as shown:
         chosen = resolve_recipe(recipe, calib, method, allocation, options)
+        rule = rule_of(chosen.allocation)
+        if resume and rule and (table := table_of(dst, rule)):
+            chosen = replace(chosen, allocation=as_made_by(rule, table))
         source = open_checkpoint(src, dtype, device)
         run = Run(source.model, calib, chosen, pattern, include, exclude, batch_size, progress)
         shown.enter_context(run.bar)  # else it would stay on the terminal when a check fails
@@ -94,6 +97,7 @@ def prune_checkpoint(
             "reconstruction": how and {key: value for key, value in asdict(how).items() if key != "bfloat16"},
             "products in bfloat16": bool(how and how.bfloat16),
             "layers": {layer.name: str(run.patterns[layer]) for layer in run.layers},
+            "allocation": run.allocation or None,
             "sequential": sequential,
             "dtype": str(source.model.dtype).removeprefix("torch."),
             "device": str(source.device),

@@ -21,6 +21,7 @@ from torch import Tensor
 from minprune.errors import PruneError
 from minprune.files import flush, parse_json, read_json, sha256, to_json, write_text
 from minprune.output.folder import WORK, output_folder, write_errors
+from minprune.output.lock import absolute
 from minprune.output.typed import Line, checked
 
 _RECIPE, _JOURNAL = "recipe.json", "journal.jsonl"
@@ -158,6 +159,17 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
     with output_folder(path, overwrite, "prune", resume, kept) as partial:
         journals.append(Journal(partial))
         yield journals[0]
+
+
+def table_of(path: str | Path, rule: str | None) -> dict[str, float] | None:
+    """The sparsities that this rule gave the run that left `PATH.partial`; None if there is no such run.
+
+    A rule may take long, and on other hardware it may find others.
+    """
+    left = absolute(path).with_name(absolute(path).name + ".partial") / WORK / _RECIPE
+    found = _read(left).get("allocation") if rule and left.exists() else None
+    same = isinstance(found, dict) and found.get("rule") == rule and isinstance(found.get("table"), dict)
+    return found["table"] if found and same else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minprune as mp
 from minprune.cli.main import main
+from minprune.cli.prune_options import table_by_rule
 from minprune.evaluation.perplexity import perplexity
 from minprune.output import folder as output
 from minprune.pipeline import journal
@@ -376,6 +378,32 @@ def test_another_recipe_is_refused_by_what_differs_and_nothing_is_lost(deep, tmp
     assert {path: path.read_bytes() for path in partial.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_goes_on_keeps_the_sparsities_that_its_rule_made_and_does_not_ask_it_again(
+    deep, tmp_path, monkeypatch
+):
+    asked = []
+
+    def moody(layers):
+        asked.append(len(layers))
+        return {layer.name: 0.5 + 0.1 / (3 * len(asked) + index) for index, layer in enumerate(layers)}
+
+    options = {"calib": tiny_tokens(), "method": "wanda", "allocation": moody}
+    expected = mp.prune_checkpoint(deep, tmp_path / "plain", **options)
+    asked.clear()
+    stopped(deep, tmp_path / "out", 2, monkeypatch, **options)
+    read = table_by_rule(
+        Namespace(resume=True, model="no such model"), tmp_path / "out", "moody", None, mp.pattern("50%")
+    )
+    found = mp.prune_checkpoint(deep, tmp_path / "out", resume=True, **options)
+    assert len(asked) == 1
+    assert found.allocation == expected.allocation == {"rule": "moody", "table": read([])}
+    before, after = tensors(tmp_path / "plain"), tensors(tmp_path / "out")
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    stopped(deep, tmp_path / "out2", 2, monkeypatch, **options)
+    with pytest.raises(mp.PruneError, match=r"was begun with (layers|allocation)"):
+        mp.prune_checkpoint(deep, tmp_path / "out2", resume=True, **options | {"allocation": lambda layers: {"*": 0.5}})
+
+
 def test_another_model_is_refused(deep, tmp_path, monkeypatch):
     stopped(deep, tmp_path / "out", 2, monkeypatch, calib=tiny_tokens())
     stored = tensors(deep)
@@ -406,7 +434,9 @@ def test_without_resume_the_partial_folder_is_in_the_way_and_overwrite_begins_an
     assert begun == list(range(BLOCKS)) and not partial.exists()
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "unfinished/notes.md", "photos/1.jpg", "unfinished/rehearsals", "a.tmp"])
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "unfinished/notes.md", "photos/1.jpg", "unfinished/rehearsals", "a.tmp"]
+)
 def test_what_somebody_put_into_a_stopped_runs_folder_is_not_overwritten(deep, tmp_path, monkeypatch, name):
     partial = stopped(deep, tmp_path / "out", 2, monkeypatch, calib=tiny_tokens())
     (partial / name).parent.mkdir(exist_ok=True)
