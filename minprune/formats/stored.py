@@ -93,7 +93,7 @@ class SparseMatrix(ABC):
     def matmul(self, X: Tensor) -> Tensor:
         """The product X W^T.
 
-        What is not stored is not multiplied, or multiplied as zero. Which of the two matters only if X is not finite.
+        What is not stored counts as the zero that it is: zero times infinity or NaN is NaN, as in the dense product.
 
         Parameters
         ----------
@@ -118,7 +118,10 @@ class SparseMatrix(ABC):
         for dtype in (X.dtype, self.values.dtype):
             wide = torch.promote_types(wide, dtype) if dtype.itemsize > 1 else wide  # torch promotes no 8-bit floats
         flat = X.reshape(math.prod(X.shape[:-1]), self.shape[1]).to(wide)  # (tokens, d_in)
-        return self._multiply(flat).to(X.dtype).reshape(*X.shape[:-1], self.shape[0])
+        out, odd = self._multiply(flat), ~flat.isfinite().all(dim=1)  # (tokens, d_out), (tokens,)
+        if odd.any():  # where a product that is left out would not have been zero
+            out[odd] = Stored._multiply(self, flat[odd])
+        return out.to(X.dtype).reshape(*X.shape[:-1], self.shape[0])
 
     def _multiply(self, X: Tensor) -> Tensor:
         """X (tokens, d_in), wide -> (tokens, d_out): here tile by tile, so that the dense matrix is never whole."""

@@ -3,6 +3,7 @@
 Compared with scipy.sparse, torch.sparse, NumPy's packbits, torch's own layout for sparse tensor cores, and brute force.
 """
 
+import math
 import random
 from dataclasses import replace
 
@@ -102,6 +103,24 @@ def test_negative_zero_is_not_stored_and_comes_back_positive():
         stored = form.from_dense(pruned)
         assert stored.values.tolist() == [-3, 4]
         assert stored.to_dense().signbit().tolist() == [[False, False, True, False]]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 1e39])
+def test_zero_times_infinity_is_nan_in_every_format_as_in_the_sum_over_all_inputs(name, bad):
+    """Input 0 is read by no stored weight, input 5 by some; the other tokens are as they are without that one."""
+    W = normal(16, 32)
+    W = W * NM(2, 4).keep(W.abs().double())
+    W[:, 0] = 0
+    W[:8, :8] = 0
+    X = torch.randn(4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    X[1, 0] = X[2, 5] = bad
+    options = {"block": {"size": 8}, "nm": {"n": 2, "m": 4}}.get(name, {})
+    stored = FORMATS[name].from_dense(W, **options)
+    X = X.float()  # in which 1e39 is infinity
+    found, expected = stored.matmul(X), (X[:, None, :] * W.float()).sum(2)  # (tokens, d_out)
+    assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
+    assert found[1].isnan().all() and found[0].isfinite().all() and torch.equal(found[3], stored.matmul(X[[0, 3]])[1])
 
 
 @pytest.mark.parametrize("name", FORMATS)
