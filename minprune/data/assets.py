@@ -21,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from minprune.errors import PruneError, logged_to_stderr
 from minprune.files import flush, read_json, sha256, write_text
 
@@ -124,19 +126,34 @@ def derived(name: str, build: Callable[[Path], object], holds: tuple[str, ...] =
             with path.open("rb+") as file:
                 flush(file)
         write_text(part / _SEAL, json.dumps(digests, indent=1) + "\n")
-        if not _is_intact(target, holds):  # else another process was faster, and may be reading it
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(part, target)
+        with _alone(target):
+            if not _is_intact(target, holds):  # else another process was faster, and may be reading it
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(part, target)
     return target
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Wait until no other process or thread takes a folder's place: one may remove what another has just made."""
+    path = target.with_name(f".{target.name}.lock")
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # before the release: who has it open sees that its file has no name any more
+                path.unlink()
 
 
 def _is_intact(folder: Path, holds: tuple[str, ...]) -> bool:
     try:
-        digests, stamps = read_json(folder / _SEAL), _stamps(folder)
+        digests = read_json(folder / _SEAL)
         if not digests or not set(holds) <= digests.keys():
             return False
-        if (folder / _STAMPS).exists() and read_json(folder / _STAMPS) == stamps and digests.keys() <= stamps.keys():
-            return True
+        stamps = _stamps(folder, [*digests, _SEAL])
+        with suppress(PruneError):  # none yet, or another process is writing them
+            if read_json(folder / _STAMPS) == stamps:
+                return True
         if not all(sha256(folder / name) == digest for name, digest in digests.items()):
             return False
     except (OSError, PruneError):  # missing, or not what was written
@@ -146,9 +163,9 @@ def _is_intact(folder: Path, holds: tuple[str, ...]) -> bool:
     return True
 
 
-def _stamps(folder: Path) -> dict[str, list[int]]:
-    """Size and time of each file of a folder, as they change with its content."""
-    files = {path.name: path.stat() for path in folder.iterdir() if path.name != _STAMPS}
+def _stamps(folder: Path, names: list[str]) -> dict[str, list[int]]:
+    """Size and time of these files of a folder, as they change with its content."""
+    files = {name: (folder / name).stat() for name in names}
     return {name: [found.st_size, found.st_mtime_ns] for name, found in sorted(files.items())}
 
 

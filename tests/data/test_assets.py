@@ -5,6 +5,8 @@ import os
 import subprocess
 import zipfile
 from pathlib import Path
+from threading import Event, Thread, current_thread
+from time import sleep
 
 import pytest
 
@@ -196,6 +198,37 @@ def test_what_another_process_derived_meanwhile_stays():
         seen.append(derived("made", build).stat().st_ino)
 
     assert derived("made", slow).stat().st_ino == seen[0]
+
+
+def test_of_two_that_find_a_folder_broken_none_removes_what_the_other_has_made(monkeypatch):
+    (derived("made", build) / "a.txt").write_text("broken")
+    real, other_is_done, looked = assets._is_intact, Event(), []
+
+    def slow(folder, holds):
+        found = real(folder, holds)
+        if current_thread().name == "slow":
+            looked.append(found)
+            if len(looked) == 2:  # it is about to take the broken folder's place
+                other_is_done.wait(0.5)
+        return found
+
+    monkeypatch.setattr(assets, "_is_intact", slow)
+    first = Thread(target=derived, args=("made", build), name="slow")
+    first.start()
+    while len(looked) < 2:
+        sleep(0.01)
+    made = derived("made", build).stat().st_ino
+    other_is_done.set()
+    first.join()
+    assert (cache_folder() / "made").stat().st_ino == made
+    assert (cache_folder() / "made" / "a.txt").read_text() == "the moon" and os.listdir(cache_folder()) == ["made"]
+
+
+def test_what_another_process_is_writing_beside_the_files_does_not_make_them_broken():
+    made = derived("made", build).stat().st_ino
+    (cache_folder() / "made" / "stamps.json.tmp").symlink_to("gone by now")
+    (cache_folder() / "made" / "stamps.json").write_text("{")
+    assert derived("made", build).stat().st_ino == made
 
 
 def test_make_assets_says_what_went_wrong_in_one_line(monkeypatch, tmp_path, capsys):
