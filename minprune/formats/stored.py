@@ -120,7 +120,7 @@ class SparseMatrix(ABC):
         flat = X.reshape(math.prod(X.shape[:-1]), self.shape[1]).to(wide)  # (tokens, d_in)
         out, odd = self._multiply(flat), ~flat.isfinite().all(dim=1)  # (tokens, d_out), (tokens,)
         if odd.any():  # where a product that is left out would not have been zero
-            out[odd] = Stored._multiply(self, flat[odd])
+            out[odd] = SparseMatrix._multiply(self, flat[odd])
         return out.to(X.dtype).reshape(*X.shape[:-1], self.shape[0])
 
     def _multiply(self, X: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from tiny import LENGTH, VOCABULARY, tiny_model, tiny_tokens
 from torch import nn
 
 import minprune as mp
-from minprune.sensitivity import dense_norms
+from minprune.allocation.sensitivity import dense_norms
 
 FORMS = {"one pass": {}, "staged": {"batch_size": 2}, "two passes": {"sequential": False}, "best": {"recipe": "best"}}
 
