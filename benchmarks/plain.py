@@ -8,8 +8,8 @@
 import torch
 from torch import Tensor
 
+from minprune.models.forward import BlockwiseForward
 from minprune.models.layers import find_layers
-from minprune.pipeline.staged import BlockwiseForward
 
 
 def sparsegpt(W: Tensor, gram: Tensor, sparsity: float = 0.5, block_size: int = 128, damp: float = 0.01) -> Tensor:

@@ -3,7 +3,7 @@
 Load a block's tensors, prune it, write one safetensors file, note that it is done, free it. The calibration windows
 wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run that was stopped goes
 on with the first unfinished block, and the finished files are the output. Pruning itself is the driver's: the same
-checks and books (`Run`), the same walk through the blocks (`BlockwiseForward`).
+checks (`PruningPlan`), the same pruning (`LayerPruner`), the same order of blocks (`BlockwiseForward`).
 
 Where blocks hand each other more than hidden states, none are kept: a run that goes on begins with the first block
 again, and takes the finished blocks from their files.
@@ -22,8 +22,9 @@ from torch import Tensor
 from minprune.allocation.allocate import Allocation, as_made_by, rule_of
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
+from minprune.models.checks import layer_notes
 from minprune.models.hooks import eager_experts
-from minprune.models.layers import check_windows
+from minprune.models.layers import Layer, check_windows
 from minprune.output.folder import PAGE, check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
 from minprune.output.report import LayerRow, Report, versions
@@ -31,7 +32,8 @@ from minprune.output.target import check_target
 from minprune.patterns import Pattern
 from minprune.pipeline.disk_run import DiskRun, shard_name
 from minprune.pipeline.journal import Journal, table_of, unfinished
-from minprune.pipeline.prune import Run
+from minprune.pipeline.layer_pruner import LayerPruner, RunLog
+from minprune.pipeline.plan import PruningPlan, make_plan
 from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import resolved
 from minprune.pipeline.streaming import InMemoryCheckpoint, open_checkpoint
@@ -82,22 +84,32 @@ def prune_checkpoint(
         if resume and rule and (table := table_of(dst, rule)):
             chosen = replace(chosen, allocation=as_made_by(rule, table))
         source = open_checkpoint(src, dtype, device)
-        run = Run(source.model, calib, chosen, pattern, include, exclude, batch_size, progress)
-        shown.enter_context(run.bar)  # else it would stay on the terminal when a check fails
-        _check_apart(source, run)
+        plan = make_plan(
+            source.model,
+            calib,
+            pattern,
+            chosen.method,
+            chosen.options,
+            chosen.allocation,
+            include,
+            exclude,
+            batch_size,
+            chosen.name,
+        )
+        _check_apart(source, plan.layers)
         if test is not None:
             check_windows(source.model, test)
             if test.shape[1] < 2:
                 raise PruneError("test windows of 1 token predict nothing: use length 2 or more")
-        how, skipped = resolved(chosen.reconstruction, source.model, run) if chosen.reconstruction else (None, "")
+        how, skipped = resolved(chosen.reconstruction, source.model, plan) if chosen.reconstruction else (None, "")
         facts = {
-            "method": run.name,
-            "pattern": run.pattern,
-            "options": run.options,
+            "method": plan.name,
+            "pattern": plan.pattern,
+            "options": plan.options,
             "reconstruction": how and {key: value for key, value in asdict(how).items() if key != "bfloat16"},
             "products in bfloat16": bool(how and how.bfloat16),
-            "layers": {layer.name: str(run.patterns[layer]) for layer in run.layers},
-            "allocation": run.allocation or None,
+            "layers": {layer.name: str(plan.patterns[layer]) for layer in plan.layers},
+            "allocation": plan.allocation or None,
             "sequential": sequential,
             "dtype": str(source.model.dtype).removeprefix("torch."),
             "device": str(source.device),
@@ -108,7 +120,7 @@ def prune_checkpoint(
         }
         journal.begin(facts, len(source.blocks))
         if batch_size is None and journal.lines:  # another number would round differently
-            run.split(next(iter(journal.lines.values()))["batch_size"])
+            plan = plan.with_batch_size(next(iter(journal.lines.values()))["batch_size"])
         said = texts or {}
 
         def described(report: Report, perplexities: dict[str, float]) -> dict[str, Any]:
@@ -133,7 +145,9 @@ def prune_checkpoint(
                 **report.as_dict(),
             }
 
-        trial = described(_preview(run), {"before": 1.0, "after": 1.0})
+        log = RunLog(plan, layer_notes(source.model, plan.layers), progress)
+        shown.enter_context(log.bar)  # else it would stay on the terminal when a check fails
+        trial = described(_preview(plan), {"before": 1.0, "after": 1.0})
         ahead = 2 * rehearse(
             journal.folder, source.model, source.tokenizer, trial, write_page, source.folder
         )  # the journal says it again
@@ -142,21 +156,21 @@ def prune_checkpoint(
         if not source.streamed:  # its blocks are written once more, renamed as in the files that it came from
             ahead += sum(parameter.nbytes for parameter in source.model.parameters())
         check_space(journal.folder, source.model, journal.bytes() - ahead)
-        with eager_experts(source.model, run.layers):
+        with eager_experts(source.model, plan.layers):
             guide = (how, skipped) if how else None
-            job = DiskRun(source, run, journal, test, sequential, guide, start)
+            job = DiskRun(source, LayerPruner(plan, log), journal, test, sequential, guide, start)
             perplexities = job.all_blocks()
             job.compare()
-        report = run.report(job.seconds())
+        report = log.report(plan, job.seconds())
         report.notes += source.notes + job.notes
         record = described(report, perplexities)
         _finish(source, journal, record)
     return report
 
 
-def _check_apart(source: InMemoryCheckpoint, run: Run) -> None:
+def _check_apart(source: InMemoryCheckpoint, layers: list[Layer]) -> None:
     """Raise `PruneError` for a layer in several blocks: its dense weights would be gone before the last of them."""
-    for layer in run.layers:
+    for layer in layers:
         if len({name.removeprefix(f"{source.prefix}.").partition(".")[0] for name in layer.names}) > 1:
             raise PruneError(
                 f"{layer.name} is {layer.aliases[-1]}, too, and blocks that share weights cannot be pruned from disk "
@@ -164,11 +178,13 @@ def _check_apart(source: InMemoryCheckpoint, run: Run) -> None:
             )
 
 
-def _preview(run: Run) -> Report:
+def _preview(plan: PruningPlan) -> Report:
     """The report as it will be, before there are any numbers."""
-    calibration = {} if run.calib is None else {"windows": run.calib.shape[0], "length": run.calib.shape[1]}
-    rows = [LayerRow(layer.name, (layer.weight.shape[0], layer.weight.shape[1]), 0.0, 0.5, 0.0) for layer in run.layers]
-    return Report(run.name, run.pattern, run.options, calibration, rows, recipe=run.recipe, allocation=run.allocation)
+    rows = [
+        LayerRow(layer.name, (layer.weight.shape[0], layer.weight.shape[1]), 0.0, 0.5, 0.0) for layer in plan.layers
+    ]
+    options, allocation = dict(plan.options), dict(plan.allocation)
+    return Report(plan.name, plan.pattern, options, plan.calibration, rows, recipe=plan.recipe, allocation=allocation)
 
 
 def _hidden_bytes(model, calib: Tensor | None, test: Tensor | None, guided: bool) -> int:

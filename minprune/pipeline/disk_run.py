@@ -14,11 +14,12 @@ from torch import Tensor
 from minprune.evaluation.perplexity import read_perplexity
 from minprune.models.causality import Versions, pass_block, several_versions
 from minprune.models.checks import zeros_in_file, zeros_in_use
+from minprune.models.forward import BlockwiseForward
 from minprune.output.report import LayerRow
 from minprune.pipeline.journal import Journal
-from minprune.pipeline.prune import Run
+from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.reconstruction import DenseTargets, Reconstruction
-from minprune.pipeline.staged import BlockwiseForward
+from minprune.pipeline.staged import BlockPruner
 from minprune.pipeline.streaming import InMemoryCheckpoint
 
 _TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
@@ -37,16 +38,17 @@ class DiskRun:
     def __init__(
         self,
         source: InMemoryCheckpoint,
-        run: Run,
+        pruner: LayerPruner,
         journal: Journal,
         test: Tensor | None,
         sequential: bool,
         reconstruction: tuple[Reconstruction, str] | None,
         start: float,
     ):
-        self.source, self.run, self.journal, self.test = source, run, journal, test
+        self.source, self.pruner, self.journal, self.test = source, pruner, journal, test
+        self.plan, self.log = plan, _ = pruner.plan, pruner.log
         self.whole_block, self.start = not sequential, start
-        self.guide: DenseTargets | None = None
+        self.targets: DenseTargets | None = None
         self.files = {block: path for block in range(len(source.blocks)) if (path := journal.finished(block))}
         self.notes = [_resumed(list(journal.lines), list(self.files))] if journal.lines else []
         for block in self.files:
@@ -56,21 +58,21 @@ class DiskRun:
         self.first = 0
         self.walks: dict[str, BlockwiseForward] = {}
         self.versions: dict[str, Versions] = {}  # by the name of their walk: what shows whether a block sees the future
-        if run.calib is not None or test is not None:
+        if plan.calib is not None or test is not None:
             source.load(0)
-            batches: dict[str, tuple[Tensor, ...]] = {"calib": run.batches}
+            batches: dict[str, tuple[Tensor, ...]] = {"calib": plan.batches}
             if test is not None:
                 batches |= dict.fromkeys(("dense", "pruned"), test.to(source.device).split(_TEST_BATCH))
-            length = max(tokens.shape[1] for tokens in (run.calib, test) if tokens is not None)
+            length = max(tokens.shape[1] for tokens in (plan.calib, test) if tokens is not None)
             self.versions = {f"versions {n}": found for n, found in enumerate(several_versions(source.model, length))}
             batches |= {name: found[:2] for name, found in self.versions.items()}
             if reconstruction:
-                self.guide = DenseTargets(source.model, run, *reconstruction)
-                batches["calib"] = self.guide.batches
-                if self.guide.walk.batches:  # none where nothing is trained
-                    self.walks["guide"] = self.guide.walk
+                self.targets = DenseTargets(source.model, pruner, *reconstruction)
+                batches["calib"] = self.targets.batches
+                if self.targets.dense.batches:  # none where nothing is trained
+                    self.walks["targets"] = self.targets.dense
             for name, parts in batches.items():
-                products = self.guide.products if self.guide and name == "calib" else nullcontext
+                products = self.targets.products if self.targets and name == "calib" else nullcontext
                 if parts:
                     self.walks[name] = BlockwiseForward(source.model, parts, products)
         complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))
@@ -84,15 +86,15 @@ class DiskRun:
 
     def all_blocks(self) -> dict[str, float]:
         """Prune what is unfinished, and measure the perplexities before and after if there is a test."""
-        source, run = self.source, self.run
+        source, plan, pruner = self.source, self.plan, self.pruner
         for block in range(self.first, len(source.blocks)):
             source.load(block)
             for name, windows in self.versions.items():
                 pass_block(self.walks[name], block, windows)
             if "dense" in self.walks:
                 self.walks["dense"].run_block(block)
-            if self.guide:
-                self.guide.see(block)
+            if self.targets:
+                self.targets.record(block)
             if path := self.files.get(block):
                 source.restore(block, path)
                 if "calib" in self.walks:
@@ -106,35 +108,34 @@ class DiskRun:
             source.free(block)
         found = {"before": self._perplexity("dense")} if self.test is not None else {}  # the head is still dense
         if "calib" in self.walks:
-            self.walks["calib"].prune_head(run)
-        for layer in run.layers:
-            if run.calib is None and layer not in run.rows:
-                run.prune(layer, None)
+            BlockPruner(self.walks["calib"], pruner).prune_head()
+        for layer in plan.layers:
+            if plan.calib is None and layer not in self.log.rows:
+                pruner.prune(layer, None)
         return found | ({"after": self._perplexity("pruned")} if self.test is not None else {})
 
     def _prune(self, block: int) -> None:
-        layers = self.run.layers_under(f"{self.source.prefix}.{block}.")
-        if self.guide:
-            self.guide.prune(self.walks["calib"], block, self.whole_block)
-        elif "calib" in self.walks:
-            self.walks["calib"].prune(block, self.run, self.whole_block)
-        else:
+        layers = self.plan.layers_under(f"{self.source.prefix}.{block}.")
+        if "calib" not in self.walks:
             for layer in layers:
-                self.run.prune(layer, None)
-        self.run.mark_uncalibrated(layers)
+                self.pruner.prune(layer, None)
+        elif self.targets:
+            self.targets.prune(BlockPruner(self.walks["calib"], self.pruner), block, self.whole_block)
+        else:
+            BlockPruner(self.walks["calib"], self.pruner).prune(block, self.whole_block)
+        self.log.mark_uncalibrated(layers)
 
     def _write(self, block: int) -> None:
-        run, layers = self.run, self.run.layers_under(f"{self.source.prefix}.{block}.")
+        log, layers = self.log, self.plan.layers_under(f"{self.source.prefix}.{block}.")
         file, tensors = shard_name(self.source, block), self.source.tensors(block)
-        run.compare(zeros_in_file(tensors, layers))
-        rows = [asdict(run.rows[layer]) for layer in layers]
-        spent = {"total": self.seconds(), "statistics": run.statistics_seconds, "solve": run.solve_seconds}
-        batch_size = len(run.batches[0]) if run.batches else None
-        more: dict[str, Any] = {"rows": rows, "seconds": spent, "batch_size": batch_size}
-        if run.reconstruction:
-            spent["reconstruction"] = run.reconstruction["seconds"]
+        log.compare(zeros_in_file(tensors, layers))
+        rows = [asdict(log.rows[layer]) for layer in layers]
+        spent = {"total": self.seconds(), "statistics": log.statistics_seconds, "solve": log.solve_seconds}
+        more: dict[str, Any] = {"rows": rows, "seconds": spent, "batch_size": self.plan.batch_size}
+        if log.reconstruction:
+            spent["reconstruction"] = log.reconstruction["seconds"]
             name = f"{self.source.prefix}.{block}"
-            more["errors"] = {key: errors for key, errors in run.reconstruction["errors"].items() if key == name}
+            more["errors"] = {key: errors for key, errors in log.reconstruction["errors"].items() if key == name}
         self.journal.add(block, file, tensors, self._hidden if self._alone() else None, more)
 
     def _alone(self) -> bool:
@@ -144,8 +145,8 @@ class DiskRun:
     def compare(self) -> None:
         """Hold the rows against the model once more: all that is in memory is written from there in the end."""
         source, head = self.source, self.source.model.get_output_embeddings()
-        here = [layer for layer in self.run.layers if not source.streamed or layer.module is head]
-        self.run.compare(zeros_in_use(source.model, here))
+        here = [layer for layer in self.plan.layers if not source.streamed or layer.module is head]
+        self.log.compare(zeros_in_use(source.model, here))
 
     def _hidden(self) -> dict[str, Tensor]:
         return {key: value for name, walk in self.walks.items() for key, value in walk.saved(name).items()}
@@ -155,14 +156,14 @@ class DiskRun:
         return self.before + time.perf_counter() - self.start
 
     def _restore_rows(self, block: int) -> None:
-        named = {layer.name: layer for layer in self.run.layers}
-        line = self.journal.lines[block]
+        named = {layer.name: layer for layer in self.plan.layers}
+        log, line = self.log, self.journal.lines[block]
         for row in line["rows"]:
-            self.run.record(named[row["name"]], LayerRow(**{**row, "shape": tuple(row["shape"])}))
-        self.run.statistics_seconds, self.run.solve_seconds = line["seconds"]["statistics"], line["seconds"]["solve"]
+            log.record(named[row["name"]], LayerRow(**{**row, "shape": tuple(row["shape"])}))
+        log.statistics_seconds, log.solve_seconds = line["seconds"]["statistics"], line["seconds"]["solve"]
         if "errors" in line:
-            errors = self.run.reconstruction.get("errors", {}) | line["errors"]
-            self.run.reconstruction = {"seconds": line["seconds"]["reconstruction"], "errors": errors}
+            errors = log.reconstruction.get("errors", {}) | line["errors"]
+            log.reconstruction = {"seconds": line["seconds"]["reconstruction"], "errors": errors}
 
     def _perplexity(self, name: str) -> float:
         with self.walks[name].resume_after_blocks():

@@ -27,8 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
+from minprune.models.forward import BlockwiseForward
 from minprune.models.layers import Layer
-from minprune.pipeline.staged import BlockwiseForward
+from minprune.pipeline.layer_pruner import LayerPruner
+from minprune.pipeline.plan import PruningPlan
+from minprune.pipeline.staged import BlockPruner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,25 +66,25 @@ class Reconstruction:
             )
 
 
-def run_reconstructed(model: "PreTrainedModel", run, how: Reconstruction, whole_block: bool) -> None:
-    """Prune the layers of `run`, the driver's `Run`, block by block, and reconstruct each block.
+def run_reconstructed(model: "PreTrainedModel", pruner: LayerPruner, how: Reconstruction, whole_block: bool) -> None:
+    """Prune the layers of a plan, block by block, and reconstruct each block.
 
     whole_block: as in `run_staged`.
     """
-    guide = DenseTargets(model, run, *resolved(how, model, run))
-    walk = BlockwiseForward(model, guide.batches, guide.products)
-    for index in range(len(walk.blocks)):
-        guide.see(index)
-        guide.prune(walk, index, whole_block)
-    walk.prune_head(run)
+    targets = DenseTargets(model, pruner, *resolved(how, model, pruner.plan))
+    blocks = BlockPruner(BlockwiseForward(model, targets.batches, targets.products), pruner)
+    for index in range(len(blocks.forward.blocks)):
+        targets.record(index)
+        targets.prune(blocks, index, whole_block)
+    blocks.prune_head()
 
 
-def resolved(how: Reconstruction, model: "PreTrainedModel", run) -> tuple[Reconstruction, str]:
+def resolved(how: Reconstruction, model: "PreTrainedModel", plan: PruningPlan) -> tuple[Reconstruction, str]:
     """The settings that a run really has, the hardware's answer among them, and why nothing is trained, if so.
 
     Where too little is pruned nothing is trained and nothing is taken in bfloat16: it is the method alone, bit for bit.
     """
-    wanted = _sparsity(run)
+    wanted = plan.sparsity
     if how.epochs and wanted < how.min_sparsity - 1e-9:  # an average of shares is rounded
         why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
         return replace(how, epochs=0, bfloat16=False), why
@@ -93,44 +96,48 @@ class DenseTargets:
     """What the dense model makes of the calibration windows, and the training of blocks towards it.
 
     Only the block that is named need have its weights at hand. how, skipped: as they were `resolved`; they go to
-    `run.reconstruction`, and so do seconds and each block's errors. walk: the windows as they come in steps, on their
-    way through the dense model. batches: the windows as the walk through the pruned model has to be given them.
+    the log, and so do seconds and each block's errors. dense: the windows as they come in steps, on their
+    way through the dense model. batches: the windows as the pruned model has to be given them.
     Raises `PruneError` if no gradient comes through this family's blocks.
     """
 
-    def __init__(self, model: "PreTrainedModel", run, how: Reconstruction, skipped: str = ""):
-        self.run, self.how, self.device = run, how, _device(model)
-        self.walk = BlockwiseForward(model, run.calib.split(how.batch_size) if how.epochs else (), self.products)
-        self.batches = _in_whole_steps(run.batches, self.walk)
-        if self.walk.batches:
-            check_trainable(model, self.walk)
-            _check_apart(model, self.walk, run.layers)
-        run.reconstruction = {  # a run that goes on has some of it already
+    def __init__(self, model: "PreTrainedModel", pruner: LayerPruner, how: Reconstruction, skipped: str = ""):
+        plan, self.log = pruner.plan, pruner.log
+        assert plan.calib is not None  # a recipe that reconstructs has tokens
+        self.plan, self.how, self.device = plan, how, _device(model)
+        self.dense = BlockwiseForward(model, plan.calib.split(how.batch_size) if how.epochs else (), self.products)
+        self.batches = _in_whole_steps(plan.batches, self.dense)
+        self.targets: list[Tensor] = []
+        if self.dense.batches:
+            check_trainable(model, self.dense)
+            _check_apart(model, self.dense, plan.layers)
+        self.log.reconstruction = {  # a run that goes on has some of it already
             **asdict(how),
             "seconds": 0.0,
             "errors": {},
             **({"skipped": skipped} if skipped else {}),
-            **run.reconstruction,
+            **self.log.reconstruction,
         }
 
-    def see(self, index: int) -> None:
-        """Look at block `index` while it is dense."""
+    def record(self, index: int) -> None:
+        """Note what block `index` makes of the windows while it is dense."""
         start = time.perf_counter()
-        self.targets = self.walk.run_block(index, keep=True)
-        self.run.reconstruction["seconds"] += time.perf_counter() - start
+        self.targets = self.dense.run_block(index, keep=True)
+        self.log.reconstruction["seconds"] += time.perf_counter() - start
 
-    def prune(self, walk: BlockwiseForward, index: int, whole_block: bool = False) -> None:
-        """Prune block `index`, which was seen, on what `walk` brings there, train it, and send `walk` through it."""
-        layers = self.run.layers_under(f"{walk.prefix}.{index}.")
+    def prune(self, blocks: BlockPruner, index: int, whole_block: bool = False) -> None:
+        """Prune block `index`, whose targets are recorded, train it, and send the batches through it."""
+        walk = blocks.forward
+        layers = self.plan.layers_under(f"{walk.prefix}.{index}.")
         trains = bool(self.how.epochs and layers)
-        walk.prune(index, self.run, whole_block, trains)
+        blocks.prune(index, whole_block, trains)
         if not trains:
             return
         start = time.perf_counter()
         errors = fit_block(walk.blocks[index], layers, self._drifted(walk, index), self.targets, self.how)
         walk.run_block(index)
-        self.run.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
-        self.run.reconstruction["seconds"] += time.perf_counter() - start
+        self.log.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
+        self.log.reconstruction["seconds"] += time.perf_counter() - start
 
     def _drifted(self, walk: BlockwiseForward, index: int) -> Callable[[int], Tensor]:
         """Step -> what the block makes of the step's windows as `walk` brings them."""
@@ -139,7 +146,7 @@ class DenseTargets:
         axis, inputs = walk.calls.axis, []
         for hidden, batch in zip(walk.hidden, walk.batches, strict=True):
             inputs += hidden.split(hidden.shape[axis] // len(batch) * self.how.batch_size, axis)
-        return lambda step: self.walk.rehearse(index, step, inputs[step])
+        return lambda step: self.dense.rehearse(index, step, inputs[step])
 
     def products(self):
         """While open, a float32 model takes its matrix products in bfloat16, if that was chosen: for forward passes.
@@ -152,12 +159,6 @@ class DenseTargets:
 def _device(model: "PreTrainedModel") -> str:
     embeddings: Any = model.get_input_embeddings()
     return embeddings.weight.device.type
-
-
-def _sparsity(run) -> float:
-    """The share of zeros over all layers of a run that their patterns ask for."""
-    zeros = sum(run.patterns[layer].sparsity * layer.weight.numel() for layer in run.layers)
-    return zeros / sum(layer.weight.numel() for layer in run.layers)
 
 
 def check_trainable(model: "PreTrainedModel", walk: BlockwiseForward) -> None:

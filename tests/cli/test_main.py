@@ -515,16 +515,16 @@ def test_the_asset_cannot_be_had_without_a_network(run, monkeypatch, tmp_path_fa
 
 def fail_in_block(number, error, monkeypatch):
     """Let the pruning of that block fail."""
-    from minprune.pipeline.staged import BlockwiseForward
+    from minprune.pipeline.staged import BlockPruner
 
-    real = BlockwiseForward.prune
+    real = BlockPruner.prune
 
     def prune(walk, index, *rest):
         if index == number:
             raise error
         return real(walk, index, *rest)
 
-    monkeypatch.setattr(BlockwiseForward, "prune", prune)
+    monkeypatch.setattr(BlockPruner, "prune", prune)
 
 
 @pytest.mark.parametrize("block", [0, 1])
@@ -584,10 +584,10 @@ def test_the_perplexities_before_and_after_are_measured_and_said(prune, tiny_fol
 SLOW_SECOND_BLOCK = """
 import sys, time
 from minprune.cli.main import main
-from minprune.pipeline.staged import BlockwiseForward
-real = BlockwiseForward.prune
+from minprune.pipeline.staged import BlockPruner
+real = BlockPruner.prune
 sleep = lambda *_: time.sleep(60)
-BlockwiseForward.prune = lambda walk, index, *rest: (real if index == 0 else sleep)(walk, index, *rest)
+BlockPruner.prune = lambda walk, index, *rest: (real if index == 0 else sleep)(walk, index, *rest)
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -18,11 +18,11 @@ from minprune.allocation.budget import group_layers
 from minprune.allocation.sensitivity import sensitivity, trial
 from minprune.models import memory
 from minprune.models.blocks import decoder_blocks
+from minprune.models.forward import BlockwiseForward
 from minprune.models.passes import record_calls
 from minprune.pipeline import staged as stages
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
-from minprune.pipeline.staged import BlockwiseForward
 
 CASES = [*KINDS, *HANDING_ON]
 LEARNERS = [case for case in CASES if case != "in place"]

@@ -16,7 +16,7 @@ from minprune.output import folder as output
 from minprune.output.folder import check_space
 from minprune.pipeline import checkpoint
 from minprune.pipeline.journal import Journal
-from minprune.pipeline.prune import Run
+from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.training import recover as training
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -30,7 +30,7 @@ def no_work(monkeypatch):
     def reached(*_):
         raise AssertionError("the work was begun")
 
-    monkeypatch.setattr(Run, "prune", reached)
+    monkeypatch.setattr(LayerPruner, "prune", reached)
     monkeypatch.setattr(training._Run, "learn", reached)
 
 

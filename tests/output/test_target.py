@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minprune.models import extras
-from minprune.pipeline.prune import Run
+from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.training import recover as training
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -33,7 +33,7 @@ def no_work(monkeypatch):
     def reached(*_):
         raise AssertionError("the work was begun")
 
-    monkeypatch.setattr(Run, "prune", reached)
+    monkeypatch.setattr(LayerPruner, "prune", reached)
     monkeypatch.setattr(training._Run, "learn", reached)
 
 

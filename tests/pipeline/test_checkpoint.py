@@ -21,10 +21,10 @@ from minprune.cli.prune_options import table_by_rule
 from minprune.evaluation.perplexity import perplexity
 from minprune.output import folder as output
 from minprune.pipeline import journal
-from minprune.pipeline import prune as driver
+from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
-from minprune.pipeline.staged import BlockwiseForward
+from minprune.pipeline.staged import BlockPruner
 from minprune.pipeline.streaming import StreamedCheckpoint, open_checkpoint
 
 WHOLE = ("gpt_neox", "mixtral")  # the library renames or merges tensors of these while it loads them
@@ -66,7 +66,7 @@ def assert_same_tensors(folder, other):
 
 def stop_after(blocks, monkeypatch, error=KeyboardInterrupt):
     """Let a run be interrupted when so many blocks are finished; returns the list of blocks that are begun."""
-    real, begun = BlockwiseForward.prune, []
+    real, begun = BlockPruner.prune, []
 
     def prune(walk, index, *rest):
         begun.append(index)
@@ -74,7 +74,7 @@ def stop_after(blocks, monkeypatch, error=KeyboardInterrupt):
             raise error
         return real(walk, index, *rest)
 
-    monkeypatch.setattr(BlockwiseForward, "prune", prune)
+    monkeypatch.setattr(BlockPruner, "prune", prune)
     return begun
 
 
@@ -203,7 +203,7 @@ def test_the_dtype_is_kept_unless_another_is_asked_for(stored, tmp_path):
 
 def test_one_block_at_a_time_has_weights(deep, tmp_path, monkeypatch):
     """Whenever a layer is pruned, the parameters of the other blocks are on the meta device."""
-    real, seen = driver.Run.prune, []
+    real, seen = LayerPruner.prune, []
 
     def prune(run, layer, observed):
         index = int(layer.name.split(".")[2])
@@ -214,7 +214,7 @@ def test_one_block_at_a_time_has_weights(deep, tmp_path, monkeypatch):
     opened = []
     load = StreamedCheckpoint.__init__
     monkeypatch.setattr(StreamedCheckpoint, "__init__", lambda self, *rest: (opened.append(self), load(self, *rest))[1])
-    monkeypatch.setattr(driver.Run, "prune", prune)
+    monkeypatch.setattr(LayerPruner, "prune", prune)
     mp.prune_checkpoint(deep, tmp_path / "out", tiny_tokens(), batch_size=2, test=tiny_tokens(2))
     assert seen == [True] * 7 * BLOCKS
     assert all(next(block.parameters()).is_meta for block in opened[0].blocks)
@@ -251,7 +251,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_tensors(family, options, f
     )
     report = mp.prune_checkpoint(src, tmp_path / "plain", **options)
     if options["calib"] is None:  # nothing walks: stop it at its first layer of that block
-        real = driver.Run.prune
+        real = LayerPruner.prune
 
         def prune(run, layer, observed):
             if f".{finished}." in layer.name:
@@ -259,7 +259,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_tensors(family, options, f
             return real(run, layer, observed)
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(driver.Run, "prune", prune)
+            patched.setattr(LayerPruner, "prune", prune)
             mp.prune_checkpoint(src, tmp_path / "out", **options)
     else:
         stopped(src, tmp_path / "out", finished, monkeypatch, **options)

@@ -15,7 +15,7 @@ from tiny import tiny_tokens
 
 import minprune as mp
 from minprune.pipeline import journal
-from minprune.pipeline.staged import BlockwiseForward
+from minprune.pipeline.staged import BlockPruner
 
 BLOCKS = {"llama": 6, "gemma4": 4}  # whose later blocks read the keys and values of earlier ones
 OPTIONS = {"method": "sparsegpt", "batch_size": 2, "test": tiny_tokens(2, seed=7)}
@@ -42,7 +42,7 @@ def run(src, dst, log, last_call):
     if child:
         return child
     try:
-        real, made = BlockwiseForward.prune, [0]
+        real, made = BlockPruner.prune, [0]
 
         def prune(walk, index, *rest):
             with log.open("a") as file:
@@ -54,7 +54,7 @@ def run(src, dst, log, last_call):
             if made[0] == last_call:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        BlockwiseForward.prune = prune
+        BlockPruner.prune = prune
         sys.setprofile(count)
         mp.prune_checkpoint(src, dst, tiny_tokens(), resume=True, **OPTIONS)
     except BaseException as error:  # the fork must not return into pytest

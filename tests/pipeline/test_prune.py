@@ -1,4 +1,4 @@
-"""driver.py and stages.py against sequential loops written by hand, which share no code with them."""
+"""prune and its staged form against sequential loops written by hand, which share no code with them."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from torch import nn
 
 import minprune as mp
 from minprune.models.causality import check_causal
-from minprune.pipeline import prune as driver
+from minprune.pipeline import layer_pruner
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}  # float64 models: all that differs is the order of the sums
 STEPS = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]  # of a Llama block
@@ -111,7 +111,7 @@ def test_layers_that_read_one_tensor_share_one_gram_matrix(monkeypatch, family, 
             updates.append(X)
             return super().update(X)
 
-    monkeypatch.setattr(driver, "Statistics", Counting)
+    monkeypatch.setattr(layer_pruner, "Statistics", Counting)
     # Two blocks. In Phi attention and MLP run side by side on one normalised tensor, but its readers do not arrive one
     # after the other: the output projection of attention comes in between, so that tensor's Gram matrix is built twice.
     pruned(tiny_model(family), batch_size=batch_size, sequential=sequential)

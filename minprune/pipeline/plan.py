@@ -1,0 +1,152 @@
+"""PruningPlan: what a run will do, checked before it does anything. Chapter 08."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minprune.allocation.allocate import Allocation, allocate, describe_allocation
+from minprune.data.tokens import fingerprint
+from minprune.errors import PruneError
+from minprune.methods import Method, get_method
+from minprune.models.hooks import check_compiled
+from minprune.models.layers import Layer, check_windows, find_layers
+from minprune.models.memory import windows_at_once
+from minprune.models.passes import check_forward
+from minprune.patterns import Pattern
+from minprune.patterns import pattern as read_pattern
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Which layers are pruned, each to which pattern, by which method, on which tokens.
+
+    calib: (windows, length) int64 on the model's device, or None; batches: the same, split into what goes through the
+    model at once. from_memory: whether the batch size follows from the memory that was free. allocation: as in a
+    `Report`. pattern, recipe: as they are written in it.
+    """
+
+    layers: list[Layer]
+    patterns: Mapping[Layer, Pattern]
+    name: str
+    method: Method
+    options: Mapping[str, Any]
+    pattern: str
+    recipe: str
+    allocation: Mapping[str, Any]
+    calib: Tensor | None = None
+    batches: tuple[Tensor, ...] = ()
+    from_memory: bool = False
+
+    @property
+    def batch_size(self) -> int | None:
+        """Windows that go through the model at once; None without calibration."""
+        return len(self.batches[0]) if self.batches else None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all layers that their patterns ask for."""
+        zeros = sum(self.patterns[layer].sparsity * layer.weight.numel() for layer in self.layers)
+        return zeros / sum(layer.weight.numel() for layer in self.layers)
+
+    @property
+    def calibration(self) -> dict[str, Any]:
+        """What the report says of the calibration tokens."""
+        if self.calib is None:
+            return {}
+        return {"windows": len(self.calib), "length": self.calib.shape[1], "sha256": fingerprint(self.calib)}
+
+    def layers_under(self, prefix: str) -> list[Layer]:
+        """The layers with a name that begins with prefix, such as "model.layers.3."."""
+        return [layer for layer in self.layers if any(name.startswith(prefix) for name in layer.names)]
+
+    def with_batch_size(self, batch_size: int | None) -> "PruningPlan":
+        """The same with so many windows at a time; None leaves it as it is."""
+        if self.calib is None or not batch_size:
+            return self
+        return replace(self, batches=self.calib.split(batch_size))
+
+
+def make_plan(
+    model: "PreTrainedModel",
+    calib: Tensor | None,
+    pattern: str | Pattern,
+    method: str | Method,
+    options: Mapping[str, Any],
+    allocation: Allocation = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    batch_size: int | None = None,
+    recipe: str = "",
+) -> PruningPlan:
+    """The plan of a run, after every check that needs no weights. The arguments are those of `minprune.prune`.
+
+    recipe: the name of the recipe that method, options and allocation come from. Raises `PruneError` for what cannot
+    be done.
+    """
+    check_forward(model)
+    chosen = get_method(method)
+    name = method if isinstance(method, str) else chosen.function.__name__
+    chosen.check_options(name, dict(options))
+    layers = find_layers(model, include, exclude)
+    patterns = allocate(layers, read_pattern(pattern), allocation, model, calib)
+    for layer in layers:
+        _check_pattern(layer, patterns[layer])
+    if calib is None and chosen.needs != "nothing":
+        raise PruneError(f"method {name!r} needs calibration tokens: pass calib")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
+    plan = PruningPlan(
+        layers,
+        patterns,
+        name,
+        chosen,
+        dict(options),
+        str(read_pattern(pattern)),
+        recipe,
+        describe_allocation(allocation, patterns),
+        from_memory=batch_size is None,
+    )
+    if calib is None:
+        return plan
+    _check_calibration(model, calib)
+    embeddings: Any = model.get_input_embeddings()
+    calib = calib.to(embeddings.weight.device)
+    return replace(plan, calib=calib).with_batch_size(batch_size or windows_at_once(model, layers, calib))
+
+
+def check_model(model: "PreTrainedModel") -> None:
+    """Raise `PruneError` unless the model is a causal language model of transformers whose weights are its own."""
+    from transformers import PreTrainedModel
+
+    kind = type(model).__name__
+    check_compiled(model)
+    if hasattr(model, "merge_and_unload"):
+        raise PruneError(
+            f"{kind} has adapters beside its weights, in which zeros would not last: merge_and_unload() first"
+        )
+    if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
+        raise PruneError(f"{kind} is no Hugging Face causal language model: load it with load_model")
+    if model.config.is_encoder_decoder:
+        raise PruneError(f"{kind} is an encoder with a decoder, not a causal language model: use one of those")
+    if getattr(model.config, "quantization_config", None):
+        raise PruneError(f"{kind} is quantised, which minprune cannot prune: use the model that it was made from")
+
+
+def _check_calibration(model: "PreTrainedModel", calib: Tensor) -> None:
+    if not isinstance(calib, Tensor) or calib.is_meta or calib.layout != torch.strided:
+        what = f"{calib.layout} on {calib.device}" if isinstance(calib, Tensor) else type(calib).__name__
+        raise PruneError(f"calib is a {what}: it must be a tensor of ids, such as load_tokens gives")
+    check_windows(model, calib)
+
+
+def _check_pattern(layer: Layer, pattern: Pattern) -> None:
+    try:
+        pattern.check(*layer.weight.shape)
+    except PruneError as error:
+        raise PruneError(f"{layer.name}: {error}") from None
