@@ -30,13 +30,14 @@ from minprune.output.page import write_page
 from minprune.output.report import LayerRow, Report, versions
 from minprune.output.target import check_target
 from minprune.patterns import Pattern
-from minprune.pipeline.disk_run import DiskRun, shard_name
+from minprune.pipeline.disk_run import DiskRun
 from minprune.pipeline.journal import Journal, table_of, unfinished
 from minprune.pipeline.layer_pruner import LayerPruner, RunLog
 from minprune.pipeline.plan import PruningPlan, make_plan
 from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import resolved
-from minprune.pipeline.streaming import InMemoryCheckpoint, open_checkpoint
+from minprune.pipeline.sources import Checkpoint
+from minprune.pipeline.streaming import open_checkpoint
 
 
 @torch.inference_mode(False)
@@ -153,8 +154,7 @@ def prune_checkpoint(
         )  # the journal says it again
         ahead += _hidden_bytes(source.model, calib, test, how is not None)
         ahead += sum(tensor.nbytes for tensor in source.left.values())
-        if not source.streamed:  # its blocks are written once more, renamed as in the files that it came from
-            ahead += sum(parameter.nbytes for parameter in source.model.parameters())
+        ahead += source.bytes_ahead()
         check_space(journal.folder, source.model, journal.bytes() - ahead)
         with eager_experts(source.model, plan.layers):
             guide = (how, skipped) if how else None
@@ -168,7 +168,7 @@ def prune_checkpoint(
     return report
 
 
-def _check_apart(source: InMemoryCheckpoint, layers: list[Layer]) -> None:
+def _check_apart(source: Checkpoint, layers: list[Layer]) -> None:
     """Raise `PruneError` for a layer in several blocks: its dense weights would be gone before the last of them."""
     for layer in layers:
         if len({name.removeprefix(f"{source.prefix}.").partition(".")[0] for name in layer.names}) > 1:
@@ -194,13 +194,10 @@ def _hidden_bytes(model, calib: Tensor | None, test: Tensor | None, guided: bool
     return 2 * tokens * model.get_input_embeddings().weight.shape[-1] * model.dtype.itemsize
 
 
-def _finish(source: InMemoryCheckpoint, journal: Journal, record: dict[str, Any]) -> None:
+def _finish(source: Checkpoint, journal: Journal, record: dict[str, Any]) -> None:
     """Write all that is not in a block's file; minprune.json comes last."""
-    weight_map: dict[str, str] = {}
-    if source.streamed:
-        journal.write(shard_name(source, None), source.tensors(None))
-        for part in (None, *range(len(source.blocks))):
-            weight_map |= dict.fromkeys(source.names(part), shard_name(source, part))
+    if weight_map := source.weight_map():
+        journal.write(source.file_of(None), source.tensors(None))
     with write_errors(journal.folder):
         write_page(journal.folder / PAGE, record)
     write_model(journal.folder, source.model, source.tokenizer, record, weight_map, source.folder)

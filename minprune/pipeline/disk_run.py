@@ -19,8 +19,8 @@ from minprune.output.report import LayerRow
 from minprune.pipeline.journal import Journal
 from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.reconstruction import DenseTargets, Reconstruction
+from minprune.pipeline.sources import Checkpoint
 from minprune.pipeline.staged import BlockPruner
-from minprune.pipeline.streaming import InMemoryCheckpoint
 
 _TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
 
@@ -37,7 +37,7 @@ class DiskRun:
 
     def __init__(
         self,
-        source: InMemoryCheckpoint,
+        source: Checkpoint,
         pruner: LayerPruner,
         journal: Journal,
         test: Tensor | None,
@@ -127,7 +127,7 @@ class DiskRun:
 
     def _write(self, block: int) -> None:
         log, layers = self.log, self.plan.layers_under(f"{self.source.prefix}.{block}.")
-        file, tensors = shard_name(self.source, block), self.source.tensors(block)
+        file, tensors = self.source.file_of(block), self.source.tensors(block)
         log.compare(zeros_in_file(tensors, layers))
         rows = [asdict(log.rows[layer]) for layer in layers]
         spent = {"total": self.seconds(), "statistics": log.statistics_seconds, "solve": log.solve_seconds}
@@ -144,9 +144,7 @@ class DiskRun:
 
     def compare(self) -> None:
         """Hold the rows against the model once more: all that is in memory is written from there in the end."""
-        source, head = self.source, self.source.model.get_output_embeddings()
-        here = [layer for layer in self.plan.layers if not source.streamed or layer.module is head]
-        self.log.compare(zeros_in_use(source.model, here))
+        self.log.compare(zeros_in_use(self.source.model, self.source.still_here(self.plan.layers)))
 
     def _hidden(self) -> dict[str, Tensor]:
         return {key: value for name, walk in self.walks.items() for key, value in walk.saved(name).items()}
@@ -168,10 +166,3 @@ class DiskRun:
     def _perplexity(self, name: str) -> float:
         with self.walks[name].resume_after_blocks():
             return read_perplexity(self.source.model, self.test, _TEST_BATCH)  # type: ignore[arg-type]
-
-
-def shard_name(source: InMemoryCheckpoint, part: int | None) -> str:
-    """The file of a block, or of what is outside of the blocks (None), within the unfinished output."""
-    if not source.streamed:
-        return f"unfinished/block-{part:05d}.safetensors"
-    return f"model-{1 if part is None else part + 2:05d}-of-{len(source.blocks) + 1:05d}.safetensors"

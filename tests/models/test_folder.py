@@ -523,8 +523,8 @@ def test_what_another_version_of_the_library_lacks_switches_streaming_off_with_t
 
 
 def test_every_byte_is_read_once_and_another_time_only_to_verify(folder, tmp_path, monkeypatch):
-    from minprune.pipeline import streaming as stream
-    from minprune.pipeline.streaming import StreamedCheckpoint
+    from minprune.pipeline import sources
+    from minprune.pipeline.sources import StreamedCheckpoint
 
     read, hashed, real = [], [], StreamedCheckpoint._read
 
@@ -534,7 +534,7 @@ def test_every_byte_is_read_once_and_another_time_only_to_verify(folder, tmp_pat
             yield name, value
 
     monkeypatch.setattr(StreamedCheckpoint, "_read", counted)
-    monkeypatch.setattr(stream, "sha256", lambda path: hashed.append(path.name) or "x")
+    monkeypatch.setattr(sources, "sha256", lambda path: hashed.append(path.name) or "x")
     mp.prune_checkpoint(folder, tmp_path / "out", None, "magnitude")
     assert sorted(read) == sorted(load_file(folder / SINGLE)) and hashed == []
     mp.prune_checkpoint(folder, tmp_path / "verified", None, "magnitude", verify=True)

@@ -18,7 +18,7 @@ from minprune.allocation.sensitivity import sensitivity
 from minprune.formats import save_model
 from minprune.methods import Method, Result
 from minprune.models.checks import check_weights
-from minprune.pipeline.streaming import StreamedCheckpoint
+from minprune.pipeline.sources import StreamedCheckpoint
 from minprune.structured.shrink import shrink
 
 NAME = "model.layers.1.self_attn.q_proj"

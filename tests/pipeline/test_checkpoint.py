@@ -24,8 +24,9 @@ from minprune.pipeline import journal
 from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
+from minprune.pipeline.sources import StreamedCheckpoint
 from minprune.pipeline.staged import BlockPruner
-from minprune.pipeline.streaming import StreamedCheckpoint, open_checkpoint
+from minprune.pipeline.streaming import open_checkpoint
 
 WHOLE = ("gpt_neox", "mixtral")  # the library renames or merges tensors of these while it loads them
 BLOCKS = 4
