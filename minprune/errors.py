@@ -33,3 +33,13 @@ def logged_to_stderr() -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+@contextmanager
+def from_extra(extra: str, what: str) -> Iterator[None]:
+    """Around imports of what the core does without: `PruneError`, with the line to type, where it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise PruneError(f"{what} needs {package}, which is not installed: pip install 'minprune[{extra}]'") from None

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from minprune.errors import from_extra
+
 
 class Look(NamedTuple):
     """How a method is drawn everywhere. Colour alone would be lost in black and white."""
@@ -30,6 +32,7 @@ LOOKS = {
 
 def use_style() -> None:
     """Use minprune's style sheet for all matplotlib figures from here on."""
-    import matplotlib.pyplot as plt
+    with from_extra("course", "a figure"):
+        import matplotlib.pyplot as plt
 
     plt.style.use("minprune.minprune")

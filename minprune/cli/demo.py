@@ -1,12 +1,9 @@
 """`minprune demo`."""
 
 from argparse import Namespace
-from typing import TYPE_CHECKING
 
 from minprune.cli.common import calm_transformers, command, console
-
-if TYPE_CHECKING:
-    pass
+from minprune.errors import from_extra
 
 
 def add(commands) -> None:
@@ -29,5 +26,7 @@ def run(arguments: Namespace) -> None:
     """The demonstration, into arguments.output."""
     from minprune.cli.comparison import demo
 
+    with from_extra("course", "the figure of the demonstration"):
+        import matplotlib.pyplot  # noqa: F401  # now, not after four minutes
     calm_transformers()
     demo(arguments.output, console())

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, from_extra
 from minprune.files import check_regular, parse_json, read_json
 
 Row = tuple[str, Any]  # what to call it in a message, such as "line 3", and its fields
@@ -36,7 +36,8 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def _open_zst(path: Path, mode: str) -> IO[bytes]:
-    import pyarrow
+    with from_extra("texts", "this file"):
+        import pyarrow
 
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
@@ -130,7 +131,8 @@ def _separated(delimiter: str, quotes: bool) -> Callable[[Path, IO[bytes]], Iter
 
 
 def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
-    import pyarrow.parquet
+    with from_extra("texts", "this file"):
+        import pyarrow.parquet
 
     def batches() -> Iterator[Any]:
         table = pyarrow.parquet.ParquetFile(_source(path, file))
@@ -142,7 +144,8 @@ def _parquet(path: Path, file: IO[bytes]) -> Iterator[Row]:
 
 def _arrow(path: Path, file: IO[bytes]) -> Iterator[Row]:
     """An Arrow file, or an Arrow stream, as `datasets` writes them."""
-    import pyarrow
+    with from_extra("texts", "this file"):
+        import pyarrow
 
     def batches() -> Iterator[Any]:
         source = _source(path, file)
@@ -170,7 +173,8 @@ def _check_fields(path: Path, names: list[str]) -> list[str]:
 
 def _source(path: Path, file: IO[bytes]) -> Any:
     """What pyarrow can jump about in."""
-    import pyarrow
+    with from_extra("texts", "this file"):
+        import pyarrow
 
     return io.BytesIO(file.read()) if path.suffix.lower() in _UNPACK else pyarrow.memory_map(str(path))
 
@@ -204,7 +208,8 @@ def _file_rows(path: Path) -> Iterator[Row]:
 
 
 def _numbered(path: Path, batches: Callable[[], Iterator[Any]]) -> Iterator[Row]:
-    import pyarrow
+    with from_extra("texts", "this file"):
+        import pyarrow
 
     try:
         number = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minprune.data.documents import documents
 from minprune.data.texts import articles
-from minprune.errors import PruneError
+from minprune.errors import PruneError, from_extra
 
 BUNDLED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
 HUB = {  # name -> (data set, config, column, what its splits are called there)
@@ -180,7 +180,8 @@ def check_normalizer(tokenizer, text: str) -> None:
 
 
 def _from_hub(source: str, split: str) -> str:
-    import datasets
+    with from_extra("texts", f"the data set {source!r}"):
+        import datasets
 
     repository, config, column, names = HUB[source]
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, from_extra
 from minprune.files import check_regular
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class Cell:
 
 def read_notebook(path: str | Path) -> "NotebookNode":
     """A notebook as a version 4 tree. Raises `PruneError` if the file cannot be read or is no notebook."""
-    import nbformat
+    with from_extra("course", "a notebook"):
+        import nbformat
 
     check_regular(Path(path))
     try:

@@ -17,7 +17,7 @@ from typing import Any
 
 from minprune.course.classroom.wire import LINE, from_line
 from minprune.course.outcome import Outcome, legible
-from minprune.errors import PruneError
+from minprune.errors import PruneError, from_extra
 from minprune.files import check_regular, parse_json
 
 _START = 300.0  # seconds for a process to import torch, on the slowest machine
@@ -63,8 +63,10 @@ def ask(job: Job, seconds: float) -> Answers:
 
 def _packed(cases: Sequence[tuple]) -> bytes:
     """The arguments with their strides, and shared memory; functions among them by what they do, not by where from."""
-    import cloudpickle
     import torch
+
+    with from_extra("course", "grading"):
+        import cloudpickle
 
     from minprune import checks
 

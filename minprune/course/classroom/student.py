@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minprune.course.classroom.cells import MARK, Cell, code_cells, read_notebook, regions
-from minprune.errors import PruneError
+from minprune.errors import PruneError, from_extra
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -129,7 +129,8 @@ def main(argv: list[str]) -> None:
 
     What is there already may hold a learner's answers: it is kept.
     """
-    import nbformat
+    with from_extra("course", "a notebook"):
+        import nbformat
 
     folder = Path(argv[0])
     folder.mkdir(parents=True, exist_ok=True)
