@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from minprune import __version__
@@ -61,9 +62,9 @@ def _interrupt_once(number, frame):
 
 
 def _read(words: list[str]) -> argparse.Namespace:
-    """The arguments of a command, with `words`, the command line as it was."""
+    """The arguments of a command, with `words`, the command line as it was; help if there are none."""
     try:
-        arguments = _parser().parse_args(words)
+        arguments = _parser().parse_args(words or ["--help"])
     except SystemExit:  # after --help
         sys.stdout.flush()
         raise
@@ -99,7 +100,30 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)  # argparse would take no notice of a reader that has gone
 
     def error(self, message: str):
-        raise PruneError(f"{message} (see {self.prog} --help)")
+        raise PruneError(f"{message}{self._meant(message)} (see {self.prog} --help)")
+
+    def _meant(self, message: str) -> str:
+        """What somebody who mistyped a command or an option will have meant, as a part of a sentence."""
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        choices = {name: parser for action in commands for name, parser in action.choices.items()}
+        wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (--[\w-]+)", message)
+        if not wrong:
+            return ""
+        options = {option for parser in (self, *choices.values()) for option in parser._option_string_actions}
+        near = get_close_matches(wrong[1] or wrong[2], choices if wrong[1] else sorted(options), n=1)
+        return f": did you mean {near[0]}?" if near else ""
+
+
+class _Completion(argparse.Action):
+    """Print the script for a shell, which its user puts where that shell looks for such scripts."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        import shtab
+
+        if values not in shtab.SUPPORTED_SHELLS:
+            parser.error(f"no completion for {values!r}: choose {', '.join(shtab.SUPPORTED_SHELLS)}")
+        sys.stdout.write(shtab.complete(parser, shell=values))
+        parser.exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"minprune {__version__}")
+    parser.add_argument(
+        "--print-completion", action=_Completion, metavar="SHELL", help="print what makes a shell complete the words"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add(commands)

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minprune.cli.catalogue import described_methods
 from minprune.cli.common import (
     MODEL,
     LayerName,
@@ -52,12 +53,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--method",
         metavar="M",
-        help="sparsegpt (default), or one of\n"
-        "magnitude, obd, wanda, ria: quick scores, no update\n"
-        "admm, alps, obs: choose and update, slower and better\n"
-        "exact, swaps: the best weights, a better mask, for the\n"
-        "mask of the method before a plus (wanda+swaps+exact);\n"
-        "sparsegpt, admm, alps and obs can stand there, too",
+        help="sparsegpt (default), another one, or several joined by a plus,\n"
+        "each on the mask of the one before it (wanda+swaps+exact):\n"
+        + "\n".join(f"{name}: {about.replace('%', '%%')}" for name, about in described_methods()),
     )
     parser.add_argument(
         "--recipe",
