@@ -9,6 +9,7 @@ Where blocks hand each other more than hidden states, none are kept: a run that 
 again, and takes the finished blocks from their files.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -38,6 +39,8 @@ from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import resolved
 from minprune.pipeline.sources import Checkpoint
 from minprune.pipeline.streaming import open_checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 @torch.inference_mode(False)
@@ -156,6 +159,8 @@ def prune_checkpoint(
         ahead += sum(tensor.nbytes for tensor in source.left.values())
         ahead += source.bytes_ahead()
         check_space(journal.folder, source.model, journal.bytes() - ahead)
+        if not source.streamed:
+            _log.warning(source.notes[0])
         with eager_experts(source.model, plan.layers):
             guide = (how, skipped) if how else None
             job = DiskRun(source, LayerPruner(plan, log), journal, test, sequential, guide, start)

@@ -9,7 +9,7 @@ with its reason, and used through the same functions.
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,8 +21,7 @@ from minprune.models.skeleton import describe_or_refuse, fill_tables, read_confi
 from minprune.models.weight_files import StoredTensor, check_sizes, stored_tensors
 from minprune.pipeline.sources import Checkpoint, InMemoryCheckpoint, Location, StreamedCheckpoint
 
-if TYPE_CHECKING:
-    pass
+_log = logging.getLogger(__name__)
 
 
 def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> Checkpoint:
@@ -36,8 +35,11 @@ def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device:
         model, locations = _without_weights(folder, wanted)
         return StreamedCheckpoint(model, load_tokenizer(folder, name), folder, on, str(name), locations)
     except _NotStreamedError as error:
-        note = _why_whole(folder, on, str(error))
-        logging.getLogger("minprune").warning(note)
+        size, free = _sizes(folder, on)
+        much = f", more than the {free / 1e9:.1f} GB that are free" if size > free else ""
+        note = f"the model is loaded whole, not block by block, {size / 1e9:.2f} GB{much}: {error}"
+    if size > free / 4:  # said before it fills the memory; in all cases `prune_checkpoint` says it when the work begins
+        _log.warning(f"loading {size / 1e9:.2f} GB at once, of {free / 1e9:.1f} GB that are free")
     model, tokenizer = load_model(name, dtype, device)
     whole = InMemoryCheckpoint(model, tokenizer, folder, on, str(name))
     whole.notes.insert(0, note)
@@ -48,14 +50,12 @@ class _NotStreamedError(Exception):
     """Why a model cannot be read block by block."""
 
 
-def _why_whole(folder: Path, device: torch.device, why: str) -> str:
-    """The line that says what loading a model whole will take, and what there is."""
+def _sizes(folder: Path, device: torch.device) -> tuple[int, int]:
+    """The bytes of the weights in a folder, and those that are free on the device."""
     import psutil
 
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    much = f", more than the {free / 1e9:.1f} GB that are free" if size > free else ""
-    return f"the model is loaded whole, not block by block, {size / 1e9:.2f} GB{much}: {why}"
+    return size, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[str, Location]]:

@@ -219,7 +219,7 @@ def test_demo_compares_writes_a_figure_and_a_model_and_may_run_again(tiny_folder
     from minprune.cli.comparison import RUNS, demo
 
     for _ in range(2):
-        rows = demo("out", console(), [].append, str(tiny_folder), str(text_file), (4, 4), 32)
+        rows = demo("out", console(), str(tiny_folder), str(text_file), (4, 4), 32)
     assert [(row.method, row.pattern) for row in rows] == [("dense", "-"), *RUNS]
     assert [round(row.zeros, 4) for row in rows] == [0, 0.5, 0.5, 0.5, 0.5, 0.5]
     out = capsys.readouterr().out
