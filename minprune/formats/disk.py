@@ -48,7 +48,7 @@ class StoredRow:
 
 
 def save_model(
-    model: "PreTrainedModel", tokenizer, path: str | Path, form: str = "auto", overwrite: bool = False
+    model: "PreTrainedModel", tokenizer: Any, path: str | Path, form: str = "auto", overwrite: bool = False
 ) -> list[StoredRow]:
     """Write a model with its matrices in sparse formats to a folder, which appears when it is complete.
 
@@ -96,7 +96,7 @@ def save_model(
 def write_exported(
     folder: Path,
     model: "PreTrainedModel",
-    tokenizer,
+    tokenizer: Any,
     form: str = "auto",
     record: dict[str, Any] | None = None,
     source: Path | None = None,

@@ -15,6 +15,7 @@ places together. It is not so for the residual stream, nor across attention head
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -117,7 +118,7 @@ def assign_place(scores: Tensor, order: Tensor, pattern: NM, place: int) -> Tens
 
 @exact_arithmetic()
 def permuted(
-    method: Callable[..., Result], W: Tensor, stats: Statistics | None, pattern: Pattern, order: Tensor, **options
+    method: Callable[..., Result], W: Tensor, stats: Statistics | None, pattern: Pattern, order: Tensor, **options: Any
 ) -> Result:
     """Run a method on the inputs in another order and put its result back into the order of W.
 

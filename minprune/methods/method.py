@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import check_finite
 from minprune.methods.result import Result
+from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
 from minprune.statistics import Statistics
 
@@ -50,7 +52,7 @@ class Method:
     start: "Method | None" = None
 
     @exact_arithmetic()
-    def __call__(self, W, stats, pattern, **options) -> Result:
+    def __call__(self, W: Tensor, stats: Statistics | None, pattern: str | Pattern, **options: Any) -> Result:
         pattern = read_pattern(pattern)
         self._check(W, stats)
         pattern.check(*W.shape)
@@ -64,7 +66,7 @@ class Method:
         result = self.function(W, stats, pattern, **own)
         return replace(result, note="; ".join(note for note in (first.note, result.note) if note))
 
-    def _check(self, W, stats) -> None:
+    def _check(self, W: Any, stats: Any) -> None:
         """Raise `PruneError` unless W is a finite matrix and stats are what this method needs to know of its inputs."""
         if not (isinstance(W, Tensor) and W.ndim == 2 and W.dtype in _FLOATS and W.numel()):
             what = f"{tuple(W.shape)} of {W.dtype}" if isinstance(W, Tensor) else type(W).__name__
@@ -106,7 +108,7 @@ class Method:
         """This method on the mask that `start` chooses."""
         return replace(self, needs=max(self.needs, start.needs, key=_NEEDS.index), start=start)
 
-    def check_values(self, options: dict) -> None:
+    def check_values(self, options: dict[str, Any]) -> None:
         """Raise `PruneError` for an option whose value is not of its type."""
         for option, value in options.items():
             kind = self.options.get(option)
@@ -114,7 +116,7 @@ class Method:
             if good and (not isinstance(value, good[0]) or isinstance(value, bool)):
                 raise PruneError(f"{option} is {value!r}: it must be {good[1]}")
 
-    def check_options(self, name: str, options: dict) -> None:
+    def check_options(self, name: str, options: dict[str, Any]) -> None:
         """Raise `PruneError` for an option that the function does not have, or whose value is not of its type."""
         self.check_names(name, options)
         self.check_values(options)

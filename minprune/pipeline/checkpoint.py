@@ -26,10 +26,10 @@ from minprune.errors import PruneError
 from minprune.models.checks import layer_notes
 from minprune.models.hooks import eager_experts
 from minprune.models.layers import Layer, check_windows
-from minprune.output.folder import PAGE, check_space, rehearse, write_errors, write_model
+from minprune.output.folder import check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
 from minprune.output.report import LayerRow, Report, versions
-from minprune.output.target import check_target
+from minprune.output.target import PAGE, check_target
 from minprune.patterns import Pattern
 from minprune.pipeline.disk_run import DiskRun
 from minprune.pipeline.journal import Journal, table_of, unfinished
@@ -67,7 +67,7 @@ def prune_checkpoint(
     texts: Mapping[str, Mapping[str, Any]] | None = None,
     command: Sequence[str] = (),
     verify: bool = False,
-    **options,
+    **options: Any,
 ) -> Report:
     """Prune the model in the folder (or of the id) `src` and write it to the new folder `dst`; see `minprune.prune`.
 
@@ -192,7 +192,7 @@ def _preview(plan: PruningPlan) -> Report:
     return Report(plan.name, plan.pattern, options, plan.calibration, rows, recipe=plan.recipe, allocation=allocation)
 
 
-def _hidden_bytes(model, calib: Tensor | None, test: Tensor | None, guided: bool) -> int:
+def _hidden_bytes(model: Any, calib: Tensor | None, test: Tensor | None, guided: bool) -> int:
     """How much disk the hidden states at a block boundary take: two files while one replaces the other."""
     tokens = 0 if calib is None else calib.numel() * (2 if guided else 1)
     tokens += 0 if test is None else 2 * test.numel()

@@ -62,7 +62,8 @@ class DiskRun:
             source.load(0)
             batches: dict[str, tuple[Tensor, ...]] = {"calib": plan.batches}
             if test is not None:
-                batches |= dict.fromkeys(("dense", "pruned"), test.to(source.device).split(_TEST_BATCH))
+                parts: tuple[Tensor, ...] = test.to(source.device).split(_TEST_BATCH)
+                batches |= {"dense": parts, "pruned": parts}
             length = max(tokens.shape[1] for tokens in (plan.calib, test) if tokens is not None)
             self.versions = {f"versions {n}": found for n, found in enumerate(several_versions(source.model, length))}
             batches |= {name: found[:2] for name, found in self.versions.items()}

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.files import flush, parse_json, read_json, sha256, to_json, write_text
-from minprune.output.folder import WORK, output_folder, write_errors
+from minprune.output.folder import output_folder, write_errors
 from minprune.output.lock import absolute
+from minprune.output.target import WORK
 from minprune.output.typed import Line, checked
 
 _RECIPE, _JOURNAL = "recipe.json", "journal.jsonl"
@@ -85,7 +86,7 @@ class Journal:
                 return block + 1, load_file(self.work / saved["file"])
         return None
 
-    def add(self, block: int, file: str, tensors: dict[str, Tensor], hidden: Hidden, more: dict) -> None:
+    def add(self, block: int, file: str, tensors: dict[str, Tensor], hidden: Hidden, more: dict[str, Any]) -> None:
         """A block is finished: write its tensors to `file`, under `folder`, and its line with `more` in it.
 
         hidden: gives the states behind it (None: there are none). They are saved unless that would take too large a
@@ -195,6 +196,6 @@ def _intact(path: Path, digest: str) -> bool:
         return False
 
 
-def _short(value) -> str:
+def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 60 else f"{text[:20]}...{text[-12:]}"

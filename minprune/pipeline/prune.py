@@ -10,7 +10,7 @@ Left out: choosing a sparsity per layer (allocate.py) and models that are larger
 
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ def prune(
     batch_size: int | None = None,
     sequential: bool = True,
     progress: bool = False,
-    **options,
+    **options: Any,
 ) -> Report:
     """Prune the linear layers of a Hugging Face causal LM in place and report on each.
 

@@ -85,7 +85,7 @@ def get_recipe(recipe: str | Recipe | None) -> Recipe:
 
 
 def resolve_recipe(
-    recipe: str | Recipe | None, calib: Tensor | None, method: Any, allocation: Allocation, options: dict
+    recipe: str | Recipe | None, calib: Tensor | None, method: Any, allocation: Allocation, options: dict[str, Any]
 ) -> Recipe:
     """The recipe (see `get_recipe`) with what is given beside it in place of its own.
 

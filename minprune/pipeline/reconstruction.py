@@ -18,8 +18,8 @@ did so for quantisation.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +148,7 @@ class DenseTargets:
             inputs += hidden.split(hidden.shape[axis] // len(batch) * self.how.batch_size, axis)
         return lambda step: self.dense.rehearse(index, step, inputs[step])
 
-    def products(self):
+    def products(self) -> AbstractContextManager[Any]:
         """While open, a float32 model takes its matrix products in bfloat16, if that was chosen: for forward passes.
 
         Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`.
@@ -273,7 +273,7 @@ def _size(tensor: Tensor) -> float:
 
 
 @contextmanager
-def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]):
+def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]) -> Iterator[None]:
     """While open, gradients reach these parameters of the block and no others."""
     before = {parameter: parameter.requires_grad for parameter in block.parameters()}
     try:

@@ -90,7 +90,7 @@ class InMemoryCheckpoint:
 
     streamed = False
 
-    def __init__(self, model: "PreTrainedModel", tokenizer, folder: Path, device: torch.device, name: str):
+    def __init__(self, model: "PreTrainedModel", tokenizer: Any, folder: Path, device: torch.device, name: str):
         self.model, self.tokenizer, self.folder, self.device = model, tokenizer, folder, device
         self.prefix, self.blocks = decoder_blocks(model)
         self.left = not_loaded(model, folder)
@@ -145,7 +145,7 @@ class StreamedCheckpoint:
     def __init__(
         self,
         model: "PreTrainedModel",
-        tokenizer,
+        tokenizer: Any,
         folder: Path,
         device: torch.device,
         name: str,
