@@ -34,7 +34,7 @@ def add(commands) -> None:
         "make a model smaller, with fewer neurons, heads, blocks or channels",
         "Nothing sparse is left: AutoModelForCausalLM.from_pretrained loads the folder as a smaller model of the same "
         "family, which needs less memory and time on any machine. minprune.json in it says how the model was made.",
-        "minprune shrink smollm2 --remove neurons:25%% --remove blocks:3 --repair reconstruct",
+        "minprune shrink smollm2 --remove neurons:25%% --remove blocks:3",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument(

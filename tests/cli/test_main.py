@@ -302,7 +302,6 @@ def test_every_public_name_is_there():
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        ([], ["required: COMMAND", "minprune --help"]),
         (["prnue"], ["'prnue'", "'prune'"]),
         (["prune"], ["required: MODEL"]),
         (["prune", "m", "--bogus"], ["--bogus"]),
