@@ -30,6 +30,7 @@ PROTOCOL = {
     "repair": "none; refit: least squares for the kept inputs (width), or for the last matrix before each cut towards "
     "the dense stream behind it (depth); bias: means of missing inputs; reconstruct: refit, then each block trained "
     "towards the dense one, 2 epochs of 2 windows a step at a rate of 0.005",
+    "damp": "what is added to the diagonal in a refit, as a share of its mean",
     "seconds": "of processor time, on one thread of a busy machine",
     "speed": "processor seconds for 24 tokens one by one after a prompt of 8 (median of 5, dense and smaller in turn), "
     "dense / smaller, and the same for reading 256 tokens at once; float32, one thread",
@@ -40,24 +41,25 @@ TRAINED = Reconstruction(lr=0.005, batch_size=2, epochs=2)
 
 def _cells() -> list[dict[str, Any]]:
     """What is measured, the most telling ones first."""
-    cells: list[dict[str, Any]] = [{"remove": "", "method": "dense", "repair": ""}]
-    cells += [_cell("neurons:25%", "obd", "refit"), _cell("neurons:25%", "obd", "none")]
+    width = [("25%", "obd", "refit", 1.0), ("25%", "obd", "none", 0.01), ("25%", "obs", "refit", 1.0)]
+    more = [("25%", "obd", "refit", 0.01), ("25%", "flap", "bias", 0.01), ("25%", "obd", "refit", 10.0)]
+    cells = [_cell("", "dense", "")]
+    cells += [_cell(f"neurons:{share}", how, repair, damp) for share, how, repair, damp in width]
     cells += [_cell(f"blocks:{n}", "influence", repair) for n in (3, 5) for repair in ("none", "refit")]
-    cells += [{"remove": what, "method": "speed", "repair": ""} for what in ("neurons:25%", "blocks:8", "hidden:25%")]
-    cells += [_cell("hidden:25%", "slicegpt", "none"), _cell("hidden:25%", "channels", "none")]
-    cells += [_cell(f"blocks:{n}", "influence", "refit") for n in (1, 2, 8)]
-    cells += [_cell("heads:1/3", "obd", "refit"), _cell("neurons:25%", "flap", "bias")]
-    cells += [_cell("neurons:50%", "obd", "refit"), _cell("neurons:25%", "obs", "refit")]
-    cells += [_cell("blocks:3", "influence", "reconstruct"), _cell("neurons:25%", "obd", "reconstruct")]
-    cells += [_cell(f"blocks:{n}", "influence", "none") for n in (1, 2, 8)]
-    cells += [_cell("neurons:25%", how, "refit") for how in ("magnitude", "taylor")]
-    cells += [_cell("blocks:5", "influence", "reconstruct"), _cell("neurons:50%", "obd", "reconstruct")]
+    cells += [_cell(what, "speed", "") for what in ("neurons:25%", "blocks:8", "hidden:25%")]
+    cells += [_cell("neurons:50%", "obd", "refit", 1.0), _cell("heads:1/3", "obd", "refit", 1.0)]
+    cells += [_cell("hidden:25%", how, "none") for how in ("slicegpt", "channels")]
+    cells += [_cell("blocks:3", "influence", "refit", 1.0), _cell("neurons:25%", "obd", "reconstruct", 1.0)]
+    cells += [_cell(f"neurons:{share}", how, repair, damp) for share, how, repair, damp in more]
+    cells += [_cell(f"blocks:{n}", "influence", repair) for n in (1, 2, 8) for repair in ("none", "refit")]
+    cells += [_cell("blocks:3", "influence", "reconstruct", 1.0), _cell("neurons:50%", "obd", "reconstruct", 1.0)]
+    cells += [_cell("neurons:25%", how, "refit", 1.0) for how in ("magnitude", "taylor")]
     cells += [_cell("blocks:3", how, "none") for how in ("attention", "taylor", "angle", "loss")]
     return cells
 
 
-def _cell(remove: str, method: str, repair: str) -> dict[str, Any]:
-    return {"remove": remove, "method": method, "repair": repair}
+def _cell(remove: str, method: str, repair: str, damp: float = 0.01) -> dict[str, Any]:
+    return {"remove": remove, "method": method, "repair": repair, "damp": damp}
 
 
 @cache
@@ -68,7 +70,7 @@ def patient():
     return calib, mp.load_tokens(tokenizer, "wikipedia", "test", 8, 512)
 
 
-def recompute(remove: str, method: str, repair: str) -> dict[str, Any]:
+def recompute(remove: str, method: str, repair: str, damp: float) -> dict[str, Any]:
     """One cell from nothing but the protocol."""
     torch.set_num_threads(1)
     calib, test = patient()
@@ -78,7 +80,7 @@ def recompute(remove: str, method: str, repair: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if remove:
         start = time.process_time()
-        options: dict[str, Any] = {"reconstruction": TRAINED}
+        options: dict[str, Any] = {"reconstruction": TRAINED, "damp": damp}
         if not remove.startswith(("blocks", "hidden")):
             options["recipe"] = NARROW
         with torch.autocast("cpu", torch.bfloat16, enabled=remove.startswith("blocks")):
@@ -124,7 +126,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=len(cells), help="stop after so many new ones")
     args = parser.parse_args()
     known = load_cells(args.output)
-    done = [(cell["remove"], cell["method"], cell["repair"]) for cell in known]
+    done = [tuple(cell[key] for key in cells[0]) for cell in known]
     for cell in [cell for cell in cells if tuple(cell.values()) not in done][: args.cells]:
         known.append({**cell, **recompute(**cell)})
         print(known[-1], file=sys.stderr, flush=True)

@@ -1,5 +1,7 @@
 """`minprune shrink`: make a model smaller, with fewer neurons, heads, blocks or channels, and write it to a folder."""
 
+import argparse
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ from minprune.cli.common import (
     command,
     console,
     load,
+    number,
     record_of,
     repeating,
     say_on_terminal,
@@ -23,6 +26,8 @@ from minprune.cli.prune import TEST_WINDOWS, add_samples, show_report
 
 if TYPE_CHECKING:
     pass
+
+DAMP = 0.01  # as in minprune.methods
 
 
 def add(commands) -> None:
@@ -66,6 +71,13 @@ def add(commands) -> None:
         "reconstruct: that, and then each block is trained to do what the dense one did\n"
         "bias: biases take over the means of what is missing (flap)\n"
         "none: nothing",
+    )
+    parser.add_argument(
+        "--damp",
+        metavar="X",
+        type=_damping,
+        default=DAMP,
+        help=f"damping of least squares, a share of the mean of the Gram matrix's diagonal ({DAMP:g})",
     )
     add_calibration(parser, "wikipedia, its train split", 32, 256)
     add_test(parser)
@@ -139,11 +151,13 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
         "weights": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weights(folder_of_model)],
         "removal": [[str(one), how] for one, how in plan],
         "repair": arguments.repair,
+        "damp": arguments.damp,
         "calibration": fingerprint(calib),
         "dtype": origin["dtype"],
     }
     say_on_terminal(f"shrinking {arguments.model}")
-    report = run_removals(model, calib, plan, arguments.repair, progress=Progress(folder / WORK, _plain(recipe)))
+    progress = Progress(folder / WORK, _plain(recipe))
+    report = run_removals(model, calib, plan, arguments.repair, progress=progress, damp=arguments.damp)
     report.calibration |= told
     if test is not None:
         measured |= {"after": perplexity(model, test), "protocol": {"sha256": fingerprint(test), **protocol}}
@@ -157,6 +171,13 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     show_report(report)
     console().print(f"{size:,} parameters before, {after:,} after: {1 - after / size:.1%} fewer")
     return tokenizer, test
+
+
+def _damping(text: str) -> float:
+    value = number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -93,6 +93,7 @@ def test_the_folder_computes_what_the_model_in_memory_does(shrink, tiny_folder, 
         (("--remove", "blocks:99"), "99 of"),
         (("--remove", "blocks:1", "--method", "obs"), "unknown way to choose blocks"),
         (("--remove", "blocks:1", "--repair", "pray"), "unknown repair 'pray'"),
+        (("--remove", "blocks:1", "--damp", "-1"), "'-1' is not a number from 0 on"),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(shrink, more, why):

@@ -16,6 +16,7 @@ import answers_predictions
 import answers_recovery
 import answers_schedules
 import answers_surgeon
+import answers_units
 import answers_wanda
 import numpy as np
 import pytest
@@ -168,6 +169,7 @@ RIGHT = {
     **answers_wanda.RIGHT,
     **answers_allocation.RIGHT,
     **answers_formats.RIGHT,
+    **answers_units.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -236,6 +238,7 @@ REJECTED = {
     **answers_wanda.REJECTED,
     **answers_allocation.REJECTED,
     **answers_formats.REJECTED,
+    **answers_units.REJECTED,
 }
 
 

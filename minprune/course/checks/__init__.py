@@ -39,6 +39,7 @@ from minprune.course.checks import (
     shares,
     surgeon,
     tickets,
+    units,
 )
 from minprune.course.checks.core import Case, Exercise, Verdict, Wrong, collect
 
@@ -56,6 +57,7 @@ EXERCISES: dict[str, Exercise] = collect(
     predictions.EXERCISES,  # chapter 09
     calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
     allocation.EXERCISES + prices.EXERCISES,  # chapter 11
+    units.EXERCISES,  # chapter 13
     tickets.EXERCISES,  # chapter 16
     schedules.EXERCISES,  # chapter 17
     recovery.EXERCISES + lessons.EXERCISES,  # chapter 18
