@@ -1,9 +1,12 @@
-"""What a user is told: the one exception that a mistake of the caller raises, and what the package logs."""
+"""What a user is told: mistakes, what the package logs, and how values are written in messages, tables and pages."""
 
+import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class PruneError(ValueError):
@@ -43,3 +46,30 @@ def from_extra(extra: str, what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise PruneError(f"{what} needs {package}, which is not installed: pip install 'minprune[{extra}]'") from None
+
+
+def short(value: Any) -> str:
+    """A value in at most 60 characters, for a message; of a sha256 its beginning."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return value[:12]
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else f"{text[:45]} ..."
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number of a table: so many decimals, and none that only take room behind a large number."""
+    if value is None:
+        return "-"
+    return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def four_digits(value: float) -> str:
+    """Four significant digits, without an exponent where that reads well."""
+    if not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def kind_of_layer(name: str) -> str:
+    """A layer's name with every number in it replaced by *: a glob for all layers of its kind."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)

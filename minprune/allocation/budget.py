@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.optimize import brentq
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, kind_of_layer
 from minprune.models.layers import Layer
 
 GROUPINGS = ("block", "type", "layer")
@@ -30,7 +30,7 @@ def group_layers(layers: Sequence[Layer], by: str = "block") -> dict[str, list[L
         if inside and by == "block":
             name = inside[1]
         elif inside and by == "type":
-            name = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", inside[2])
+            name = kind_of_layer(inside[2])
         groups.setdefault(name, []).append(layer)
     return groups
 

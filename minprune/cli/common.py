@@ -19,7 +19,6 @@ from minprune.output.lock import absolute, lock
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-    from transformers import PreTrainedModel
 
 
 MODEL = "a bundled model (smollm2), a folder, or a Hugging Face id"
@@ -130,11 +129,6 @@ def say_on_terminal(message: str) -> None:
         say(message)
 
 
-def kind_of(name: str) -> str:
-    """A layer's name with every number in it replaced by *: a glob for all layers of its kind."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
 def source_of(name: str) -> str | Path:
     """Where the files of a model are, see `minprune.load.model_source`; who waits for the hub is told so."""
     from huggingface_hub import constants
@@ -151,11 +145,13 @@ def source_of(name: str) -> str | Path:
 def load(name: str, dtype: str, device: str):
     """(model, tokenizer), all of its parameters finite."""
     from minprune.load import load_model
+    from minprune.models.weight_files import check_finite
 
     source_of(name)
     say_on_terminal(f"loading {name}")
     model, tokenizer = load_model(name, dtype, device)
-    _check_finite(name, model)
+    for key, parameter in model.named_parameters():  # embeddings and norms too, which no method looks at
+        check_finite(key, parameter, name)
     return model, tokenizer
 
 
@@ -174,13 +170,6 @@ def record_of(model: str) -> dict[str, Any]:
     if not all(isinstance(record.get(key, ""), str) for key in ("method", "pattern", "recipe")):
         raise PruneError(f"{path} is damaged: delete it, and what it says of the model's origin is left out")
     return record
-
-
-def _check_finite(name: str, model: "PreTrainedModel") -> None:
-    """Embeddings and norms too, which no method looks at: with NaN in them no number would mean anything."""
-    for key, parameter in model.named_parameters():
-        if parameter.numel() and not all(extreme.isfinite() for extreme in parameter.aminmax()):
-            raise PruneError(f"{key} of {name} holds NaN or infinity: the checkpoint is damaged, copy it again")
 
 
 def calm_transformers() -> None:

@@ -5,7 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprune.cli.common import MODEL, LayerName, command, console, kind_of, load, record_of, table_of
+from minprune.cli.common import MODEL, LayerName, command, console, load, record_of, table_of
+from minprune.errors import kind_of_layer
 from minprune.output.folder import check_space, default_name, output_folder, rehearse
 from minprune.output.target import check_target
 
@@ -74,7 +75,7 @@ def _record(arguments: Namespace, dtype: str, origin: dict[str, Any]) -> dict[st
 def _show(rows: "list[StoredRow]") -> None:
     kinds: dict[str, list[StoredRow]] = defaultdict(list)
     for row in rows:
-        kinds[kind_of(row.name)].append(row)
+        kinds[kind_of_layer(row.name)].append(row)
     table = table_of("layers", "count", "format", "MB", "of dense")
     for name, group in [*kinds.items(), ("all", rows)]:
         size, dense = sum(row.bytes for row in group), sum(row.dense_bytes for row in group)

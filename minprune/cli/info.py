@@ -4,7 +4,8 @@ from argparse import Namespace
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from minprune.cli.common import MODEL, LayerName, command, console, kind_of, load, table_of
+from minprune.cli.common import MODEL, LayerName, command, console, load, table_of
+from minprune.errors import kind_of_layer
 
 if TYPE_CHECKING:
     pass
@@ -40,7 +41,7 @@ def run(arguments: Namespace) -> None:
     groups: dict[tuple, list[tuple[int, str]]] = defaultdict(list)
     for layer in layers:
         W = layer.weight
-        name = layer.name if arguments.all else kind_of(layer.name)
+        name = layer.name if arguments.all else kind_of_layer(layer.name)
         groups[name, tuple(W.shape)].append((W.numel() - int(W.count_nonzero()), detect_pattern(W)))
     table = table_of("layers", "count", "shape", "zeros", "pattern")
     for (name, shape), found in groups.items():

@@ -16,7 +16,6 @@ from minprune.cli.common import (
     add_test,
     command,
     console,
-    kind_of,
     repeating,
     say_on_terminal,
     source_of,
@@ -26,6 +25,7 @@ from minprune.cli.common import (
     whole,
 )
 from minprune.cli.prune_options import read_allocation, read_options, table_by_rule
+from minprune.errors import kind_of_layer
 from minprune.output.lock import absolute, lock
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def show_report(report: "Report") -> None:
 
     kinds: dict[str, list[LayerRow]] = defaultdict(list)
     for row in report.layers:
-        kinds[kind_of(row.name)].append(row)
+        kinds[kind_of_layer(row.name)].append(row)
     table = table_of("layers", "count", "zeros", "mean error", "seconds")
     for name, rows in kinds.items():
         sizes = [row.shape[0] * row.shape[1] for row in rows]

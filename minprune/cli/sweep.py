@@ -15,7 +15,7 @@ from minprune.cli.common import (
     table_of,
     whole,
 )
-from minprune.errors import PruneError
+from minprune.errors import PruneError, number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,16 +115,11 @@ def _table(runs: list[dict[str, Any]], text: str) -> "Table":
     table.collapse_padding = True
     for row in summarise(runs):
         spread = row.spread[text]
-        times = _number(row.relative[text], 2) + ("" if spread is None else f" ± {_number(spread, 2)}")
+        times = number(row.relative[text], 2) + ("" if spread is None else f" ± {number(spread, 2)}")
         error = "-" if row.error is None else f"{row.error:.4f}"
-        cells = [_number(row.perplexity[text], 1), times, error, f"{row.seconds:.0f}"]
+        cells = [number(row.perplexity[text], 1), times, error, f"{row.seconds:.0f}"]
         table.add_row(row.method, row.pattern or "-", str(row.runs), *cells)
     return table
-
-
-def _number(value: float, digits: int) -> str:
-    """Three digits at least, and none that only take room behind a large number."""
-    return f"{value:,.{digits}f}" if value < 1000 else f"{value:,.0f}"
 
 
 def _list(text: str) -> list[str]:

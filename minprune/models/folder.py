@@ -4,7 +4,6 @@ A folder comes from anywhere. Only regular files of its own are read (or, throug
 belongs to), and what is wrong with one is said in one line that names it.
 """
 
-import json
 import math
 import os
 import re
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, short
 from minprune.files import check_regular, read_json
 
 AGAIN = "copy or download it again"
@@ -186,9 +185,3 @@ def _growth(normalizer: Any) -> float:
     if normalizer.get("type") == "Prepend":
         return 1 + len(str(normalizer.get("prepend"))) / 16
     return 1.0
-
-
-def short(value: Any) -> str:
-    """A value in at most 60 signs, for a message."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else f"{text[:45]} ..."

@@ -10,11 +10,12 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, short
 from minprune.files import check_regular, read_json
-from minprune.models.folder import AGAIN, check_entries, check_kind, inside, read_all_json, short
+from minprune.models.folder import AGAIN, check_entries, check_kind, inside, read_all_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -199,3 +200,9 @@ def header(path: Path) -> dict[str, StoredTensor]:
             return {name: StoredTensor(path, one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise PruneError(f"{path} is damaged or incomplete ({one_line(error)}): {AGAIN}") from None
+
+
+def check_finite(key: str, value: "Tensor", name: str | Path) -> None:
+    """Raise `PruneError` for a parameter with NaN or infinity: no number of the model `name` would mean anything."""
+    if value.numel() and value.is_floating_point() and not all(extreme.isfinite() for extreme in value.aminmax()):
+        raise PruneError(f"{key} of {name} holds NaN or infinity: the checkpoint is damaged, copy it again")

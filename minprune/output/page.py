@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minprune.errors import four_digits, kind_of_layer
 from minprune.files import whole_characters, write_text
 from minprune.output.report import made_by
 
@@ -53,7 +54,7 @@ def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str
             ("Recipe", _recipe(record)),
             ("Reconstruction of the blocks", _reconstruction(record.get("reconstruction") or {})),
             ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
-            ("Seconds", [(key, _number(value)) for key, value in record.get("seconds", {}).items()]),
+            ("Seconds", [(key, four_digits(value)) for key, value in record.get("seconds", {}).items()]),
             ("Versions", list(record.get("versions", {}).items())),
         ],
         layers=[
@@ -87,19 +88,19 @@ def _facts(record: dict) -> list[tuple[str, str, str]]:
     measured = record.get("perplexity") or {}
     if {"before", "after"} <= set(measured):
         before, after = measured["before"], measured["after"]
-        facts.append(("perplexity before", _number(before), "dense"))
-        facts.append(("perplexity after", _number(after), f"{_number(after / before)} times dense"))
+        facts.append(("perplexity before", four_digits(before), "dense"))
+        facts.append(("perplexity after", four_digits(after), f"{four_digits(after / before)} times dense"))
     errors = sorted(row["error"] for row in record["layers"] if row["error"] is not None)
     if errors:
         facts.append(
             (
                 "layer error",
-                _number(errors[len(errors) // 2]),
+                four_digits(errors[len(errors) // 2]),
                 f"the median layer's, {errors[-1]:.3g} at most{_when(record)}",
             )
         )
     if "total" in record.get("seconds", {}):
-        facts.append(("time", _number(record["seconds"]["total"]), "seconds of pruning"))
+        facts.append(("time", four_digits(record["seconds"]["total"]), "seconds of pruning"))
     return facts
 
 
@@ -171,7 +172,7 @@ def _charts(
 def _kind_and_depth(name: str) -> tuple[str, int]:
     """('self_attn.q_proj', 3) of 'model.layers.3.self_attn.q_proj'; the numbers of experts become *."""
     found = re.search(r"(?:^|\.)(\d+)\.(.+)", name)
-    return (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", found[2]), int(found[1])) if found else (name, 0)
+    return (kind_of_layer(found[2]), int(found[1])) if found else (name, 0)
 
 
 def _title(row: dict) -> str:
@@ -210,7 +211,10 @@ def _reconstruction(how: dict) -> list[tuple[str, str]]:
     if not ends:
         return settings
     first, last = (statistics.median(column) for column in zip(*ends, strict=True))
-    return [*settings, ("block error", f"{_number(first)} in the first epoch, {_number(last)} in the last (median)")]
+    return [
+        *settings,
+        ("block error", f"{four_digits(first)} in the first epoch, {four_digits(last)} in the last (median)"),
+    ]
 
 
 def _words(value: Any) -> str:
@@ -221,11 +225,4 @@ def _words(value: Any) -> str:
         return ", ".join(map(_words, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return _number(value) if isinstance(value, float) else str(value)
-
-
-def _number(value: float) -> str:
-    """Four digits, without an exponent where that reads well."""
-    if not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return four_digits(value) if isinstance(value, float) else str(value)

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, short
 from minprune.files import flush, parse_json, read_json, sha256, to_json, write_text
 from minprune.output.folder import output_folder, write_errors
 from minprune.output.lock import absolute
@@ -58,7 +58,7 @@ class Journal:
         for key in [*recipe, *before]:
             if recipe.get(key) != before.get(key):
                 raise PruneError(
-                    f"{self.folder} was begun with {key} {_short(before.get(key))}, not {_short(recipe.get(key))}: "
+                    f"{self.folder} was begun with {key} {short(before.get(key))}, not {short(recipe.get(key))}: "
                     "resume it as it was begun, overwrite it or choose another output"
                 )
         for path in [*self.folder.glob("*.tmp"), *self.work.glob("*.tmp")]:  # what a killed run was writing
@@ -194,8 +194,3 @@ def _intact(path: Path, digest: str) -> bool:
         return sha256(path) == digest
     except OSError:
         return False
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else f"{text[:20]}...{text[-12:]}"

@@ -17,12 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from minprune.errors import PruneError
 from minprune.files import sha256
 from minprune.models.blocks import decoder_blocks
 from minprune.models.extras import not_loaded, note_of
 from minprune.models.layers import Layer
-from minprune.models.weight_files import StoredTensor
+from minprune.models.weight_files import StoredTensor, check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,7 +95,7 @@ class InMemoryCheckpoint:
         self.left = not_loaded(model, folder)
         self.notes = note_of(self.left)
         for key, value in model.named_parameters():
-            _check_finite(key, value, name)
+            check_finite(key, value, name)
 
     def names(self, part: int | None) -> list[str]:
         if part is not None:
@@ -159,7 +158,7 @@ class StreamedCheckpoint:
         self._at_hand: set[str] = set()  # whose numbers are the file's: not all others are on the meta device
         for key, value in model.named_parameters():
             if not value.is_meta:
-                _check_finite(key, value, name)
+                check_finite(key, value, name)
         self.load(None)
         model.tie_weights()
         for module in model.modules():
@@ -176,7 +175,7 @@ class StreamedCheckpoint:
         wanted = {name: state[name] for name in self.names(part) if name not in self._at_hand}
         filled = dict(zip(wanted, _in_one_piece(list(wanted.values()), self.device), strict=True))
         for name, value in self._read(wanted):
-            _check_finite(name, value, self._name)
+            check_finite(name, value, self._name)
             filled[name].copy_(value)
         self.model.load_state_dict(filled, strict=False, assign=True)
         self._at_hand |= filled.keys()
@@ -276,8 +275,3 @@ def _return_memory() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _check_finite(key: str, value: Tensor, name: str) -> None:
-    if value.numel() and value.is_floating_point() and not all(extreme.isfinite() for extreme in value.aminmax()):
-        raise PruneError(f"{key} of {name} holds NaN or infinity: the checkpoint is damaged, copy it again")

@@ -16,8 +16,9 @@ from tiny import tiny_model
 
 import minprune as mp
 from minprune.cli import main as cli
-from minprune.cli.common import _Help, console, kind_of
+from minprune.cli.common import _Help, console
 from minprune.cli.main import main
+from minprune.errors import kind_of_layer
 from minprune.output.folder import default_name
 
 COMMANDS = ("demo", "prune", "shrink", "recover", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
@@ -249,7 +250,7 @@ def test_the_default_output_is_safe_as_a_file_name(model, method, pattern, name)
 
 @pytest.mark.parametrize("name, kind", [("h.0.attn", "h.*.attn"), ("a.1.experts.w1.12", "a.*.experts.w1.*")])
 def test_layers_of_one_kind_differ_only_in_numbers(name, kind):
-    assert kind_of(name) == kind
+    assert kind_of_layer(name) == kind
 
 
 # --- help
