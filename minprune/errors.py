@@ -56,7 +56,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:45]} ..."
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def decimal(value: float | None, digits: int = 2) -> str:
     """A number of a table: so many decimals, and none that only take room behind a large number."""
     if value is None:
         return "-"

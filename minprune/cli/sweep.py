@@ -15,7 +15,7 @@ from minprune.cli.common import (
     table_of,
     whole,
 )
-from minprune.errors import PruneError, number
+from minprune.errors import PruneError, decimal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,9 +115,9 @@ def _table(runs: list[dict[str, Any]], text: str) -> "Table":
     table.collapse_padding = True
     for row in summarise(runs):
         spread = row.spread[text]
-        times = number(row.relative[text], 2) + ("" if spread is None else f" ± {number(spread, 2)}")
+        times = decimal(row.relative[text], 2) + ("" if spread is None else f" ± {decimal(spread, 2)}")
         error = "-" if row.error is None else f"{row.error:.4f}"
-        cells = [number(row.perplexity[text], 1), times, error, f"{row.seconds:.0f}"]
+        cells = [decimal(row.perplexity[text], 1), times, error, f"{row.seconds:.0f}"]
         table.add_row(row.method, row.pattern or "-", str(row.runs), *cells)
     return table
 

@@ -9,7 +9,7 @@ of different tokenizers do not even count the same things. bits per byte count t
 import math
 from dataclasses import asdict, dataclass, field
 
-from minprune.errors import PruneError, short
+from minprune.errors import PruneError
 from minprune.evaluation.perplexity import exp
 
 _ENOUGH = 0.95  # share of a text that has to be counted before two tokenizers are compared on it
@@ -122,7 +122,7 @@ class Measurement:
             here, there = getattr(mine, name), getattr(theirs, name)
             if here != there:
                 raise PruneError(
-                    f"not measured alike: {name} is {short(here)} here and {short(there)} there; measure both with "
+                    f"not measured alike: {name} is {_short(here)} here and {_short(there)} there; measure both with "
                     f"the same {_WHAT[name]}"
                 )
         if per == "token":
@@ -155,3 +155,7 @@ _WHAT = {
     "prefix": "tokenizer",
     "tokens_hash": "windows of the text",
 }
+
+
+def _short(value) -> str:
+    return value[:8] if isinstance(value, str) else str(value)

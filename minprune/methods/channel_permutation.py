@@ -8,10 +8,9 @@ the inputs first (Pool and Yu 2021). The search here is that of RIA (Zhang et al
 2. For each of the M places of a group in turn: take that column out of every group, compute what each group would
    retain with each of them, and hand them out anew in the best way there is (a linear assignment).
 
-A reordered layer computes the same only if its inputs arrive in the new order. `fold_permutation` sees to that
-without any cost at run time, where the layers before produce the inputs one by one. In a Llama MLP that is so:
-down_proj(act(gate_proj(x)) * up_proj(x)) lets the rows of gate_proj and up_proj and the columns of down_proj change
-places together. It is not so for the residual stream, nor across attention heads.
+A reordered layer computes the same only if its inputs arrive in the new order. `fold_permutation` sees to that at no
+cost, where the layers before produce the inputs one by one, as in a Llama MLP: the rows of gate_proj and up_proj and
+the columns of down_proj change places together. It is not so for the residual stream, nor across attention heads.
 """
 
 from collections.abc import Callable, Sequence

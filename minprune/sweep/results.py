@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minprune.errors import PruneError, short
+from minprune.errors import PruneError
 from minprune.files import check_regular, flush, parse_json, to_json
 from minprune.output.typed import SweepRun, checked
 
@@ -131,7 +131,13 @@ def _difference(theirs: Any, ours: Any, name: str = "") -> str | None:
     if isinstance(theirs, dict) and isinstance(ours, dict):
         pairs = ((key, theirs.get(key), ours.get(key)) for key in {**ours, **theirs})
         return next((d for key, a, b in pairs if (d := _difference(a, b, f"{name} {key}".strip()))), None)
-    return None if theirs == ours else f"{name} {short(theirs)} instead of {short(ours)}"
+    return None if theirs == ours else f"{name} {_short(theirs)} instead of {_short(ours)}"
+
+
+def _short(value: Any) -> str:
+    if value is None or isinstance(value, dict):
+        return "none" if value is None else "there"
+    return str(value)[:12] if len(str(value)) == 64 else str(value)  # the beginning of a sha256 is enough
 
 
 def _deviation(values: list[float]) -> float | None:
