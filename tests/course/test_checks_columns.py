@@ -7,7 +7,7 @@ from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
-from minprune.course.checks.column_recipe import Recipe
+from minprune.course.checks.ch04_sparsegpt import Recipe
 
 CASES = cases(checks.sparsegpt)
 

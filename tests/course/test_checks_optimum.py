@@ -8,7 +8,7 @@ from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
-from minprune.course.checks.optimum import _Rounds, _Solve
+from minprune.course.checks.ch07_optimum import _Rounds, _Solve
 from minprune.methods.admm import part_of
 from minprune.methods.least_squares import least_squares
 

@@ -7,7 +7,7 @@ from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
-from minprune.course.checks.scores import _Recipe
+from minprune.course.checks.ch05_wanda import _Recipe
 from minprune.methods.ria import ria_scores
 
 

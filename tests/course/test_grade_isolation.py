@@ -64,7 +64,7 @@ if found:
 STOLEN = {
     "the reference": "checks.cut_windows(checks.cut_windows.reference)",
     "the check": "checks.cut_windows(checks.cut_windows)",
-    "a private name": "from minprune.course.checks.patient import _windows as f\nchecks.cut_windows(f)",
+    "a private name": "from minprune.course.checks.ch01_the_patient import _windows as f\nchecks.cut_windows(f)",
     "a name of checks": "from minprune.course.checks import _reference as f\nchecks.cut_windows(f)",
     "the catalogue": "checks.cut_windows(checks.EXERCISES['cut_windows'].reference)",
     "a patched judge": "from minprune.course.checks.core import Exercise\nExercise._agree = lambda *a: True\n"
@@ -86,7 +86,9 @@ STOLEN = {
         "from minprune import checks",
         "return checks.cut_windows.reference(ids, length)",
     ),
-    "the source": lines("import minprune", "return open(minprune.__path__[0] + '/course/checks/patient.py').read()"),
+    "the source": lines(
+        "import minprune", "return open(minprune.__path__[0] + '/course/checks/ch01_the_patient.py').read()"
+    ),
     "a tensor equal to all": "class Equal(torch.Tensor):\n    @classmethod\n"
     "    def __torch_function__(cls, *args, **kw):\n        return torch.tensor(True)\n"
     + lines("return torch.zeros(3).as_subclass(Equal)"),
@@ -114,7 +116,7 @@ def test_the_parents_own_modules_are_not_handed_on(tmp_path):
     nbformat.write(small("from minprune import checks", lines(*EVERYWHERE, RIGHT)), tmp_path / "mine.ipynb")
     script = tmp_path / "script.py"
     script.write_text(
-        "from minprune.course.checks import *\nfrom minprune.course.checks import patient\n"
+        "from minprune.course.checks import *\nfrom minprune.course.checks import ch01_the_patient\n"
         "from minprune.course.classroom.grade import grade\n"
         f"if __name__ == '__main__':\n    print(grade({str(tmp_path / 'mine.ipynb')!r}).points)\n"
     )

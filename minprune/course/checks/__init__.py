@@ -5,64 +5,18 @@ from minprune import checks
 checks.block_mask(my_function)      # a Verdict: .passed, .bug (the name of a recognised mistake, or None)
 checks.EXERCISES                        # name -> Exercise, all chapters, with their difficulty
 
-A new chapter is a module with a list `EXERCISES` and one line below.
+A chapter is a module `chNN_name`, called like its notebook, with a list `EXERCISES`; it is found by its name.
 """
 
-from minprune.course.checks import (
-    allocation,
-    calibration,
-    chain,
-    columns,
-    factors,
-    folding,
-    formats,
-    groups,
-    inputs,
-    leaks,
-    lessons,
-    magnitude,
-    measures,
-    norms,
-    optimum,
-    packing,
-    patient,
-    pipeline,
-    predictions,
-    prices,
-    recovery,
-    removals,
-    repair,
-    schedules,
-    scores,
-    search,
-    several,
-    shares,
-    surgeon,
-    tickets,
-    units,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from minprune.course.checks.core import Case, Exercise, Verdict, Wrong, collect
 
 __all__ = ["EXERCISES", "Case", "Exercise", "Verdict", "Wrong"]
 
-EXERCISES: dict[str, Exercise] = collect(
-    patient.EXERCISES + measures.EXERCISES,  # chapter 01
-    magnitude.EXERCISES + inputs.EXERCISES,  # chapter 02
-    removals.EXERCISES + several.EXERCISES + surgeon.EXERCISES,  # chapter 03
-    factors.EXERCISES + columns.EXERCISES,  # chapter 04
-    norms.EXERCISES + shares.EXERCISES + scores.EXERCISES,  # chapter 05
-    groups.EXERCISES + folding.EXERCISES,  # chapter 06
-    optimum.EXERCISES + search.EXERCISES,  # chapter 07
-    pipeline.EXERCISES + repair.EXERCISES + chain.EXERCISES,  # chapter 08
-    predictions.EXERCISES,  # chapter 09
-    calibration.EXERCISES + leaks.EXERCISES,  # chapter 10
-    allocation.EXERCISES + prices.EXERCISES,  # chapter 11
-    units.EXERCISES,  # chapter 13
-    tickets.EXERCISES,  # chapter 16
-    schedules.EXERCISES,  # chapter 17
-    recovery.EXERCISES + lessons.EXERCISES,  # chapter 18
-    formats.EXERCISES + packing.EXERCISES,  # chapter 19
-)
+_CHAPTERS = sorted(module.name for module in iter_modules(__path__) if module.name.startswith("ch"))
+EXERCISES: dict[str, Exercise] = collect(*(import_module(f"{__name__}.{name}").EXERCISES for name in _CHAPTERS))
 
 
 def __getattr__(name: str) -> Exercise:

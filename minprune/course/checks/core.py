@@ -6,8 +6,10 @@ in plain words: a case, what was expected of it and what came, and which cases w
 """
 
 import inspect
+import re
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +52,28 @@ class Wrong:
     name: str
     function: Callable
     message: str
+
+
+def mistakes(functions: Mapping[str, Callable | list[Callable]], messages: str) -> tuple[Wrong, ...]:
+    """The wrong variants of an exercise. messages: a paragraph "name: message" for each, its further lines indented.
+
+    A name with several functions has one message for all of them, or one for each. Raises `PruneError` if a name has
+    no message, or a message no function.
+    """
+    told: dict[str, list[str]] = {}
+    for paragraph in re.split(r"\n(?! )", textwrap.dedent(messages).strip()):
+        name, _, message = " ".join(paragraph.split()).partition(": ")
+        told.setdefault(name, []).append(message)
+    if lonely := functions.keys() ^ told.keys():
+        raise PruneError(f"{', '.join(sorted(lonely))}: give every wrong variant a function and a message")
+    variants = []
+    for name, given in functions.items():
+        forms, texts = given if isinstance(given, list) else [given], told[name]
+        if len(texts) not in (1, len(forms)):
+            raise PruneError(f"{name} has {len(forms)} functions and {len(texts)} messages: give it 1 or {len(forms)}")
+        texts = texts * len(forms) if len(texts) == 1 else texts
+        variants += [Wrong(name, form, text) for form, text in zip(forms, texts, strict=True)]
+    return tuple(variants)
 
 
 @dataclass(frozen=True)

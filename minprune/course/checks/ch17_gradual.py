@@ -1,4 +1,4 @@
-"""The exercises of chapter 17: the stairs of a schedule, masks from which weights return, inputs that are skipped."""
+"""The exercises of chapter 17: the stairs of a schedule, masks from which weights return, skipped inputs."""
 
 import math
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minprune.course.checks.core import Case, Exercise, Wrong
-from minprune.course.checks.values import HALVES, half_up, normal
+from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.values import half_up, normal
 
 # staircase(steps, begin, end, every, initial, final): the sparsity that the masks have during each training step
 
@@ -53,67 +53,43 @@ def _survivors(done: Tensor, initial: float, final: float) -> Tensor:
 
 staircase = Exercise(
     name="staircase",
-    chapter=16,
+    chapter=17,
     title="the sparsity that the masks have during each training step of a cubic schedule",
     reference=_Staircase(),
     difficulty=3,
-    wrong=(
-        Wrong(
-            "the end is never reached",
-            _Staircase(last="never"),
-            "The final sparsity is never reached: the stairs stop short of it. Which update is missing?",
-        ),
-        Wrong(
-            "the end is never reached",
-            _Staircase(last="multiple"),
-            "The final sparsity is never reached where `every` does not divide the way from `begin` to `end`. Which "
-            "update is missing there?",
-        ),
-        Wrong(
-            "the end comes late",
-            _Staircase(last="late"),
-            "The final sparsity is reached, but late where `every` does not divide the way: not right before `end`.",
-        ),
-        Wrong(
-            "a curve instead of stairs",
-            _Staircase(stairs=False),
-            "This is the formula at every step. The masks change only at an update, and stay until the next one.",
-        ),
-        Wrong(
-            "slow first",
-            _Staircase(curve=lambda done, initial, final: initial + (final - initial) * done**3),
-            "This begins slowly and ends steeply. It is what is still *missing* that falls with the third power.",
-        ),
-        Wrong(
-            "linear",
-            _Staircase(curve=lambda done, initial, final: initial + (final - initial) * done),
-            "Each stair is as high as the last: this is the linear schedule.",
-        ),
-        Wrong(
-            "counted from step 0",
-            _Staircase(origin=True),
-            "The progress is counted from step 0. The schedule begins at `begin`.",
-        ),
-        Wrong(
-            "not held",
-            _Staircase(held=False, last="never"),
-            "After `end` the sparsity goes on changing. It is to stay where it is.",
-        ),
-        Wrong(
-            "pruned before the beginning",
-            _Staircase(before="initial"),
-            "Before `begin` no mask has been chosen: the network is dense, whatever the initial sparsity is.",
-        ),
-        Wrong(
-            "one step late",
-            _Staircase(late=1),
-            "Every stair comes one step late. An update that is due at a step comes *before* this step is trained.",
-        ),
-        Wrong(
-            "a share of the survivors",
-            _Staircase(curve=_survivors),
-            "The final sparsity came out as a share of what the first update left. It is a share of *all* weights.",
-        ),
+    wrong=mistakes(
+        {
+            "the end is never reached": [_Staircase(last="never"), _Staircase(last="multiple")],
+            "the end comes late": _Staircase(last="late"),
+            "a curve instead of stairs": _Staircase(stairs=False),
+            "slow first": _Staircase(curve=lambda done, initial, final: initial + (final - initial) * done**3),
+            "linear": _Staircase(curve=lambda done, initial, final: initial + (final - initial) * done),
+            "counted from step 0": _Staircase(origin=True),
+            "not held": _Staircase(held=False, last="never"),
+            "pruned before the beginning": _Staircase(before="initial"),
+            "one step late": _Staircase(late=1),
+            "a share of the survivors": _Staircase(curve=_survivors),
+        },
+        """
+        the end is never reached: The final sparsity is never reached: the stairs stop short of it. Which update is
+          missing?
+        the end is never reached: The final sparsity is never reached where `every` does not divide the way from `begin`
+          to `end`. Which update is missing there?
+        the end comes late: The final sparsity is reached, but late where `every` does not divide the way: not right
+          before `end`.
+        a curve instead of stairs: This is the formula at every step. The masks change only at an update, and stay until
+          the next one.
+        slow first: This begins slowly and ends steeply. It is what is still *missing* that falls with the third power.
+        linear: Each stair is as high as the last: this is the linear schedule.
+        counted from step 0: The progress is counted from step 0. The schedule begins at `begin`.
+        not held: After `end` the sparsity goes on changing. It is to stay where it is.
+        pruned before the beginning: Before `begin` no mask has been chosen: the network is dense, whatever the initial
+          sparsity is.
+        one step late: Every stair comes one step late. An update that is due at a step comes *before* this step is
+          trained.
+        a share of the survivors: The final sparsity came out as a share of what the first update left. It is a share of
+          *all* weights.
+        """,
     ),
     cases=lambda: [
         Case("updates that divide the way evenly", (torch.arange(12), 2, 10, 4, 0.0, 0.9)),
@@ -166,59 +142,48 @@ class _Update:
 
 gradual_mask = Exercise(
     name="gradual_mask",
-    chapter=16,
+    chapter=17,
     title="the new mask of a layer from its dense weights, and the number of weights that return",
     reference=_Update(),
     difficulty=3,
-    wrong=(
-        Wrong(
-            "no weight ever returns",
-            _Update(masked=True),
-            "What is pruned stays pruned. You ranked what the network uses, where all pruned weights are zero: the "
-            "smallest there is.",
-        ),
-        Wrong(
-            "a share of the survivors",
-            _Update(of="survivors"),
-            "Too many go: the sparsity was taken as the share of the survivors that goes now. It is the share of all "
-            "weights that is to be zero afterwards.",
-        ),
-        Wrong("signed weights", _Update(signed=True), "Weights are ranked with their signs: large negative ones go."),
-        Wrong("largest pruned", _Update(largest=True), "The largest weights go. Small ones are to go."),
-        Wrong("one too few", _Update(to_integer=int), "The number of zeros is rounded down. Round to the nearest."),
-        Wrong(
-            "one too many", _Update(to_integer=math.ceil), "The number of zeros is rounded up. Round to the nearest."
-        ),
-        Wrong("halves rounded up", _Update(to_integer=half_up), HALVES),
-        Wrong(
-            "pruned ones first",
-            _Update(pruned_first=True),
-            "Of equal weights those went first that were pruned already. Of equal ones the lower index goes first, "
-            "whatever "
-            "it was before.",
-        ),
-        Wrong(
-            "ties",
-            _Update(ties=True),
-            "A threshold prunes every weight that equals it: more than were asked for. Of equal ones the lower index "
-            "goes first.",
-        ),
-        Wrong(
-            "counts what goes",
-            _Update(count=lambda old, new: old & ~new),
-            "The mask is right. The number is that of the weights which *go* in this update.",
-        ),
-        Wrong(
-            "counts every change",
-            _Update(count=lambda old, new: old ^ new),
-            "The mask is right. The number counts every place at which the masks differ, also those that go.",
-        ),
-        Wrong(
-            "counts the difference in survivors",
-            _Update(count=lambda old, new: torch.tensor(int(new.sum()) - int(old.sum()))),
-            "The mask is right. The number is by how much the *count* of survivors changed; weights that go and others "
-            "that return cancel in it.",
-        ),
+    wrong=mistakes(
+        {
+            "no weight ever returns": _Update(masked=True),
+            "a share of the survivors": _Update(of="survivors"),
+            "signed weights": _Update(signed=True),
+            "largest pruned": _Update(largest=True),
+            "one too few": _Update(to_integer=int),
+            "one too many": _Update(to_integer=math.ceil),
+            "halves rounded up": _Update(to_integer=half_up),
+            "pruned ones first": _Update(pruned_first=True),
+            "ties": _Update(ties=True),
+            "counts what goes": _Update(count=lambda old, new: old & ~new),
+            "counts every change": _Update(count=lambda old, new: old ^ new),
+            "counts the difference in survivors": _Update(
+                count=lambda old, new: torch.tensor(int(new.sum()) - int(old.sum()))
+            ),
+        },
+        """
+        no weight ever returns: What is pruned stays pruned. You ranked what the network uses, where all pruned weights
+          are zero: the smallest there is.
+        a share of the survivors: Too many go: the sparsity was taken as the share of the survivors that goes now. It is
+          the share of all weights that is to be zero afterwards.
+        signed weights: Weights are ranked with their signs: large negative ones go.
+        largest pruned: The largest weights go. Small ones are to go.
+        one too few: The number of zeros is rounded down. Round to the nearest.
+        one too many: The number of zeros is rounded up. Round to the nearest.
+        halves rounded up: A half was rounded up. Python's `round` takes a half to the even neighbour, and so does this
+          book: round(2.5) is 2 and round(3.5) is 4. Where does your rounding come from?
+        pruned ones first: Of equal weights those went first that were pruned already. Of equal ones the lower index
+          goes first, whatever it was before.
+        ties: A threshold prunes every weight that equals it: more than were asked for. Of equal ones the lower index
+          goes first.
+        counts what goes: The mask is right. The number is that of the weights which *go* in this update.
+        counts every change: The mask is right. The number counts every place at which the masks differ, also those that
+          go.
+        counts the difference in survivors: The mask is right. The number is by how much the *count* of survivors
+          changed; weights that go and others that return cancel in it.
+        """,
     ),
     cases=lambda: [
         Case("a dense layer", (normal(5, 6, seed=1601), torch.ones(5, 6, dtype=torch.bool), 0.3)),
@@ -266,52 +231,33 @@ class _Skipping:
 
 sparse_outputs = Exercise(
     name="sparse_outputs",
-    chapter=16,
+    chapter=17,
     title="the outputs of a layer that skips the small inputs of each token, and the share it skips",
     reference=_Skipping(),
     difficulty=2,
-    wrong=(
-        Wrong(
-            "written into the weights",
-            _Skipping(active=lambda X, t: (X.abs() > t).cumprod(0).bool()),
-            "The first token is right, and from token to token more is missing. What is small for one token was taken "
-            "away from all that follow, as if it had been erased from the weights.",
-        ),
-        Wrong(
-            "one mask for all tokens",
-            _Skipping(active=lambda X, t: (X.abs().mean(0) > t).expand_as(X)),
-            "All tokens skip the same inputs. Each token has its own.",
-        ),
-        Wrong(
-            "any token is enough",
-            _Skipping(active=lambda X, t: (X.abs() > t).any(0).expand_as(X)),
-            "An input that is large for one token was kept for all. Each token skips its own.",
-        ),
-        Wrong(
-            "signed inputs",
-            _Skipping(active=lambda X, t: (X - t) > 0),
-            "Large negative inputs are skipped. It is the size that is compared.",
-        ),
-        Wrong(
-            "the threshold itself",
-            _Skipping(active=lambda X, t: X.abs() >= t),
-            "An input that equals the threshold is kept. It counts as small.",
-        ),
-        Wrong(
-            "the large ones skipped",
-            _Skipping(active=lambda X, t: X.abs() <= t),
-            "The large inputs are skipped, and the small ones kept.",
-        ),
-        Wrong(
-            "outputs instead of inputs",
-            _Skipping(outputs=True),
-            "The *outputs* were compared with the threshold, and all products had to be computed for it.",
-        ),
-        Wrong(
-            "the share that is read",
-            _Skipping(share=lambda on: on.double().mean()),
-            "The outputs are right. The share is that of the inputs which are read.",
-        ),
+    wrong=mistakes(
+        {
+            "written into the weights": _Skipping(active=lambda X, t: (X.abs() > t).cumprod(0).bool()),
+            "one mask for all tokens": _Skipping(active=lambda X, t: (X.abs().mean(0) > t).expand_as(X)),
+            "any token is enough": _Skipping(active=lambda X, t: (X.abs() > t).any(0).expand_as(X)),
+            "signed inputs": _Skipping(active=lambda X, t: (X - t) > 0),
+            "the threshold itself": _Skipping(active=lambda X, t: X.abs() >= t),
+            "the large ones skipped": _Skipping(active=lambda X, t: X.abs() <= t),
+            "outputs instead of inputs": _Skipping(outputs=True),
+            "the share that is read": _Skipping(share=lambda on: on.double().mean()),
+        },
+        """
+        written into the weights: The first token is right, and from token to token more is missing. What is small for
+          one token was taken away from all that follow, as if it had been erased from the weights.
+        one mask for all tokens: All tokens skip the same inputs. Each token has its own.
+        any token is enough: An input that is large for one token was kept for all. Each token skips its own.
+        signed inputs: Large negative inputs are skipped. It is the size that is compared.
+        the threshold itself: An input that equals the threshold is kept. It counts as small.
+        the large ones skipped: The large inputs are skipped, and the small ones kept.
+        outputs instead of inputs: The *outputs* were compared with the threshold, and all products had to be computed
+          for it.
+        the share that is read: The outputs are right. The share is that of the inputs which are read.
+        """,
     ),
     cases=lambda: [
         Case("some tokens", (normal(4, 6, seed=1611), normal(5, 6, seed=1612), 0.9)),
@@ -323,5 +269,6 @@ sparse_outputs = Exercise(
         Case("a threshold of zero", (normal(3, 3, seed=1616), normal(4, 3, seed=1617).relu(), 0.0)),
     ],
 )
+
 
 EXERCISES = [staircase, gradual_mask, sparse_outputs]

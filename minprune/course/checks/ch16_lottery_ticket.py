@@ -1,13 +1,14 @@
-"""The exercises of chapter 16: the mask of a round, one threshold over several layers, and what a ticket costs."""
+"""The exercises of chapter 16: the mask of a round, one threshold for several layers, what a ticket costs."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from minprune.course.checks.core import Case, Exercise, Wrong
+from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import HALVES, half_up, normal
 from minprune.errors import PruneError
 
@@ -60,39 +61,35 @@ class _Round:
         return tuple(part.view(W.shape) for part, W in zip(parts, weights, strict=True))
 
 
-_SHARE = "The rate is a share of the weights that are still there, so fewer go in each round."
-_BUGS = [
-    ("share of all weights", {"of": "all"}, f"Too many go. {_SHARE}"),
-    (
-        "pruned weights come back",
-        {"alive": False},
-        "Weights that an earlier round had pruned are kept again, or use up this round's share. Rank the survivors "
-        "only: what stands at the other places is not in the network.",
-    ),
-    ("signed weights", {"score": torch.clone}, "Weights are ranked with their signs: large negative ones go first."),
-    ("largest pruned", {"largest": True}, "The largest survivors go. Small weights are to go."),
-    ("share kept", {"keep_share": True}, "The rate is the share that *stays*. It is the share that is to go."),
-    ("inverted mask", {"invert": True}, "The mask is upside down: True means kept."),
-    (
-        "pruned weights come back",
-        {"alive": False, "zeros": True},
-        "Pruned weights were ranked as zeros. Where survivors are zero, too, the two kinds change places: rank the "
-        "survivors only.",
-    ),
-    ("one too few", {"to_integer": int}, "The number that goes is rounded down. Round to the nearest whole number."),
-    (
-        "one too many",
-        {"to_integer": math.ceil},
-        "The number that goes is rounded up. Round to the nearest whole number.",
-    ),
-    ("halves rounded up", {"to_integer": half_up}, HALVES),
-    (
-        "ties",
-        {"ties": "threshold"},
-        "A threshold prunes every weight that equals it. With equal weights that is more than were asked for: of "
-        "these, the ones with the lower index go.",
-    ),
-]
+# The mistakes that both exercises know: fields of a round, and what is wrong.
+_FIELDS: dict[str, list[dict[str, Any]]] = {
+    "share of all weights": [{"of": "all"}],
+    "pruned weights come back": [{"alive": False}, {"alive": False, "zeros": True}],
+    "signed weights": [{"score": torch.clone}],
+    "largest pruned": [{"largest": True}],
+    "share kept": [{"keep_share": True}],
+    "inverted mask": [{"invert": True}],
+    "one too few": [{"to_integer": int}],
+    "one too many": [{"to_integer": math.ceil}],
+    "halves rounded up": [{"to_integer": half_up}],
+    "ties": [{"ties": "threshold"}],
+}
+_MESSAGES = f"""
+share of all weights: Too many go. The rate is a share of the weights that are still there, so fewer go in each round.
+pruned weights come back: Weights that an earlier round had pruned are kept again, or use up this round's share. Rank
+  the survivors only: what stands at the other places is not in the network.
+pruned weights come back: Pruned weights were ranked as zeros. Where survivors are zero, too, the two kinds change
+  places: rank the survivors only.
+signed weights: Weights are ranked with their signs: large negative ones go first.
+largest pruned: The largest survivors go. Small weights are to go.
+share kept: The rate is the share that *stays*. It is the share that is to go.
+inverted mask: The mask is upside down: True means kept.
+one too few: The number that goes is rounded down. Round to the nearest whole number.
+one too many: The number that goes is rounded up. Round to the nearest whole number.
+halves rounded up: {HALVES}
+ties: A threshold prunes every weight that equals it. With equal weights that is more than were asked for: of these, the
+  ones with the lower index go.
+"""
 
 
 def _one(round_: _Round) -> Callable[[Tensor, Tensor, float], Tensor]:
@@ -131,11 +128,11 @@ def _mask_cases() -> list[Case]:
 
 next_mask = Exercise(
     name="next_mask",
-    chapter=15,
+    chapter=16,
     title="the mask of a layer after one more round of magnitude pruning",
     reference=_one(_Round()),
     difficulty=2,
-    wrong=tuple(Wrong(name, _one(_Round(**fields)), message) for name, fields, message in _BUGS),  # type: ignore[arg-type]
+    wrong=mistakes({name: [_one(_Round(**form)) for form in forms] for name, forms in _FIELDS.items()}, _MESSAGES),
     cases=_mask_cases,
 )
 
@@ -165,23 +162,23 @@ def _global_cases() -> list[Case]:
 
 global_masks = Exercise(
     name="global_masks",
-    chapter=15,
+    chapter=16,
     title="the masks of several layers after a round with one threshold for all of them",
     reference=_Round(),
     difficulty=3,
-    wrong=(
-        Wrong(
-            "a threshold for each layer",
-            _Round(per_layer=True),
-            "Every layer loses the same share. With one threshold a layer of small weights loses more than a layer of "
-            "large ones.",
-        ),
-        Wrong(
-            "weights made comparable first",
-            _Round(scale=lambda W: W.abs().mean()),
-            "The layers were scaled before they were compared. Asked for was the plain size of the weights.",
-        ),
-        *(Wrong(name, _Round(**fields), message) for name, fields, message in _BUGS),  # type: ignore[arg-type]
+    wrong=mistakes(
+        {
+            "a threshold for each layer": _Round(per_layer=True),
+            "weights made comparable first": _Round(scale=lambda W: W.abs().mean()),
+            **{name: [_Round(**form) for form in forms] for name, forms in _FIELDS.items()},
+        },
+        f"""
+a threshold for each layer: Every layer loses the same share. With one threshold a layer of small weights loses more
+  than a layer of large ones.
+weights made comparable first: The layers were scaled before they were compared. Asked for was the plain size of the
+  weights.
+{_MESSAGES.strip()}
+        """,
     ),
     cases=_global_cases,
 )
@@ -230,97 +227,61 @@ def _cost(rounds: Callable = _rounds, total: Callable = _all_steps) -> Callable:
 
 ticket_cost = Exercise(
     name="ticket_cost",
-    chapter=15,
+    chapter=16,
     title="the rounds and the training steps that a ticket of a given sparsity takes",
     reference=_cost(),
     difficulty=2,
-    wrong=(
-        Wrong(
-            "rates added up",
-            _cost(lambda sizes, rate, sparsity: math.ceil(sparsity / rate - 1e-9)),
-            "Wrong number of rounds: the rates were added up. Each round takes its share of what is *left*.",
-        ),
-        Wrong(
-            "one round too few",
-            _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity) - 1),
-            "After that many rounds the network is not yet as sparse as asked for.",
-        ),
-        Wrong(
-            "rounded to the nearest",
-            _cost(lambda sizes, rate, sparsity: round(math.log(1 - sparsity) / math.log(1 - rate))),
-            "The number of rounds was rounded to the nearest whole number: in some cases the ticket is not as sparse "
-            "as asked for.",
-        ),
-        Wrong(
-            "all layers as one",
-            _cost(_pooled),
-            "Wrong number of rounds where layers are small: all weights were counted as one number. Each layer loses a "
-            "whole number of its own.",
-        ),
-        Wrong(
-            "the first layer only",
-            _cost(lambda sizes, rate, sparsity: _rounds(sizes[:1], rate, sparsity)),
-            "Wrong number of rounds where layers differ in size: only the first one was followed.",
-        ),
-        Wrong(
-            "the largest layer only",
-            _cost(lambda sizes, rate, sparsity: _rounds(sizes.max()[None], rate, sparsity)),
-            "Wrong number of rounds where layers differ in size: only the largest one was followed.",
-        ),
-        Wrong(
-            "each layer for itself",
-            _cost(_slowest),
-            "Wrong number of rounds where layers are small: every layer had to become as sparse as that. Asked for is "
-            "the "
-            "share of all weights.",
-        ),
-        Wrong(
-            "whole numbers only at the end",
-            _cost(_rounded_once),
-            "Wrong number of rounds where layers are small: each round begins with a whole number of survivors, and "
-            "what "
-            "was rounded away once does not come back.",
-        ),
-        Wrong(
-            "rounded up",
-            _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity, math.ceil)),
-            "Wrong number of rounds where layers are small: too many went in each, their number was rounded up.",
-        ),
-        Wrong(
-            "halves rounded up", _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity, half_up)), HALVES
-        ),
-        Wrong(
-            "a formula without whole numbers",
-            _cost(lambda sizes, rate, sparsity: math.ceil(math.log(1 - sparsity) / math.log(1 - rate))),
-            "Wrong number of rounds where layers are small: no layer loses a fraction of a weight, and the formula of "
-            "exact shares does not know that.",
-        ),
-        Wrong(
-            "dense training forgotten",
-            _cost(total=lambda n, steps, rewind: n * (steps - rewind)),
-            "The rounds are right, the steps are too few: what does the first mask come from?",
-        ),
-        Wrong(
-            "last training forgotten",
-            _cost(total=lambda n, steps, rewind: steps + (n - 1) * (steps - rewind)),
-            "The rounds are right, the steps are too few: a ticket that was not trained has no score.",
-        ),
-        Wrong(
-            "always from the start",
-            _cost(total=lambda n, steps, rewind: steps + n * steps),
-            "The rounds are right, the steps are too many: a round that goes back to a later step does not repeat the "
-            "steps before it.",
-        ),
-        Wrong(
-            "never from the start",
-            _cost(total=lambda n, steps, rewind: (n + 1) * (steps - rewind)),
-            "The rounds are right. Somebody has to take the steps before the point that rounds go back to: once.",
-        ),
-        Wrong(
-            "only the steps rewound over",
-            _cost(total=lambda n, steps, rewind: steps + n * rewind),
-            "The rounds are right. A round trains from the step it goes back to until the end, not up to that step.",
-        ),
+    wrong=mistakes(
+        {
+            "rates added up": _cost(lambda sizes, rate, sparsity: math.ceil(sparsity / rate - 1e-9)),
+            "one round too few": _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity) - 1),
+            "rounded to the nearest": _cost(
+                lambda sizes, rate, sparsity: round(math.log(1 - sparsity) / math.log(1 - rate))
+            ),
+            "all layers as one": _cost(_pooled),
+            "the first layer only": _cost(lambda sizes, rate, sparsity: _rounds(sizes[:1], rate, sparsity)),
+            "the largest layer only": _cost(lambda sizes, rate, sparsity: _rounds(sizes.max()[None], rate, sparsity)),
+            "each layer for itself": _cost(_slowest),
+            "whole numbers only at the end": _cost(_rounded_once),
+            "rounded up": _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity, math.ceil)),
+            "halves rounded up": _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity, half_up)),
+            "a formula without whole numbers": _cost(
+                lambda sizes, rate, sparsity: math.ceil(math.log(1 - sparsity) / math.log(1 - rate))
+            ),
+            "dense training forgotten": _cost(total=lambda n, steps, rewind: n * (steps - rewind)),
+            "last training forgotten": _cost(total=lambda n, steps, rewind: steps + (n - 1) * (steps - rewind)),
+            "always from the start": _cost(total=lambda n, steps, rewind: steps + n * steps),
+            "never from the start": _cost(total=lambda n, steps, rewind: (n + 1) * (steps - rewind)),
+            "only the steps rewound over": _cost(total=lambda n, steps, rewind: steps + n * rewind),
+        },
+        """
+        rates added up: Wrong number of rounds: the rates were added up. Each round takes its share of what is *left*.
+        one round too few: After that many rounds the network is not yet as sparse as asked for.
+        rounded to the nearest: The number of rounds was rounded to the nearest whole number: in some cases the ticket
+          is not as sparse as asked for.
+        all layers as one: Wrong number of rounds where layers are small: all weights were counted as one number. Each
+          layer loses a whole number of its own.
+        the first layer only: Wrong number of rounds where layers differ in size: only the first one was followed.
+        the largest layer only: Wrong number of rounds where layers differ in size: only the largest one was followed.
+        each layer for itself: Wrong number of rounds where layers are small: every layer had to become as sparse as
+          that. Asked for is the share of all weights.
+        whole numbers only at the end: Wrong number of rounds where layers are small: each round begins with a whole
+          number of survivors, and what was rounded away once does not come back.
+        rounded up: Wrong number of rounds where layers are small: too many went in each, their number was rounded up.
+        halves rounded up: A half was rounded up. Python's `round` takes a half to the even neighbour, and so does this
+          book: round(2.5) is 2 and round(3.5) is 4. Where does your rounding come from?
+        a formula without whole numbers: Wrong number of rounds where layers are small: no layer loses a fraction of a
+          weight, and the formula of exact shares does not know that.
+        dense training forgotten: The rounds are right, the steps are too few: what does the first mask come from?
+        last training forgotten: The rounds are right, the steps are too few: a ticket that was not trained has no
+          score.
+        always from the start: The rounds are right, the steps are too many: a round that goes back to a later step does
+          not repeat the steps before it.
+        never from the start: The rounds are right. Somebody has to take the steps before the point that rounds go back
+          to: once.
+        only the steps rewound over: The rounds are right. A round trains from the step it goes back to until the end,
+          not up to that step.
+        """,
     ),
     cases=lambda: [
         Case("a fifth a round, to 90 %", (torch.tensor([12000, 30000, 1000]), 0.2, 0.9, 1000, 0)),
@@ -337,5 +298,6 @@ ticket_cost = Exercise(
         Case("nothing to prune", (torch.tensor([100, 70]), 0.4, 0.0, 100, 10)),
     ],
 )
+
 
 EXERCISES = [next_mask, global_masks, ticket_cost]

@@ -1,0 +1,388 @@
+"""The exercises of chapter 03: the price of a removal, the inverse without an input, several removals, OBS."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.values import normal
+
+# saliency(w, X, damp): what the removal of each weight costs, if the others make up for it
+
+
+def _damped(X: Tensor, damp: float) -> Tensor:
+    G = X.T @ X
+    return G + damp * G.diagonal().mean() * torch.eye(len(G))
+
+
+def _from(H: Tensor, w: Tensor) -> Tensor:
+    return w.square() / torch.linalg.inv(H).diagonal()
+
+
+def _saliency(w: Tensor, X: Tensor, damp: float) -> Tensor:
+    return _from(_damped(X, damp), w)
+
+
+def _inputs(d_in: int, seed: int, loudness: Sequence[float] = (1.0,)) -> Tensor:
+    """(6 * d_in tokens, d_in): inputs with one cause in common and a mean that is not zero."""
+    X = normal(6 * d_in, d_in, seed=seed) + normal(6 * d_in, 1, seed=seed + 1) + 0.5
+    return X * torch.tensor(loudness).repeat(d_in // len(loudness))
+
+
+saliency = Exercise(
+    name="saliency",
+    chapter=3,
+    title="what the removal of each weight costs if the others make up for it, with damping",
+    reference=_saliency,
+    difficulty=2,
+    rtol=1e-3,
+    atol=1e-5,
+    wrong=mistakes(
+        {
+            "divided by diag(H)": lambda w, X, damp: w.square() / _damped(X, damp).diagonal(),
+            "repair left out": lambda w, X, damp: w.square() * _damped(X, damp).diagonal(),
+            "multiplied by the inverse": lambda w, X, damp: w.square() * torch.linalg.inv(_damped(X, damp)).diagonal(),
+            "magnitude": lambda w, X, damp: w.square(),
+            "no damping": lambda w, X, damp: _saliency(w, X, 0.0),
+            "absolute damping": lambda w, X, damp: _from(X.T @ X + damp * torch.eye(len(w)), w),
+            "fraction of the trace": lambda w, X, damp: _saliency(w, X, damp * len(w)),
+            "each input's own damping": lambda w, X, damp: _from(X.T @ X + damp * torch.diag((X.T @ X).diagonal()), w),
+            "mean over tokens": lambda w, X, damp: _saliency(w, X, damp) / len(X),
+            "root of the cost": lambda w, X, damp: _saliency(w, X, damp).sqrt(),
+            "weight not squared": lambda w, X, damp: w.abs() / torch.linalg.inv(_damped(X, damp)).diagonal(),
+            "half the cost": lambda w, X, damp: _saliency(w, X, damp) / 2,
+            "inputs centred": lambda w, X, damp: _saliency(w, X - X.mean(0), damp),
+        },
+        """
+        divided by diag(H): The squares were divided by the diagonal of H itself. That makes the weights of loud inputs
+          cheap. What stands under the fraction bar of the cost?
+        repair left out: This is the cost if the other weights stay as they are. One over the diagonal of H is the
+          diagonal of the inverse only if inputs are uncorrelated.
+        multiplied by the inverse: The squares were multiplied with the diagonal of the inverse, not divided by it: a
+          loud input has a small one.
+        magnitude: These are the squares of the weights: the inputs have no say in them.
+        no damping: It is right without damping. What is added to the diagonal of X^T X?
+        absolute damping: damp itself was added to the diagonal. It is a *fraction* of something, so that it means the
+          same for loud and for quiet layers.
+        fraction of the trace: The damping is a fraction of the mean of the diagonal, not of its sum.
+        each input's own damping: Every diagonal entry grew by a fraction of itself. All should grow by the same amount.
+        mean over tokens: The cost is per token. In this book the Gram matrix is a sum over tokens.
+        root of the cost: This is the square root of the cost. It ranks the weights alike, but it is no loss.
+        weight not squared: The cost of a weight twice as large is four times as high.
+        half the cost: It is half of the squared error. Papers that have a 2 here write 2 X^T X for H: the two cancel.
+        inputs centred: The mean of the inputs was taken away. A layer's output has it, so the loss does, too.
+        """,
+    ),
+    cases=lambda: [
+        Case("four correlated inputs", (normal(4, seed=300), _inputs(4, 301), 0.01)),
+        Case("inputs of different loudness", (normal(6, seed=303), _inputs(6, 304, (0.3, 1.0, 4.0)), 0.02)),
+        Case("no damping", (normal(5, seed=306), _inputs(5, 307), 0.0)),
+        Case("strong damping", (normal(5, seed=309), _inputs(5, 310), 0.5)),
+        Case("fewer tokens than inputs", (normal(6, seed=312), _inputs(6, 313)[:4], 0.1)),
+    ],
+)
+
+# eliminate(P, q): the inverse of H without row and column q, from P = inverse of H alone
+
+
+def _step(P: Tensor, q: int, scale: Callable[[Tensor], Tensor]) -> Tensor:
+    """Row and column q crossed out after their product, times a function of the pivot, was taken away."""
+    o = torch.arange(len(P)) != q
+    return P[o][:, o] - torch.outer(P[o, q], P[q, o]) * scale(P[q, q])
+
+
+def _eliminate(P: Tensor, q: int) -> Tensor:
+    return _step(P, q, torch.reciprocal)
+
+
+def spd(d_in: int, seed: int, loudness: Sequence[float] = (1.0,)) -> Tensor:
+    """A well-conditioned matrix H of correlated inputs, (d_in, d_in)."""
+    X = _inputs(d_in, seed, loudness)
+    return X.T @ X / len(X) + 0.02 * torch.eye(d_in)
+
+
+eliminate = Exercise(
+    name="eliminate",
+    chapter=3,
+    title="the inverse of H without row and column q, from the inverse of H alone",
+    reference=_eliminate,
+    difficulty=2,
+    rtol=1e-3,
+    atol=1e-5,
+    wrong=mistakes(
+        {
+            "crossed out only": lambda P, q: _step(P, q, torch.zeros_like),
+            "added instead of subtracted": lambda P, q: _step(P, q, lambda pivot: -1 / pivot),
+            "not divided by the pivot": lambda P, q: _step(P, q, torch.ones_like),
+            "divided by the root of the pivot": lambda P, q: _step(P, q, torch.rsqrt),
+            "divided by the square of the pivot": lambda P, q: _step(P, q, lambda pivot: pivot**-2),
+            "inverted once more": lambda P, q: torch.linalg.inv(_eliminate(P, q)),
+            "Schur complement of H": lambda P, q: _step(torch.linalg.inv(P), q, torch.reciprocal),
+            "another input": lambda P, q: _eliminate(P, 0 if q else len(P) - 1),
+            "diagonal only": lambda P, q: torch.where(
+                torch.eye(len(P) - 1) == 1, _eliminate(P, q), _step(P, q, torch.zeros_like)
+            ),
+        },
+        """
+        crossed out only: Row and column q of the inverse are gone, but the rest is as before. Inverting and crossing
+          out do not commute: try it with two correlated inputs.
+        added instead of subtracted: The step goes in the wrong direction. With fewer inputs to stand in for each other,
+          does the diagonal of the inverse grow or shrink?
+        not divided by the pivot: The product of column and row is right, but its size is not. After the step, column q
+          would have to be zero if it had not been crossed out.
+        divided by the root of the pivot: The product was divided by the root of the pivot. Each of its *two* factors
+          takes a root.
+        divided by the square of the pivot: Column and row were each divided by the whole pivot.
+        inverted once more: This is H without row and column q. Asked for is its inverse.
+        Schur complement of H: The step was made with H instead of its inverse. That gives the inverse of what is left
+          of P.
+        another input: The step is right, but it struck out another input than q.
+        diagonal only: The diagonal is right, but the entries beside it are those of the old inverse.
+        """,
+    ),
+    cases=lambda: [
+        Case("the first of two inputs", (torch.linalg.inv(torch.tensor([[2.0, 1.0], [1.0, 5.0]])), 0)),
+        Case("an input in the middle", (torch.linalg.inv(spd(5, 320)), 2)),
+        Case("the last input", (torch.linalg.inv(spd(6, 322, (0.5, 2.0, 1.0))), 5)),
+        Case("uncorrelated inputs", (torch.diag(torch.tensor([4.0, 1.0, 9.0])), 1)),
+    ],
+)
+
+
+# remove_several(w, H, gone): the best row without these weights, all of them removed at once
+
+
+def _repaired(w: Tensor, gone: list[int], factor: Tensor, rows: Tensor) -> Tensor:
+    """w - w_gone factor rows, with zeros where weights are gone: factor (removed, removed), rows (removed, d_in)."""
+    new = w - w[gone] @ factor @ rows
+    new[gone] = 0
+    return new
+
+
+def _remove_several(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    P = torch.linalg.inv(H)
+    return _repaired(w, gone, torch.linalg.inv(P[gone][:, gone]), P[gone])
+
+
+def _alone(w: Tensor, H: Tensor, gone: list[int], zero: bool, in_turn: bool) -> Tensor:
+    """Each removal's own update with the inverse of all inputs, in turn or all from the weights as they were."""
+    P, new = torch.linalg.inv(H), w.clone()
+    for q in gone:
+        new = new - (new if in_turn else w)[q] / P[q, q] * P[q]
+    if zero:
+        new[gone] = 0
+    return new
+
+
+def _with_H(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    return _repaired(w, gone, torch.linalg.inv(H[gone][:, gone]), H[gone])
+
+
+def _opposite(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    new = 2 * w - _remove_several(w, H, gone)
+    new[gone] = 0
+    return new
+
+
+def _without(w: Tensor, gone: list[int]) -> Tensor:
+    new = w.clone()
+    new[gone] = 0
+    return new
+
+
+def _block_of_H(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    return _repaired(w, gone, H[gone][:, gone], torch.linalg.inv(H)[gone])
+
+
+_STALE = (
+    "Each removal on its own is right, but they do not know of each other: once a weight is gone it cannot make "
+    "up for the next one. Which inverse does the second removal need?"
+)
+
+remove_several = Exercise(
+    name="remove_several",
+    chapter=3,
+    title="the best row without several weights, removed together",
+    reference=_remove_several,
+    difficulty=3,
+    rtol=1e-3,
+    atol=1e-4,
+    wrong=mistakes(
+        {
+            "nothing removed": lambda w, H, gone: w.clone(),
+            "no update": lambda w, H, gone: _without(w, gone),
+            "inverse of all inputs": [
+                lambda w, H, gone: _alone(w, H, gone, zero=True, in_turn=True),
+                lambda w, H, gone: _alone(w, H, gone, zero=True, in_turn=False),
+            ],
+            "weights that came back": [
+                lambda w, H, gone: _alone(w, H, gone, zero=False, in_turn=True),
+                lambda w, H, gone: _alone(w, H, gone, zero=False, in_turn=False),
+            ],
+            "H in place of its inverse": _with_H,
+            "block of H": _block_of_H,
+            "wrong sign": _opposite,
+            "kept and removed exchanged": lambda w, H, gone: _remove_several(
+                w, H, [j for j in range(len(w)) if j not in gone]
+            ),
+        },
+        """
+        nothing removed: The row came back as it was. `gone` names the weights that must be zero in the end.
+        no update: The weights are gone, but the others are as they were. They should make up for the lost ones.
+        inverse of all inputs: Each removal on its own is right, but they do not know of each other: once a weight is
+          gone it cannot make up for the next one. Which inverse does the second removal need?
+        weights that came back: The repair of a later removal moved a weight that was gone already. Count the zeros.
+        weights that came back: The updates of the single removals were added up, and each of them moves the other lost
+          weights, too. Count the zeros.
+        H in place of its inverse: The update was made with H instead of its inverse. H says how inputs go together, its
+          inverse how one stands in for another.
+        block of H: Close, but the inverse of a block of the inverse is not the block of H.
+        wrong sign: The other weights moved by the right amount in the wrong direction.
+        kept and removed exchanged: The weights that were to go stayed, and the others went.
+        """,
+    ),
+    cases=lambda: [
+        Case("one removal", (normal(4, seed=330), spd(4, 331), [1])),
+        Case("two of two twins", (torch.tensor([1.0, 2.0, -1.0]), _twins(), [0, 2])),
+        Case("three of eight", (normal(8, seed=333), spd(8, 334, (0.5, 1.0, 3.0, 1.0)), [6, 0, 3])),
+        Case("all but one", (normal(5, seed=336), spd(5, 337), [0, 1, 3, 4])),
+        Case("all of them", (normal(4, seed=341), spd(4, 342), [2, 0, 3, 1])),
+        Case("uncorrelated inputs", (normal(3, seed=339), torch.diag(torch.tensor([4.0, 1.0, 9.0])), [0, 2])),
+    ],
+)
+
+
+def _twins() -> Tensor:
+    """Two inputs that are nearly equal, and one that goes with neither much."""
+    return torch.tensor([[4.0, 3.9, 1.0], [3.9, 4.0, 0.5], [1.0, 0.5, 2.0]])
+
+
+# obs_row(w, H, zeros): the cheapest weight goes, the others make up for it, and again
+
+
+@dataclass(frozen=True)
+class _Surgeon:
+    """Greedy removal from one row; the defaults are right.
+
+    price: (w, H, P) -> (d_in,), what each removal is believed to cost, P being the inverse as it is. ahead: all are
+    chosen from the first prices. old: prices from the first inverse and the weights as they are. step: P, H, q ->
+    (d_in,), by what the others move for one unit of weight q. eliminate: q is taken out of the inverse. zero: a weight
+    that is gone is kept at zero. count: zeros -> how many.
+    """
+
+    price: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda w, H, P: w.square() / P.diagonal()
+    step: Callable[[Tensor, Tensor, int], Tensor] = lambda P, H, q: -P[q] / P[q, q]
+    ahead: bool = False
+    old: bool = False
+    eliminate: bool = True
+    zero: bool = True
+    count: Callable[[int, int], int] = lambda zeros, d_in: zeros
+
+    def __call__(self, w: Tensor, H: Tensor, zeros: int) -> Tensor:
+        w, H = w.double(), H.double()
+        P, gone = torch.linalg.inv(H), torch.zeros(len(w), dtype=torch.bool)
+        first, chosen = P, self.price(w, H, P).argsort(stable=True).tolist()
+        for t in range(self.count(zeros, len(w))):
+            prices = self.price(w, H, first if self.old else P).masked_fill(gone, float("inf"))
+            q = chosen[t] if self.ahead else int(prices.argmin())
+            w = w + w[q] * self.step(P, H, q)
+            gone[q] = True
+            if self.zero:
+                w = w.masked_fill(gone, 0)
+            if self.eliminate:
+                P = P - torch.outer(P[:, q], P[q]) / P[q, q]
+                P[q], P[:, q] = 0, 0  # not some rounding error, which would be divided by the next pivot
+        return w.float()
+
+
+def _nothing(P: Tensor, H: Tensor, q: int) -> Tensor:
+    return -torch.eye(len(P), dtype=P.dtype)[q]
+
+
+_STALE = (
+    "The inverse is that of all inputs, from beginning to end. A weight that is gone cannot make up for the next "
+    "one, nor does it share in its cost."
+)
+
+obs_row = Exercise(
+    name="obs_row",
+    chapter=3,
+    title="optimal brain surgeon for one row: the cheapest goes, the others make up for it, and again",
+    reference=_Surgeon(),
+    difficulty=4,
+    rtol=1e-3,
+    atol=1e-4,
+    wrong=mistakes(
+        {
+            "inverse not updated": _Surgeon(eliminate=False),
+            "pruned weights came back": _Surgeon(eliminate=False, zero=False),
+            "chosen at the beginning": [_Surgeon(ahead=True), _Surgeon(ahead=True, eliminate=False)],
+            "costs from the first inverse": _Surgeon(old=True),
+            "divided by diag(H)": _Surgeon(price=lambda w, H, P: w.square() / H.diagonal()),
+            "multiplied by the inverse": _Surgeon(price=lambda w, H, P: w.square() * P.diagonal()),
+            "chosen by magnitude": _Surgeon(price=lambda w, H, P: w.abs()),
+            "chosen without regard to the repair": _Surgeon(price=lambda w, H, P: w.square() * H.diagonal()),
+            "dearest first": _Surgeon(price=lambda w, H, P: -w.square() / P.diagonal()),
+            "H in place of its inverse": _Surgeon(step=lambda P, H, q: -H[q] / H[q, q]),
+            "wrong sign": _Surgeon(step=lambda P, H, q: P[q] / P[q, q]),
+            "not divided by the pivot": _Surgeon(step=lambda P, H, q: -P[q]),
+            "no update": [_Surgeon(step=_nothing), _Surgeon(step=_nothing, eliminate=False)],
+            "one too many": _Surgeon(count=lambda zeros, d_in: min(zeros + 1, d_in)),
+            "zeros kept": _Surgeon(count=lambda zeros, d_in: d_in - zeros),
+        },
+        """
+        inverse not updated: The inverse is that of all inputs, from beginning to end. A weight that is gone cannot make
+          up for the next one, nor does it share in its cost.
+        pruned weights came back: Too few zeros: repairing one removal moved weights that were gone already. If the
+          inverse were that of the inputs that are left, this could not happen.
+        chosen at the beginning: All weights were chosen from the costs at the beginning. With every removal the costs
+          of the others change: of two inputs that say the same, the first is cheap and then the second is dear.
+        costs from the first inverse: The updates are right. The costs were taken from the inverse at the beginning,
+          which still counts on inputs whose weights are gone.
+        divided by diag(H): The weights were chosen by w^2 over the diagonal of H. That calls the weights of loud inputs
+          cheap.
+        multiplied by the inverse: The weights were chosen by w^2 *times* the diagonal of the inverse. It belongs under
+          the fraction bar.
+        chosen by magnitude: The smallest magnitude went each time. The repair is right, but the cost of a removal also
+          depends on the inputs.
+        chosen without regard to the repair: The weights were chosen by what their removal costs if nothing is repaired.
+          A weight whose input others can stand in for is cheaper than that.
+        dearest first: The dearest weight went each time, not the cheapest.
+        H in place of its inverse: The others moved along a row of H. H says how inputs go together; how one stands in
+          for another is in the inverse.
+        wrong sign: The others moved away from where they were needed. What must the update make of weight q itself?
+        not divided by the pivot: The update has the wrong size. What must it make of weight q itself?
+        no update: The weights that stay are as they were. They should make up for those that go.
+        one too many: One weight more than asked for is gone. Count the rounds of your loop.
+        zeros kept: So many weights *stayed* as were to go.
+        """,
+    ),
+    cases=lambda: cases(),
+)
+
+
+def cases() -> list[Case]:
+    """Rows in which no choice hangs on rounding, and in which the known mistakes lead to different results."""
+    return [
+        Case("one removal", (normal(5, seed=340), spd(5, 341, (0.3, 1.0, 3.0, 0.7, 2.0)), 1)),
+        Case("two inputs that are nearly equal, of which one may go", (torch.tensor([1.0, 1.1, 0.9, 1.6]), _near(), 1)),
+        Case("the same inputs, two weights to go", (torch.tensor([1.0, 1.1, 0.9, 1.6]), _near(), 2)),
+        Case("two twins and a dearer third", (torch.tensor([1.0, 1.1, 1.2, 1.6]), _near(), 2)),
+        Case("all but one", (torch.tensor([1.0, 1.1, 1.2, 1.6]), _near(), 3)),
+        Case("half of twelve", (normal(12, seed=343), spd(12, 344, (0.5, 2.0, 4.0, 1.0)), 6)),
+        Case("three quarters of sixteen", (normal(16, seed=346), spd(16, 347, (1.0, 0.4)), 12)),
+        Case("nothing to remove", (normal(4, seed=349), spd(4, 350), 0)),
+        Case("everything removed", (normal(4, seed=352), spd(4, 353), 4)),
+    ]
+
+
+def _near() -> Tensor:
+    """Inputs 0 and 1 say nearly the same; 2 and 3 go with nothing."""
+    H = torch.diag(torch.tensor([4.0, 4.0, 1.5, 2.0]))
+    H[0, 1] = H[1, 0] = 3.8
+    return H
+
+
+EXERCISES = [saliency, eliminate, remove_several, obs_row]

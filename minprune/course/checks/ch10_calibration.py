@@ -1,0 +1,322 @@
+"""The exercises of chapter 10: windows with BOS, mixed texts, choosing a damping, test text seen before."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.values import normal
+
+# cut_with_bos(ids, length, bos): full windows that each begin with the token bos
+
+
+def _body(ids: Tensor, size: int) -> Tensor:
+    """As many full rows of `size` tokens as there are: (rows, size)."""
+    return ids[: len(ids) // size * size].view(-1, size)
+
+
+def _before(bos: int, rows: Tensor) -> Tensor:
+    return torch.cat([torch.full((len(rows), 1), bos), rows], dim=1)
+
+
+def _cut(ids: Tensor, length: int, bos: int) -> Tensor:
+    return _before(bos, _body(ids, length - 1))
+
+
+def _overwritten(ids: Tensor, length: int, bos: int) -> Tensor:
+    rows = _body(ids, length).clone()
+    rows[:, 0] = bos
+    return rows
+
+
+def _first_only(ids: Tensor, length: int, bos: int) -> Tensor:
+    return _body(torch.cat([torch.tensor([bos]), ids]), length)
+
+
+cut_with_bos = Exercise(
+    name="cut_with_bos",
+    chapter=10,
+    title="full windows of one length that each begin with the BOS token",
+    reference=_cut,
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "token overwritten": _overwritten,
+            "windows too long": lambda ids, length, bos: _before(bos, _body(ids, length)),
+            "only the first window": _first_only,
+            "at the end": lambda ids, length, bos: _cut(ids, length, bos).roll(-1, dims=1),
+            "end of the window cut off": lambda ids, length, bos: _before(bos, _body(ids, length)[:, :-1]),
+            "without BOS": lambda ids, length, bos: _body(ids, length),
+        },
+        """
+        token overwritten: The BOS token stands where a token of the text was: one token in each window is lost.
+        windows too long: Your windows have one token more than was asked for: a model with as many positions would
+          refuse them.
+        only the first window: Only the text as a whole begins with the BOS token. Every window is a text of its own for
+          the model.
+        at the end: The token stands at the end of each window. BOS is what the model sees first.
+        end of the window cut off: The last token of each window was dropped to make room. Cut the text for the room
+          that there is.
+        without BOS: There is no BOS token. A model that was trained with one behaves oddly without it.
+        """,
+    ),
+    cases=lambda: [
+        Case("a text of 20 tokens", (torch.arange(20), 5, 99)),
+        Case("a rest that fills no window", (torch.arange(23) + 7, 4, 1)),
+        Case("windows of two tokens", (torch.arange(6) + 3, 2, 0)),
+        Case("one window", (torch.arange(10), 8, 50)),
+        Case("tokens of a large vocabulary", (torch.tensor([151935, 300, 128, 40000, 65536, 255, 7]), 4, 151643)),
+    ],
+)
+
+
+# mix_grams(grams, tokens, shares): statistics of several texts, put together so that each has a given share
+
+
+def _mixed(grams: Sequence[Tensor], tokens: Sequence[int], shares: Sequence[float]) -> Tensor:
+    total = sum(tokens)
+    return torch.stack([total * s / n * G for G, n, s in zip(grams, tokens, shares, strict=True)]).sum(0)
+
+
+mix_grams = Exercise(
+    name="mix_grams",
+    chapter=10,
+    title="the Gram matrix of a mixture of texts in which each text has a given share of the tokens",
+    reference=_mixed,
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "plain sum": lambda grams, tokens, shares: torch.stack(list(grams)).sum(0),
+            "shares of the sums": lambda grams, tokens, shares: torch.stack(
+                [s * G for G, s in zip(grams, shares, strict=True)]
+            ).sum(0),
+            "a mean over tokens": lambda grams, tokens, shares: _mixed(grams, tokens, shares) / sum(tokens),
+            "equal shares": lambda grams, tokens, shares: _mixed(grams, tokens, [1 / len(grams)] * len(grams)),
+            "shares squared": lambda grams, tokens, shares: _mixed(grams, tokens, [s * s for s in shares]),
+            "mean length instead of the total": lambda grams, tokens, shares: (
+                _mixed(grams, tokens, shares) / len(grams)
+            ),
+        },
+        """
+        plain sum: The texts were added up as they are, so the longest one decides, whatever its share.
+        shares of the sums: The shares multiply sums over unequally many tokens: a long text still counts for more. What
+          would the sum be if the text had as many tokens as its share says?
+        a mean over tokens: This is a mean over tokens. A Gram matrix is a sum: as if all tokens together had been dealt
+          out by the shares.
+        equal shares: All texts count alike. Where do the shares come in?
+        shares squared: The shares enter with a square. They say how many tokens there are, not how long these are.
+        mean length instead of the total: The mixture is as long as one text on average. It is to have as many tokens as
+          all of them together.
+        """,
+    ),
+    cases=lambda: [
+        Case("two texts of unequal length", (_grams([40, 10], 3, 1000), [40, 10], [0.5, 0.5])),
+        Case("three texts", (_grams([10, 30, 20], 4, 1010), [10, 30, 20], [0.2, 0.3, 0.5])),
+        Case("a text without a share", (_grams([12, 8], 3, 1020), [12, 8], [1.0, 0.0])),
+        Case("one text", (_grams([9], 2, 1030), [9], [1.0])),
+    ],
+)
+
+
+def _grams(tokens: list[int], d_in: int, seed: int) -> list[Tensor]:
+    inputs = [(i + 1) * normal(n, d_in, seed=seed + i) for i, n in enumerate(tokens)]
+    return [X.T @ X for X in inputs]
+
+
+# choose_damping(W, fit, validation, damps, prune): the damping whose result is best on other text
+
+Prune = Callable[[Tensor, Tensor, float], Tensor]
+
+
+def _losses(W: Tensor, G: Tensor, seen: Tensor, damps: Sequence[float], prune: Prune) -> list[float]:
+    """The error on G of what is pruned with `seen`, for each damping."""
+    return [float((((W - V) @ G) * (W - V)).sum()) for V in (prune(W, seen, damp) for damp in damps)]
+
+
+def _best(losses: list[float], damps: Sequence[float], sign: int = 1) -> Tensor:
+    return torch.tensor(damps[min(range(len(damps)), key=lambda i: sign * losses[i])])
+
+
+def _again(W, fit, validation, damps, prune):
+    losses, V = [], W
+    for damp in damps:
+        V = prune(V, fit, damp)
+        losses += _losses(W, validation, fit, [damp], lambda *_, V=V: V)
+    return _best(losses, damps)
+
+
+def _with_damping(W, fit, validation, damps, prune):
+    losses = []
+    for damp in damps:
+        H = validation + damp * validation.diagonal().mean() * torch.eye(len(validation))
+        losses += _losses(W, H, fit, [damp], prune)
+    return _best(losses, damps)
+
+
+choose_damping = Exercise(
+    name="choose_damping",
+    chapter=10,
+    title="the damping whose pruned weights have the lowest error on validation text",
+    reference=lambda W, fit, validation, damps, prune: _best(_losses(W, validation, fit, damps, prune), damps),
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "chosen on the calibration text": lambda W, fit, validation, damps, prune: _best(
+                _losses(W, fit, fit, damps, prune), damps
+            ),
+            "texts exchanged": lambda W, fit, validation, damps, prune: _best(
+                _losses(W, fit, validation, damps, prune), damps
+            ),
+            "pruned again and again": _again,
+            "only the diagonal": lambda W, fit, validation, damps, prune: _best(
+                _losses(W, validation.diagonal().diag(), fit, damps, prune), damps
+            ),
+            "length of the slope": lambda W, fit, validation, damps, prune: _best(
+                [float(((W - prune(W, fit, damp)) @ validation).norm()) for damp in damps], damps
+            ),
+            "worst instead of best": lambda W, fit, validation, damps, prune: _best(
+                _losses(W, validation, fit, damps, prune), damps, -1
+            ),
+            "place instead of damping": lambda W, fit, validation, damps, prune: torch.tensor(
+                float(_losses(W, validation, fit, damps, prune).index(min(_losses(W, validation, fit, damps, prune))))
+            ),
+            "damping in the measure": _with_damping,
+            "distance of the weights": lambda W, fit, validation, damps, prune: _best(
+                _losses(W, torch.eye(len(fit)), fit, damps, prune), damps
+            ),
+        },
+        """
+        chosen on the calibration text: The error was measured on the text that the weights were fitted to, where less
+          damping is always better.
+        texts exchanged: Fitted to the validation text and measured on the calibration text: the two are exchanged.
+        pruned again and again: Each damping was tried on what the one before had left. Every one of them begins with
+          the layer as it was.
+        only the diagonal: Only the diagonal of the validation text's Gram matrix was used, as if its inputs were
+          uncorrelated.
+        length of the slope: ||D G|| is not the error. The squared error of the outputs is D G D^T: the change of the
+          weights stands on both sides.
+        worst instead of best: Of all dampings this one has the *largest* error.
+        place instead of damping: This is the place of the best damping in the list. Asked for is the damping itself.
+        damping in the measure: The error was measured with the damping added to the validation text: every damping then
+          has a measure of its own.
+        distance of the weights: The weights were compared, not the outputs. How far a weight moved is of no interest if
+          the inputs do not show it.
+        """,
+    ),
+    cases=lambda: [
+        *(Case(f"{n} calibration tokens", _layer(n, seed, _refit)) for n, seed in _REFITTED),
+        *(Case(f"{n} calibration tokens, other inputs each time", _layer(n, seed, _chosen)) for n, seed in _CHOSEN),
+    ],
+)
+
+_DAMPS = [0.0001, 0.01, 0.1, 1.0, 10.0]
+_Seeds = tuple[tuple[int, int], ...]
+_REFITTED: _Seeds = ((9, 1080), (12, 1050), (9, 1160), (10, 1050), (8, 1350), (8, 1120))
+_CHOSEN: _Seeds = ((8, 1310), (6, 1110), (12, 1050), (15, 1320))
+
+
+def _refit(W: Tensor, G: Tensor, damp: float) -> Tensor:
+    """The upper half of the inputs goes, the lower half makes up for it."""
+    H = G + damp * G.diagonal().mean() * torch.eye(len(G))
+    k = len(G) // 2
+    kept = W[:, :k] + torch.linalg.solve(H[:k, :k], H[:k, k:] @ W[:, k:].T).T
+    return torch.cat([kept, torch.zeros_like(W[:, k:])], dim=1)
+
+
+def _chosen(W: Tensor, G: Tensor, damp: float) -> Tensor:
+    """The half of the inputs goes that costs least with this damping, and the other half makes up for it."""
+    H = G + damp * G.diagonal().mean() * torch.eye(len(G))
+    order = (W.square().sum(0) / torch.linalg.inv(H).diagonal()).argsort(descending=True)
+    return _refit(W[:, order], G[order][:, order], damp)[:, order.argsort()]
+
+
+def _layer(tokens: int, seed: int, prune: Prune) -> tuple:
+    mix = normal(8, 8, seed=seed) * torch.logspace(-1, 1, 8).roll(seed // 10)
+    fit, validation = (normal(n, 8, seed=seed + i) @ mix for i, n in ((1, tokens), (2, 60)))
+    damps = _DAMPS if seed % 20 else _DAMPS[::-1]
+    return normal(3, 8, seed=seed + 3), fit.T @ fit, validation.T @ validation, damps, prune
+
+
+# contaminated(train, test, n): which test windows share n tokens in a row with the calibration windows
+
+
+def _runs(window: Tensor, n: int) -> set[tuple[int, ...]]:
+    tokens = window.tolist()
+    return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
+
+
+def _shared(
+    train: Tensor, test: Tensor, n: int, runs: Callable[[Tensor, int], set] = _runs, joined: bool = False
+) -> Tensor:
+    seen = runs(train.flatten(), n) if joined else set().union(*(runs(window, n) for window in train))
+    return torch.tensor([bool(runs(window, n) & seen) for window in test])
+
+
+def _same_place(window: Tensor, n: int) -> set:
+    tokens = window.tolist()
+    return {(i, *tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
+
+
+def _steps(window: Tensor, n: int) -> set:
+    tokens = window.tolist()
+    return {tuple(tokens[i : i + n]) for i in range(0, len(tokens) - n + 1, n)}
+
+
+contaminated = Exercise(
+    name="contaminated",
+    chapter=10,
+    title="which test windows share a run of n tokens with a calibration window",
+    reference=_shared,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "roles exchanged": lambda train, test, n: _shared(test, train, n),
+            "inverted": lambda train, test, n: ~_shared(train, test, n),
+            "whole windows only": lambda train, test, n: _shared(
+                train, test, n, lambda window, n: {tuple(window.tolist())}
+            ),
+            "same place only": lambda train, test, n: _shared(train, test, n, _same_place),
+            "order ignored": lambda train, test, n: _shared(
+                train, test, n, lambda window, n: {tuple(sorted(run)) for run in _runs(window, n)}
+            ),
+            "single tokens": lambda train, test, n: _shared(train, test, 1),
+            "runs across windows": lambda train, test, n: _shared(train, test, n, joined=True),
+            "every n-th run": lambda train, test, n: _shared(train, test, n, _steps),
+            "one token too long": lambda train, test, n: _shared(train, test, n + 1),
+        },
+        """
+        roles exchanged: Your verdicts are on the *calibration* windows. Asked for is one on each test window.
+        inverted: The verdicts are the opposite of what was asked for: True means that a window is contaminated.
+        whole windows only: Only windows that are equal as a whole were found. A leak is rarely cut at the same places.
+        same place only: A shared run was found only where it stands at the same place of both windows.
+        order ignored: Runs with the same tokens in another order were taken for the same.
+        single tokens: One common token was enough. All texts share tokens; it takes n of them in a row.
+        runs across windows: A run was found that begins in one calibration window and ends in the next. They are not
+          neighbours in the text.
+        every n-th run: Only runs that begin at multiples of n were compared. A run may begin anywhere.
+        one token too long: Runs of n tokens were not found, only longer ones: look at the ends of your slices.
+        """,
+    ),
+    cases=lambda: [
+        Case("a run at other places", (_rows("abcdefgh", "ijklmnop"), _rows("qrcdestu", "vwxyzabx", "ponmlkji"), 3)),
+        Case("a run of exactly n", (_rows("abcdef", "ghijkl"), _rows("zzabcd", "zzabcz", "lkjihg"), 4)),
+        Case("the end of one window and the start of the next", (_rows("abcd", "efgh"), _rows("cdef", "bcde"), 4)),
+        Case("more test windows than calibration windows", (_rows("abcab"), _rows("xabca", "bcxxx", "abxab"), 2)),
+        Case("an end that is too short", (_rows("abcde", "fghij"), _rows("klmde", "nopqj", "bcdkl"), 3)),
+        Case("common tokens that do not follow each other", (_rows("abcdef"), _rows("azbzcz", "zabzde", "fedcba"), 3)),
+        Case("common tokens, each twice", (_rows("aabbcc"), _rows("abcabc", "aazbbz", "zaabbz"), 4)),
+        Case(
+            "numbers that hold others", (torch.tensor([[11, 2, 31, 5]]), torch.tensor([[1, 2, 3, 9], [7, 2, 31, 5]]), 3)
+        ),
+        Case("single tokens", (_rows("abc"), _rows("xyz", "xyc", "axx"), 1)),
+        Case("the last run of a window", (_rows("uvwxyz", "abcdef"), _rows("ghixyz", "defghi", "hgfedc"), 3)),
+    ],
+)
+
+
+def _rows(*texts: str) -> Tensor:
+    return torch.tensor([[ord(letter) - ord("a") for letter in text] for text in texts])
+
+
+EXERCISES = [cut_with_bos, mix_grams, choose_damping, contaminated]
