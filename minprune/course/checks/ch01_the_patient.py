@@ -1,26 +1,23 @@
 """The exercises of chapter 01: windows of a text, the size of a model, perplexity, counting zeros."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import complement, scaled
 from minprune.course.checks.values import normal
 
+
 # cut_windows(ids, length): consecutive windows of one length, without overlap or padding
-
-
 def _cut_windows(ids: Tensor, length: int) -> Tensor:
     return ids[: len(ids) // length * length].view(-1, length)
 
 
 def _strided(ids: Tensor, length: int, stride: int) -> Tensor:
     return torch.stack([ids[i : i + length] for i in range(0, len(ids) - length + 1, stride)])
-
-
-def _padded(ids: Tensor, length: int) -> Tensor:
-    return torch.cat([ids, ids.new_zeros(-len(ids) % length)]).view(-1, length)
 
 
 cut_windows = Exercise(
@@ -31,7 +28,7 @@ cut_windows = Exercise(
     difficulty=1,
     wrong=mistakes(
         {
-            "padded": _padded,
+            "padded": lambda ids, length: torch.cat([ids, ids.new_zeros(-len(ids) % length)]).view(-1, length),
             "left-over window kept": [
                 lambda ids, length: ids.split(length),
                 lambda ids, length: list(ids.split(length)),
@@ -70,8 +67,6 @@ cut_windows = Exercise(
 
 
 # count_parameters(config): the size of a Llama-like model from the numbers in its config.json
-
-
 def _count_parameters(
     config: dict,
     *,
@@ -89,17 +84,9 @@ def _count_parameters(
     return (1 + head(config)) * config["vocab_size"] * d + config["num_hidden_layers"] * block + final_norm * d
 
 
-def _config(vocab: int, d: int, d_ff: int, layers: int, heads: int, kv_heads: int, head_dim: int, tied: bool) -> dict:
-    return {
-        "vocab_size": vocab,
-        "hidden_size": d,
-        "intermediate_size": d_ff,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-        "tie_word_embeddings": tied,
-    }
+def _config(*values: int) -> dict:
+    names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    return dict(zip([*names.split(), "head_dim", "tie_word_embeddings"], values, strict=True))
 
 
 count_parameters = Exercise(
@@ -110,19 +97,15 @@ count_parameters = Exercise(
     difficulty=3,
     wrong=mistakes(
         {
-            "tied head counted": lambda config: _count_parameters(config, head=lambda config: True),
-            "untied head forgotten": lambda config: _count_parameters(config, head=lambda config: False),
-            "tying read the wrong way round": lambda config: _count_parameters(
-                config, head=lambda config: config["tie_word_embeddings"]
-            ),
-            "keys and values as wide as the queries": lambda config: _count_parameters(
-                config, kv="num_attention_heads"
-            ),
-            "head size guessed": lambda config: _count_parameters(config, guess_head=True),
-            "two matrices in the MLP": lambda config: _count_parameters(config, matrices=2),
-            "norms forgotten": lambda config: _count_parameters(config, norms=0, final_norm=0),
-            "final norm forgotten": lambda config: _count_parameters(config, final_norm=0),
-            "one norm a block": lambda config: _count_parameters(config, norms=1),
+            "tied head counted": partial(_count_parameters, head=lambda config: True),
+            "untied head forgotten": partial(_count_parameters, head=lambda config: False),
+            "tying read the wrong way round": partial(_count_parameters, head=lambda c: c["tie_word_embeddings"]),
+            "keys and values as wide as the queries": partial(_count_parameters, kv="num_attention_heads"),
+            "head size guessed": partial(_count_parameters, guess_head=True),
+            "two matrices in the MLP": partial(_count_parameters, matrices=2),
+            "norms forgotten": partial(_count_parameters, norms=0, final_norm=0),
+            "final norm forgotten": partial(_count_parameters, final_norm=0),
+            "one norm a block": partial(_count_parameters, norms=1),
             "one block only": lambda config: _count_parameters(config | {"num_hidden_layers": 1}),
         },
         """
@@ -154,8 +137,6 @@ count_parameters = Exercise(
 
 
 # perplexity(nlls): of windows that may differ in length, every prediction weighing the same
-
-
 def _mean_nll(nlls: list[Tensor]) -> Tensor:
     return torch.cat(nlls).mean()
 
@@ -204,8 +185,6 @@ perplexity = Exercise(
 
 
 # zero_shares(weights): the share of zeros of each matrix and, last, of all together
-
-
 def _shares(is_zero: list[Tensor], together: Callable[[list[Tensor]], Tensor] | None = None) -> Tensor:
     together = together or (lambda flags: torch.cat([flag.flatten() for flag in flags]).float().mean())
     return torch.stack([*(flag.float().mean() for flag in is_zero), together(is_zero)])
@@ -226,20 +205,15 @@ zero_shares = Exercise(
             "mean over the matrices": lambda weights: _shares(
                 [W == 0 for W in weights], lambda z: torch.stack([f.float().mean() for f in z]).mean()
             ),
-            "counts the kept ones": lambda weights: 1 - _zero_shares(weights),
+            "counts the kept ones": complement(_zero_shares),
             "near zeros counted": [
                 lambda weights: _shares([W.abs() < 1e-3 for W in weights]),
                 lambda weights: _shares([W.abs() < 1e-8 for W in weights]),
             ],
             "negative weights counted": lambda weights: _shares([W <= 0 for W in weights]),
-            "rows of zeros counted": lambda weights: torch.stack(
-                [
-                    *((W == 0).all(1).float().mean() for W in weights),
-                    torch.cat([(W == 0).all(1) for W in weights]).float().mean(),
-                ]
-            ),
+            "rows of zeros counted": lambda weights: _shares([(W == 0).all(1) for W in weights]),
             "all together first": lambda weights: _zero_shares(weights).roll(1),
-            "percent": lambda weights: 100 * _zero_shares(weights),
+            "percent": scaled(_zero_shares, 100),
         },
         """
         mean over the matrices: The shares of the matrices are right, but the last entry is their plain average. A large

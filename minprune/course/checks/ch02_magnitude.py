@@ -1,19 +1,19 @@
 """The exercises of chapter 02: exact counts in blocks, one threshold for a model, what magnitude cannot see."""
 
-import math
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.values import half_up, normal
+from minprune.course.checks.mutations import ROUNDINGS, above, complement, given, inverted, then
+from minprune.course.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
 
+
 # block_mask(W, sparsity, block_size): the keep mask of magnitude pruning within blocks of neighbouring columns
-
-
 def _block_mask(W: Tensor, sparsity: float, block_size: int) -> Tensor:
     return Unstructured(sparsity, "block").keep(W.abs(), block_size)
 
@@ -24,14 +24,16 @@ def _per_block(W: Tensor, block_size: int, keep_of: Callable[[Tensor], Tensor]) 
     return torch.cat([keep_of(B.flatten()).view(B.shape) for B in blocks], dim=1)
 
 
+def _blocks(keep_of: Callable[[Tensor, float], Tensor]) -> Callable:
+    return lambda W, s, b: _per_block(W, b, lambda v: keep_of(v, s))
+
+
 def _count(scores: Tensor, zeros: int) -> Tensor:
-    return keep_largest(scores.unsqueeze(0), zeros)[0]
+    return keep_largest(scores.unsqueeze(0), min(zeros, len(scores)))[0]
 
 
-def _above(scores: Tensor, s: float, clamp: bool) -> Tensor:
-    """score > sorted[int(n * s)], as in published code; beyond the end of the list at sparsity 1 unless clamped."""
-    k = int(s * len(scores))
-    return scores > scores.sort().values[min(k, len(scores) - 1) if clamp else k]
+def _rounded(to_integer: Callable[[float], int]) -> Callable:
+    return _blocks(lambda v, s: _count(v, to_integer(s * len(v))))
 
 
 def _from_threshold(scores: Tensor, s: float, clamp: bool) -> Tensor:
@@ -47,7 +49,7 @@ def _above_kth(at_zero: Callable[[Tensor], Tensor]) -> Callable:
         k = round(s * len(scores))
         return scores > scores.kthvalue(k).values if k else at_zero(scores)
 
-    return lambda W, s, b: _per_block(W, b, lambda v: keep_of(v, s))
+    return _blocks(keep_of)
 
 
 def _full_blocks_only(W: Tensor, s: float, block_size: int) -> Tensor:
@@ -58,8 +60,8 @@ def _full_blocks_only(W: Tensor, s: float, block_size: int) -> Tensor:
     return keep
 
 
-def _row_blocks(W: Tensor, s: float, block_size: int) -> Tensor:
-    return _block_mask(W.T, s, block_size).T
+def _rows(W: Tensor, s: float) -> Tensor:
+    return Unstructured(s, "row").keep(W.abs())
 
 
 block_mask = Exercise(
@@ -70,14 +72,8 @@ block_mask = Exercise(
     difficulty=2,
     wrong=mistakes(
         {
-            "<= threshold": [
-                lambda W, s, b: _per_block(W, b, lambda v: _above(v, s, clamp=False)),
-                lambda W, s, b: _per_block(W, b, lambda v: _above(v, s, clamp=True)),
-            ],
-            "ties all kept": [
-                lambda W, s, b: _per_block(W, b, lambda v: _from_threshold(v, s, clamp=False)),
-                lambda W, s, b: _per_block(W, b, lambda v: _from_threshold(v, s, clamp=True)),
-            ],
+            "<= threshold": [_blocks(partial(above, clamp=clamp)) for clamp in (False, True)],
+            "ties all kept": [_blocks(partial(_from_threshold, clamp=clamp)) for clamp in (False, True)],
             "ties all pruned": [
                 _above_kth(lambda v: v.kthvalue(0).values),
                 _above_kth(lambda v: torch.ones_like(v, dtype=torch.bool)),
@@ -85,26 +81,20 @@ block_mask = Exercise(
                 _above_kth(lambda v: v > v.max()),
             ],
             "threshold from a quantile": [
-                lambda W, s, b: _per_block(W, b, lambda v: v > v.quantile(s)),
-                lambda W, s, b: _per_block(W, b, lambda v: v >= v.quantile(s)),
+                _blocks(lambda v, s: v > v.quantile(s)),
+                _blocks(lambda v, s: v >= v.quantile(s)),
             ],
-            "one too many": lambda W, s, b: _per_block(W, b, lambda v: _count(v, min(round(s * len(v)) + 1, len(v)))),
-            "rounded down": lambda W, s, b: _per_block(W, b, lambda v: _count(v, int(s * len(v)))),
-            "rounded up": lambda W, s, b: _per_block(W, b, lambda v: _count(v, math.ceil(s * len(v)))),
-            "halves rounded up": lambda W, s, b: _per_block(W, b, lambda v: _count(v, half_up(s * len(v)))),
-            "inverted mask": lambda W, s, b: ~_block_mask(W, s, b),
-            "largest pruned": lambda W, s, b: _per_block(W, b, lambda v: _count(-v, round(s * len(v)))),
+            "one too many": _rounded(lambda zeros: round(zeros) + 1),
+            **{name: _rounded(rule) for name, rule in ROUNDINGS.items()},
+            "inverted mask": inverted(_block_mask),
+            "largest pruned": _blocks(lambda v, s: _count(-v, round(s * len(v)))),
             "signed comparison": lambda W, s, b: Unstructured(s, "block").keep(W, b),
-            "compared within rows": lambda W, s, b: Unstructured(s, "row").keep(W.abs()),
+            "compared within rows": lambda W, s, b: _rows(W, s),
             "compared over the whole layer": lambda W, s, b: Unstructured(s, "layer").keep(W.abs()),
-            "rows of each block": lambda W, s, b: torch.cat(
-                [Unstructured(s, "row").keep(B.abs()) for B in W.split(b, dim=1)], dim=1
-            ),
-            "blocks of rows": _row_blocks,
+            "rows of each block": lambda W, s, b: torch.cat([_rows(B, s) for B in W.split(b, dim=1)], dim=1),
+            "blocks of rows": lambda W, s, b: _block_mask(W.T, s, b).T,
             "last block left dense": _full_blocks_only,
-            "last of the ties pruned first": lambda W, s, b: _per_block(
-                W, b, lambda v: _count(v.flip(0), round(s * len(v))).flip(0)
-            ),
+            "last of the ties pruned first": _blocks(lambda v, s: _count(v.flip(0), round(s * len(v))).flip(0)),
         },
         """
         <= threshold: Every weight whose magnitude *equals* the threshold went as well, and the threshold itself belongs
@@ -146,9 +136,7 @@ block_mask = Exercise(
         Case("a random matrix at low sparsity", (normal(6, 8, seed=1), 0.2, 4)),
         Case("a count that is no whole number", (normal(3, 14, seed=2), 0.75, 7)),
         Case("a matrix of few distinct values", (normal(6, 8, seed=3).mul(2).round(), 0.5, 4)),
-        Case(
-            "rows of very different size", (normal(4, 8, seed=4) * torch.tensor([[0.1], [1.0], [5.0], [9.0]]), 0.4, 4)
-        ),
+        Case("rows of very different size", (normal(4, 8, seed=4) * torch.tensor([[0.1], [1], [5], [9]]), 0.4, 4)),
         Case("a last block that is narrower", (normal(4, 7, seed=8), 0.5, 3)),
         Case("a matrix of equal entries", (torch.full((3, 10), -0.5), 0.4, 5)),
         Case("a block wider than the matrix", (normal(4, 5, seed=9), 0.3, 128)),
@@ -163,8 +151,6 @@ block_mask = Exercise(
 
 
 # global_sparsities(weights, sparsity): how much of each layer one threshold over the whole model prunes
-
-
 def _global_keep(weights: list[Tensor], zeros: int) -> list[Tensor]:
     keep = keep_largest(torch.cat([W.flatten() for W in weights]).unsqueeze(0), zeros)
     return [
@@ -190,17 +176,9 @@ def _mean_threshold(weights: list[Tensor], sparsity: float) -> Tensor:
     return _pruned_shares([W.abs() > torch.stack(own).mean() for W in weights])
 
 
-def _relative(weights: list[Tensor], sparsity: float) -> Tensor:
-    return _global_sparsities([W / W.abs().mean() for W in weights], sparsity)
-
-
 def _of_the_model(weights: list[Tensor], sparsity: float) -> Tensor:
     sizes = torch.tensor([float(W.numel()) for W in weights])
     return _global_sparsities(weights, sparsity) * sizes / sizes.sum()
-
-
-def _signed_global(weights: list[Tensor], sparsity: float) -> Tensor:
-    return _pruned_shares(_global_keep(weights, round(sparsity * _total(weights))))
 
 
 def _layers(*scales: float, seed: int) -> list[Tensor]:
@@ -220,13 +198,11 @@ global_sparsities = Exercise(
                 [round(s * W.numel()) / W.numel() for W in weights]
             ),
             "average of thresholds": _mean_threshold,
-            "kept instead of pruned": lambda weights, s: 1 - _global_sparsities(weights, s),
+            "kept instead of pruned": complement(_global_sparsities),
             "divided by the whole model": _of_the_model,
-            "layers normalised first": _relative,
-            "signed comparison": _signed_global,
-            "rounded down": lambda weights, s: _global_sparsities(weights, s, int),
-            "rounded up": lambda weights, s: _global_sparsities(weights, s, math.ceil),
-            "halves rounded up": lambda weights, s: _global_sparsities(weights, s, half_up),
+            "layers normalised first": lambda weights, s: _global_sparsities([W / W.abs().mean() for W in weights], s),
+            "signed comparison": lambda weights, s: _pruned_shares(_global_keep(weights, round(s * _total(weights)))),
+            **{name: partial(_global_sparsities, to_integer=rule) for name, rule in ROUNDINGS.items()},
             "everything at sparsity 0": lambda weights, s: _global_sparsities(weights, s or 1.0),
         },
         """
@@ -266,8 +242,6 @@ global_sparsities = Exercise(
 
 
 # input_cost(W, X): what the layer's squared output error becomes if one whole input (a column of W) is removed
-
-
 def _input_cost(W: Tensor, X: Tensor) -> Tensor:
     return W.square().sum(0) * X.square().sum(0)
 
@@ -281,7 +255,7 @@ input_cost = Exercise(
     wrong=mistakes(
         {
             "inputs ignored": lambda W, X: W.square().sum(0),
-            "not squared": lambda W, X: (W.square().sum(0) * X.square().sum(0)).sqrt(),
+            "not squared": then(_input_cost, torch.sqrt),
             "averaged over tokens": lambda W, X: W.square().sum(0) * X.square().mean(0),
             "averaged over outputs": lambda W, X: W.square().mean(0) * X.square().sum(0),
             "inputs summed before squaring": lambda W, X: W.square().sum(0) * X.sum(0).square(),
@@ -305,9 +279,7 @@ input_cost = Exercise(
     cases=lambda: [
         Case("a small layer", (normal(3, 4, seed=70), normal(10, 4, seed=71))),
         Case("one loud input", (normal(2, 5, seed=72), normal(8, 5, seed=73) * torch.tensor([1, 1, 50, 1, 1.0]))),
-        Case(
-            "an input that is always zero", (normal(2, 3, seed=74), normal(6, 3, seed=75) * torch.tensor([1, 0, 1.0]))
-        ),
+        Case("an input that is always zero", (normal(2, 3, seed=74), normal(6, 3, seed=75) * torch.tensor([1, 0, 1]))),
         Case("a single token", (normal(4, 3, seed=76), normal(1, 3, seed=77))),
         Case("as many tokens as inputs", (normal(5, 4, seed=78), normal(4, 4, seed=79))),
     ],
@@ -315,8 +287,6 @@ input_cost = Exercise(
 
 
 # best_mask(w, X, zeros): the best mask of one row by trying all of them
-
-
 def _row_error(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
     return (X @ (w * ~keep)).square().sum()
 
@@ -330,18 +300,9 @@ def _search(w: Tensor, X: Tensor, zeros: int, error=_row_error) -> Tensor:
     return min(masks, key=lambda keep: float(error(w, X, keep)))
 
 
-def _joint(own: float, cross: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The error with the squares of the contributions, and with the products of two of them, so many times."""
-
-    def error(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
-        parts = X * (w * ~keep)  # (tokens, d_in)
-        return own * parts.square().sum() + cross * (parts.sum(1).square().sum() - parts.square().sum())
-
-    return error
-
-
-def _single_costs(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
-    return (w.square() * X.square().sum(0) * ~keep).sum()
+def _by(error: Callable[[Tensor, Tensor], Tensor]) -> Callable:
+    """The search by another error: of the inputs (tokens, d_in) and the pruned weights (d_in,)."""
+    return partial(_search, error=lambda w, X, keep: error(X, w * ~keep))
 
 
 def _greedy(w: Tensor, X: Tensor, zeros: int) -> Tensor:
@@ -370,19 +331,15 @@ best_mask = Exercise(
     wrong=mistakes(
         {
             "magnitude": lambda w, X, zeros: keep_largest(w.abs().unsqueeze(0), zeros)[0],
-            "costs added one by one": lambda w, X, zeros: _search(w, X, zeros, _single_costs),
-            "cross terms counted once": lambda w, X, zeros: _search(w, X, zeros, _joint(1, 0.5)),
-            "inputs centred": lambda w, X, zeros: _search(w, X - X.mean(0), zeros),
+            "costs added one by one": _by(lambda X, w: (X * w).square().sum()),
+            "cross terms counted once": _by(lambda X, w: ((X * w).square().sum() + (X @ w).square().sum()) / 2),
+            "inputs centred": given(_search, X=lambda X: X - X.mean(0)),
             "greedy": _greedy,
             "counts the kept ones": lambda w, X, zeros: _search(w, X, len(w) - zeros),
-            "inverted mask": lambda w, X, zeros: ~_search(w, X, zeros),
-            "worst mask": lambda w, X, zeros: _search(w, X, zeros, lambda *args: -_row_error(*args)),
-            "absolute error": lambda w, X, zeros: _search(
-                w, X, zeros, lambda w, X, keep: (X @ (w * ~keep)).abs().sum()
-            ),
-            "error of the sum": lambda w, X, zeros: _search(
-                w, X, zeros, lambda w, X, keep: (X @ (w * ~keep)).sum().square()
-            ),
+            "inverted mask": inverted(_search),
+            "worst mask": _by(lambda X, w: -(X @ w).square().sum()),
+            "absolute error": _by(lambda X, w: (X @ w).abs().sum()),
+            "error of the sum": _by(lambda X, w: (X @ w).sum().square()),
         },
         """
         magnitude: This is what magnitude chooses. The inputs decide, too: measure the error of the output.
@@ -406,10 +363,7 @@ best_mask = Exercise(
             for s, d, zeros in [(80, 4, 1), (90, 5, 2), (100, 6, 3), (202, 6, 2), (235, 7, 3), (130, 7, 5), (140, 8, 4)]
         ]
         + [
-            Case(
-                f"{d} inputs with a mean, {zeros} to go",
-                (normal(d, seed=s), _correlated(9, d, seed=s + 1) + mean, zeros),
-            )
+            Case(f"{d} inputs with a mean, {zeros} to go", (normal(d, seed=s), _correlated(9, d, s + 1) + mean, zeros))
             for s, d, zeros, mean in [(155, 5, 2, 1.0), (160, 6, 3, 0.5), (165, 6, 4, 2.0), (170, 7, 2, 1.0)]
         ]
         + [

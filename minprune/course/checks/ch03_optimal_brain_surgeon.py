@@ -2,23 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.linalg import inv
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import averaged, given, scaled, then
 from minprune.course.checks.values import normal
 
+
 # saliency(w, X, damp): what the removal of each weight costs, if the others make up for it
-
-
 def _damped(X: Tensor, damp: float) -> Tensor:
     G = X.T @ X
     return G + damp * G.diagonal().mean() * torch.eye(len(G))
 
 
 def _from(H: Tensor, w: Tensor) -> Tensor:
-    return w.square() / torch.linalg.inv(H).diagonal()
+    return w.square() / inv(H).diagonal()
 
 
 def _saliency(w: Tensor, X: Tensor, damp: float) -> Tensor:
@@ -43,17 +45,17 @@ saliency = Exercise(
         {
             "divided by diag(H)": lambda w, X, damp: w.square() / _damped(X, damp).diagonal(),
             "repair left out": lambda w, X, damp: w.square() * _damped(X, damp).diagonal(),
-            "multiplied by the inverse": lambda w, X, damp: w.square() * torch.linalg.inv(_damped(X, damp)).diagonal(),
+            "multiplied by the inverse": lambda w, X, damp: w.square() * inv(_damped(X, damp)).diagonal(),
             "magnitude": lambda w, X, damp: w.square(),
-            "no damping": lambda w, X, damp: _saliency(w, X, 0.0),
+            "no damping": given(_saliency, damp=0.0),
             "absolute damping": lambda w, X, damp: _from(X.T @ X + damp * torch.eye(len(w)), w),
             "fraction of the trace": lambda w, X, damp: _saliency(w, X, damp * len(w)),
             "each input's own damping": lambda w, X, damp: _from(X.T @ X + damp * torch.diag((X.T @ X).diagonal()), w),
-            "mean over tokens": lambda w, X, damp: _saliency(w, X, damp) / len(X),
-            "root of the cost": lambda w, X, damp: _saliency(w, X, damp).sqrt(),
-            "weight not squared": lambda w, X, damp: w.abs() / torch.linalg.inv(_damped(X, damp)).diagonal(),
-            "half the cost": lambda w, X, damp: _saliency(w, X, damp) / 2,
-            "inputs centred": lambda w, X, damp: _saliency(w, X - X.mean(0), damp),
+            "mean over tokens": averaged(_saliency, over="X"),
+            "root of the cost": then(_saliency, torch.sqrt),
+            "weight not squared": lambda w, X, damp: w.abs() / inv(_damped(X, damp)).diagonal(),
+            "half the cost": scaled(_saliency, 0.5),
+            "inputs centred": given(_saliency, X=lambda X: X - X.mean(0)),
         },
         """
         divided by diag(H): The squares were divided by the diagonal of H itself. That makes the weights of loud inputs
@@ -84,9 +86,8 @@ saliency = Exercise(
     ],
 )
 
+
 # eliminate(P, q): the inverse of H without row and column q, from P = inverse of H alone
-
-
 def _step(P: Tensor, q: int, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """Row and column q crossed out after their product, times a function of the pivot, was taken away."""
     o = torch.arange(len(P)) != q
@@ -97,7 +98,7 @@ def _eliminate(P: Tensor, q: int) -> Tensor:
     return _step(P, q, torch.reciprocal)
 
 
-def spd(d_in: int, seed: int, loudness: Sequence[float] = (1.0,)) -> Tensor:
+def _spd(d_in: int, seed: int, loudness: Sequence[float] = (1.0,)) -> Tensor:
     """A well-conditioned matrix H of correlated inputs, (d_in, d_in)."""
     X = _inputs(d_in, seed, loudness)
     return X.T @ X / len(X) + 0.02 * torch.eye(d_in)
@@ -118,8 +119,8 @@ eliminate = Exercise(
             "not divided by the pivot": lambda P, q: _step(P, q, torch.ones_like),
             "divided by the root of the pivot": lambda P, q: _step(P, q, torch.rsqrt),
             "divided by the square of the pivot": lambda P, q: _step(P, q, lambda pivot: pivot**-2),
-            "inverted once more": lambda P, q: torch.linalg.inv(_eliminate(P, q)),
-            "Schur complement of H": lambda P, q: _step(torch.linalg.inv(P), q, torch.reciprocal),
+            "inverted once more": then(_eliminate, inv),
+            "Schur complement of H": given(_eliminate, P=inv),
             "another input": lambda P, q: _eliminate(P, 0 if q else len(P) - 1),
             "diagonal only": lambda P, q: torch.where(
                 torch.eye(len(P) - 1) == 1, _eliminate(P, q), _step(P, q, torch.zeros_like)
@@ -143,17 +144,15 @@ eliminate = Exercise(
         """,
     ),
     cases=lambda: [
-        Case("the first of two inputs", (torch.linalg.inv(torch.tensor([[2.0, 1.0], [1.0, 5.0]])), 0)),
-        Case("an input in the middle", (torch.linalg.inv(spd(5, 320)), 2)),
-        Case("the last input", (torch.linalg.inv(spd(6, 322, (0.5, 2.0, 1.0))), 5)),
+        Case("the first of two inputs", (inv(torch.tensor([[2.0, 1.0], [1.0, 5.0]])), 0)),
+        Case("an input in the middle", (inv(_spd(5, 320)), 2)),
+        Case("the last input", (inv(_spd(6, 322, (0.5, 2.0, 1.0))), 5)),
         Case("uncorrelated inputs", (torch.diag(torch.tensor([4.0, 1.0, 9.0])), 1)),
     ],
 )
 
 
 # remove_several(w, H, gone): the best row without these weights, all of them removed at once
-
-
 def _repaired(w: Tensor, gone: list[int], factor: Tensor, rows: Tensor) -> Tensor:
     """w - w_gone factor rows, with zeros where weights are gone: factor (removed, removed), rows (removed, d_in)."""
     new = w - w[gone] @ factor @ rows
@@ -162,44 +161,19 @@ def _repaired(w: Tensor, gone: list[int], factor: Tensor, rows: Tensor) -> Tenso
 
 
 def _remove_several(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
-    P = torch.linalg.inv(H)
-    return _repaired(w, gone, torch.linalg.inv(P[gone][:, gone]), P[gone])
+    P = inv(H)
+    return _repaired(w, gone, inv(P[gone][:, gone]), P[gone])
 
 
 def _alone(w: Tensor, H: Tensor, gone: list[int], zero: bool, in_turn: bool) -> Tensor:
     """Each removal's own update with the inverse of all inputs, in turn or all from the weights as they were."""
-    P, new = torch.linalg.inv(H), w.clone()
+    P, new = inv(H), w.clone()
     for q in gone:
         new = new - (new if in_turn else w)[q] / P[q, q] * P[q]
     if zero:
         new[gone] = 0
     return new
 
-
-def _with_H(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
-    return _repaired(w, gone, torch.linalg.inv(H[gone][:, gone]), H[gone])
-
-
-def _opposite(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
-    new = 2 * w - _remove_several(w, H, gone)
-    new[gone] = 0
-    return new
-
-
-def _without(w: Tensor, gone: list[int]) -> Tensor:
-    new = w.clone()
-    new[gone] = 0
-    return new
-
-
-def _block_of_H(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
-    return _repaired(w, gone, H[gone][:, gone], torch.linalg.inv(H)[gone])
-
-
-_STALE = (
-    "Each removal on its own is right, but they do not know of each other: once a weight is gone it cannot make "
-    "up for the next one. Which inverse does the second removal need?"
-)
 
 remove_several = Exercise(
     name="remove_several",
@@ -212,21 +186,13 @@ remove_several = Exercise(
     wrong=mistakes(
         {
             "nothing removed": lambda w, H, gone: w.clone(),
-            "no update": lambda w, H, gone: _without(w, gone),
-            "inverse of all inputs": [
-                lambda w, H, gone: _alone(w, H, gone, zero=True, in_turn=True),
-                lambda w, H, gone: _alone(w, H, gone, zero=True, in_turn=False),
-            ],
-            "weights that came back": [
-                lambda w, H, gone: _alone(w, H, gone, zero=False, in_turn=True),
-                lambda w, H, gone: _alone(w, H, gone, zero=False, in_turn=False),
-            ],
-            "H in place of its inverse": _with_H,
-            "block of H": _block_of_H,
-            "wrong sign": _opposite,
-            "kept and removed exchanged": lambda w, H, gone: _remove_several(
-                w, H, [j for j in range(len(w)) if j not in gone]
-            ),
+            "no update": lambda w, H, gone: w.index_fill(0, torch.tensor(gone), 0),
+            "inverse of all inputs": [partial(_alone, zero=True, in_turn=in_turn) for in_turn in (True, False)],
+            "weights that came back": [partial(_alone, zero=False, in_turn=in_turn) for in_turn in (True, False)],
+            "H in place of its inverse": lambda w, H, gone: _repaired(w, gone, inv(H[gone][:, gone]), H[gone]),
+            "block of H": lambda w, H, gone: _repaired(w, gone, H[gone][:, gone], inv(H)[gone]),
+            "wrong sign": lambda w, H, gone: (2 * w - _remove_several(w, H, gone)).index_fill(0, torch.tensor(gone), 0),
+            "kept and removed exchanged": lambda w, H, gone: _remove_several(w, H, list({*range(len(w))} - {*gone})),
         },
         """
         nothing removed: The row came back as it was. `gone` names the weights that must be zero in the end.
@@ -244,11 +210,11 @@ remove_several = Exercise(
         """,
     ),
     cases=lambda: [
-        Case("one removal", (normal(4, seed=330), spd(4, 331), [1])),
+        Case("one removal", (normal(4, seed=330), _spd(4, 331), [1])),
         Case("two of two twins", (torch.tensor([1.0, 2.0, -1.0]), _twins(), [0, 2])),
-        Case("three of eight", (normal(8, seed=333), spd(8, 334, (0.5, 1.0, 3.0, 1.0)), [6, 0, 3])),
-        Case("all but one", (normal(5, seed=336), spd(5, 337), [0, 1, 3, 4])),
-        Case("all of them", (normal(4, seed=341), spd(4, 342), [2, 0, 3, 1])),
+        Case("three of eight", (normal(8, seed=333), _spd(8, 334, (0.5, 1.0, 3.0, 1.0)), [6, 0, 3])),
+        Case("all but one", (normal(5, seed=336), _spd(5, 337), [0, 1, 3, 4])),
+        Case("all of them", (normal(4, seed=341), _spd(4, 342), [2, 0, 3, 1])),
         Case("uncorrelated inputs", (normal(3, seed=339), torch.diag(torch.tensor([4.0, 1.0, 9.0])), [0, 2])),
     ],
 )
@@ -260,8 +226,6 @@ def _twins() -> Tensor:
 
 
 # obs_row(w, H, zeros): the cheapest weight goes, the others make up for it, and again
-
-
 @dataclass(frozen=True)
 class _Surgeon:
     """Greedy removal from one row; the defaults are right.
@@ -282,7 +246,7 @@ class _Surgeon:
 
     def __call__(self, w: Tensor, H: Tensor, zeros: int) -> Tensor:
         w, H = w.double(), H.double()
-        P, gone = torch.linalg.inv(H), torch.zeros(len(w), dtype=torch.bool)
+        P, gone = inv(H), torch.zeros(len(w), dtype=torch.bool)
         first, chosen = P, self.price(w, H, P).argsort(stable=True).tolist()
         for t in range(self.count(zeros, len(w))):
             prices = self.price(w, H, first if self.old else P).masked_fill(gone, float("inf"))
@@ -300,11 +264,6 @@ class _Surgeon:
 def _nothing(P: Tensor, H: Tensor, q: int) -> Tensor:
     return -torch.eye(len(P), dtype=P.dtype)[q]
 
-
-_STALE = (
-    "The inverse is that of all inputs, from beginning to end. A weight that is gone cannot make up for the next "
-    "one, nor does it share in its cost."
-)
 
 obs_row = Exercise(
     name="obs_row",
@@ -359,23 +318,18 @@ obs_row = Exercise(
         zeros kept: So many weights *stayed* as were to go.
         """,
     ),
-    cases=lambda: cases(),
-)
-
-
-def cases() -> list[Case]:
-    """Rows in which no choice hangs on rounding, and in which the known mistakes lead to different results."""
-    return [
-        Case("one removal", (normal(5, seed=340), spd(5, 341, (0.3, 1.0, 3.0, 0.7, 2.0)), 1)),
+    cases=lambda: [  # in which no choice hangs on rounding, and the known mistakes lead to different results
+        Case("one removal", (normal(5, seed=340), _spd(5, 341, (0.3, 1.0, 3.0, 0.7, 2.0)), 1)),
         Case("two inputs that are nearly equal, of which one may go", (torch.tensor([1.0, 1.1, 0.9, 1.6]), _near(), 1)),
         Case("the same inputs, two weights to go", (torch.tensor([1.0, 1.1, 0.9, 1.6]), _near(), 2)),
         Case("two twins and a dearer third", (torch.tensor([1.0, 1.1, 1.2, 1.6]), _near(), 2)),
         Case("all but one", (torch.tensor([1.0, 1.1, 1.2, 1.6]), _near(), 3)),
-        Case("half of twelve", (normal(12, seed=343), spd(12, 344, (0.5, 2.0, 4.0, 1.0)), 6)),
-        Case("three quarters of sixteen", (normal(16, seed=346), spd(16, 347, (1.0, 0.4)), 12)),
-        Case("nothing to remove", (normal(4, seed=349), spd(4, 350), 0)),
-        Case("everything removed", (normal(4, seed=352), spd(4, 353), 4)),
-    ]
+        Case("half of twelve", (normal(12, seed=343), _spd(12, 344, (0.5, 2.0, 4.0, 1.0)), 6)),
+        Case("three quarters of sixteen", (normal(16, seed=346), _spd(16, 347, (1.0, 0.4)), 12)),
+        Case("nothing to remove", (normal(4, seed=349), _spd(4, 350), 0)),
+        Case("everything removed", (normal(4, seed=352), _spd(4, 353), 4)),
+    ],
+)
 
 
 def _near() -> Tensor:

@@ -5,22 +5,25 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.linalg import cholesky, inv
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import above, transposed
 from minprune.course.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
 
 
 def upper(H: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse, the long way: factorise, invert, factorise."""
-    return torch.linalg.cholesky(torch.linalg.inv(H), upper=True)
+    return cholesky(inv(H), upper=True)
+
+
+_lower = transposed(upper)
 
 
 # backward_factor(H): what SparseGPT needs if it visits the columns from right to left
-
-
 def _backward_factor(H: Tensor) -> Tensor:
-    return torch.linalg.inv(torch.linalg.cholesky(H))
+    return inv(cholesky(H))
 
 
 def _hessian(d_in: int, seed: int) -> Tensor:
@@ -39,10 +42,10 @@ backward_factor = Exercise(
     wrong=mistakes(
         {
             "left to right": upper,
-            "lower factor of the inverse": lambda H: upper(H).T,
-            "factor of H": torch.linalg.cholesky,
-            "transposed": lambda H: _backward_factor(H).T,
-            "the inverse itself": torch.linalg.inv,
+            "lower factor of the inverse": transposed(upper),
+            "factor of H": cholesky,
+            "transposed": transposed(_backward_factor),
+            "the inverse itself": inv,
             "reversed on one side only": lambda H: upper(H.flip(0, 1)).flip(0),
             "unit diagonal": lambda H: _backward_factor(H) / _backward_factor(H).diagonal()[:, None],
         },
@@ -70,9 +73,8 @@ backward_factor = Exercise(
     ],
 )
 
+
 # surgeon_2_4(W, U): two kept of every four, chosen when the group is reached
-
-
 @dataclass(frozen=True)
 class _TwoFour:
     """Column by column with the given factor; the defaults are right.
@@ -99,10 +101,6 @@ class _TwoFour:
         return w
 
 
-def _same_columns(scores: Tensor) -> Tensor:
-    return keep_largest(scores.sum(0, keepdim=True), 2).expand_as(scores)
-
-
 surgeon_2_4 = Exercise(
     name="surgeon_2_4",
     chapter=4,
@@ -114,12 +112,14 @@ surgeon_2_4 = Exercise(
     wrong=mistakes(
         {
             "chosen from the original weights": _TwoFour(price=lambda w, W, U, c: (W[:, c] / U.diagonal()[c]).square()),
-            "the same columns for all rows": _TwoFour(choose=_same_columns),
+            "the same columns for all rows": _TwoFour(choose=lambda S: keep_largest(S.sum(0, True), 2).expand_as(S)),
             "magnitude": _TwoFour(price=lambda w, W, U, c: w[:, c].abs()),
             "diagonal not squared in the cost": _TwoFour(price=lambda w, W, U, c: w[:, c].square() / U.diagonal()[c]),
             "the dearest pruned": _TwoFour(choose=lambda scores: ~keep_largest(scores, 2)),
             "three of four pruned": _TwoFour(choose=lambda scores: keep_largest(scores, 3)),
-            "half of each row": lambda W, U: _on_mask(W, U, keep_largest((W / U.diagonal()).square(), W.shape[1] // 2)),
+            "half of each row": _TwoFour(
+                lambda w, W, U, c: keep_largest((W / U.diagonal()).square(), W.shape[1] // 2)[:, c], torch.clone
+            ),
             "error not divided by the diagonal": _TwoFour(divide=lambda U: torch.ones(len(U)).to(U)),
             "no update": _TwoFour(updates=False),
         },
@@ -148,31 +148,14 @@ surgeon_2_4 = Exercise(
 )
 
 
-def _on_mask(W: Tensor, U: Tensor, keep: Tensor) -> Tensor:
-    w = W.clone()
-    for q in range(W.shape[1]):
-        w[:, q:] -= torch.outer(w[:, q] / U[q, q] * ~keep[:, q], U[q, q:])
-        w[:, q] *= keep[:, q]
-    return w
-
-
 def _spread(d_in: int, seed: int) -> Tensor:
     """The Hessian of inputs between 0.5 and 4 times as loud as usual."""
     loudness = torch.tensor([0.5, 2.0, 4.0, 1.0]).repeat(d_in // 4)
     return _hessian(d_in, seed) * torch.outer(loudness, loudness)
 
 
-def relative(G: Tensor, damp: float) -> Tensor:
-    """H: damping as a fraction of the mean of the diagonal."""
-    return G + damp * G.diagonal().mean() * torch.eye(len(G)).to(G)
-
-
-def price_of_error(w: Tensor, A: Tensor, H: Tensor) -> Tensor:
-    """What removing each weight costs, if A is the Cholesky factor of the inverse: (d_out, d_in)."""
-    return (w / A.diagonal()).square()
-
-
-def together(scores: Tensor, s: float) -> Tensor:
+# sparsegpt(W, G, sparsity, block_size, damp): the pruned and updated weights
+def _together(scores: Tensor, s: float) -> Tensor:
     """Keep the best of a block, all of its rows and columns in one line."""
     return Unstructured(s, "layer").keep(scores)
 
@@ -190,9 +173,9 @@ class Recipe:
 
     factor: Callable[[Tensor], Tensor] = upper
     divide: Callable[[Tensor], Tensor] = torch.diagonal
-    price: Callable[[Tensor, Tensor, Tensor], Tensor] = price_of_error
-    select: Callable[[Tensor, float], Tensor] = together
-    damped: Callable[[Tensor, float], Tensor] = relative
+    price: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda w, A, H: (w / A.diagonal()).square()
+    select: Callable[[Tensor, float], Tensor] = _together
+    damped: Callable[[Tensor, float], Tensor] = lambda G, damp: G + damp * G.diagonal().mean() * torch.eye(len(G)).to(G)
     fresh: bool = True
     current: bool = True
     reach: str = "right"
@@ -226,85 +209,54 @@ class Recipe:
         return self.result(w * keep if self.remask else w)
 
 
-def above(to_integer: Callable[[float], int]) -> Callable[[Tensor, float], Tensor]:
-    """score > sorted[k] with k the number of zeros, which prunes k + 1; published code has k = int(n * s)."""
-
-    def select(scores: Tensor, s: float) -> Tensor:
-        line = scores.flatten().sort().values
-        return scores > line[to_integer(s * len(line))]
-
-    return select
+def _above(to_integer: Callable[[float], int]) -> Callable[[Tensor, float], Tensor]:
+    return lambda scores, s: above(scores.flatten(), s, to_integer).view(scores.shape)
 
 
-def by_row(scores: Tensor, s: float) -> Tensor:
+def _by_row(scores: Tensor, s: float) -> Tensor:
     """Keep the best of each row of a block."""
     return Unstructured(s, "row").keep(scores)
 
 
-def rounded_down(scores: Tensor, s: float) -> Tensor:
-    """As `together`, with the number of zeros rounded down."""
-    return keep_largest(scores.reshape(1, -1), int(s * scores.numel())).view(scores.shape)
-
-
-def inverse_price(w: Tensor, A: Tensor, H: Tensor) -> Tensor:
+def _inverse_price(w: Tensor, A: Tensor, H: Tensor) -> Tensor:
     """The cost if A is an inverse; wrong if it is a factor."""
     return w.square() / A.diagonal()
 
 
-def magnitude(w: Tensor, A: Tensor, H: Tensor) -> Tensor:
-    """Magnitudes in place of costs."""
-    return w.abs()
-
-
-def backward(H: Tensor) -> Tensor:
-    """An upper triangular factor with U U^T instead of U^T U."""
-    return torch.linalg.inv(torch.linalg.cholesky(H)).T
-
-
-def lower(H: Tensor) -> Tensor:
-    """The right factor, transposed."""
-    return upper(H).T
-
-
-# sparsegpt(W, G, sparsity, block_size, damp): the pruned and updated weights
-
-
 _WRONG = mistakes(
     {
-        "inverse not updated": Recipe(factor=torch.linalg.inv, price=inverse_price),
-        "updates from the whole inverse": Recipe(
-            factor=torch.linalg.inv, price=lambda w, A, H: (w / upper(H).diagonal()).square()
-        ),
-        "inverse instead of its Cholesky factor": Recipe(factor=torch.linalg.inv),
-        "factor of H instead of its inverse": Recipe(factor=lambda H: torch.linalg.cholesky(H, upper=True)),
-        "lower instead of upper factor, or no update": Recipe(factor=lower),
-        "factor for the other direction": Recipe(factor=backward),
+        "inverse not updated": Recipe(inv, price=_inverse_price),
+        "updates from the whole inverse": Recipe(inv, price=lambda w, A, H: (w / upper(H).diagonal()).square()),
+        "inverse instead of its Cholesky factor": Recipe(inv),
+        "factor of H instead of its inverse": Recipe(factor=lambda H: cholesky(H, upper=True)),
+        "lower instead of upper factor, or no update": Recipe(factor=_lower),
+        "factor for the other direction": Recipe(factor=transposed(_backward_factor)),
         "w^2/H in place of w^2/[H^-1]": Recipe(price=lambda w, A, H: w.square() / H.diagonal()),
         "w^2 H, Wanda's cost": Recipe(price=lambda w, A, H: w.square() * H.diagonal()),
-        "cost from the whole inverse": Recipe(price=lambda w, A, H: w.square() / torch.linalg.inv(H).diagonal()),
-        "diagonal not squared in the cost": Recipe(price=inverse_price),
-        "magnitude thresholds": [Recipe(price=magnitude), Recipe(price=magnitude, select=by_row)],
+        "cost from the whole inverse": Recipe(price=lambda w, A, H: w.square() / inv(H).diagonal()),
+        "diagonal not squared in the cost": Recipe(price=_inverse_price),
+        "magnitude thresholds": [Recipe(price=lambda w, A, H: w.abs(), select=how) for how in (_together, _by_row)],
         "mask from the original weights": Recipe(fresh=False),
-        "compared within rows": Recipe(select=by_row),
+        "compared within rows": Recipe(select=_by_row),
         "compared over the whole layer": Recipe(one_block=True),
-        "<= sorted[k]": [Recipe(select=above(int)), Recipe(select=above(round))],
-        "rounded down": Recipe(select=rounded_down),
+        "<= sorted[k]": [Recipe(select=_above(int)), Recipe(select=_above(round))],
+        "rounded down": Recipe(select=lambda S, s: keep_largest(S.reshape(1, -1), int(s * S.numel())).view(S.shape)),
         "error not divided by the diagonal": Recipe(divide=lambda A: torch.ones(len(A)).to(A)),
         "error divided twice": Recipe(divide=lambda A: A.diagonal().square()),
         "wrong sign": Recipe(sign=-1),
         "error from the weights at the start of the block": Recipe(current=False),
         "errors stay in their block": Recipe(reach="block"),
         "updates leak to the left": [
-            Recipe(factor=torch.linalg.inv, price=inverse_price, reach="both"),
-            Recipe(factor=lower, reach="both"),
+            Recipe(inv, price=_inverse_price, reach="both"),
+            Recipe(factor=_lower, reach="both"),
         ],
         "pruned weights come back": [
-            Recipe(factor=torch.linalg.inv, price=inverse_price, reach="both", remask=False),
-            Recipe(factor=lower, reach="both", remask=False),
+            Recipe(inv, price=_inverse_price, reach="both", remask=False),
+            Recipe(factor=_lower, reach="both", remask=False),
         ],
         "damping is absolute": Recipe(damped=lambda G, damp: G + damp * torch.eye(len(G)).to(G)),
         "fraction of the trace": Recipe(damped=lambda G, damp: G + damp * G.trace() * torch.eye(len(G)).to(G)),
-        "sparsity taken as the share kept": Recipe(select=lambda scores, s: together(scores, 1 - s)),
+        "sparsity taken as the share kept": Recipe(select=lambda scores, s: _together(scores, 1 - s)),
         "mask instead of weights": Recipe(result=lambda w: w != 0),
         "last block left dense": Recipe(whole_blocks_only=True),
         "dead inputs not recognised": Recipe(dead="unknown"),

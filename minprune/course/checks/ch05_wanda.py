@@ -1,6 +1,5 @@
 """The exercises of chapter 05: the norms of inputs, what scores leave out of an error, RIA, Wanda."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.values import half_up, normal
+from minprune.course.checks.mutations import ROUNDINGS, above, averaged, given, inverted, then
+from minprune.course.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
 
 # input_norms(batches, real): the L2 norm of each input over all tokens that are no padding
@@ -27,13 +27,18 @@ def _texts(batches: _Batches, real: _Batches) -> _Batches:
     return [X[mask] for X, mask in pairs]
 
 
-def _of_batches(parts: Callable[[_Batches, _Batches], _Batches], gather: Callable[[Tensor], Tensor]) -> Callable:
+def _of_tokens(gather: Callable[[Tensor], Tensor]) -> Callable:
+    """What is gathered from the real tokens of all batches."""
+    return lambda batches, real: gather(_tokens(batches, real))
+
+
+def _of_parts(parts: Callable[[_Batches, _Batches], _Batches], gather: Callable[[Tensor], Tensor]) -> Callable:
     """The norms of each part (a batch or a text), stacked and gathered into one."""
+    return lambda batches, real: gather(torch.stack([X.norm(dim=0) for X in parts(batches, real)]))
 
-    def norms(batches: _Batches, real: _Batches) -> Tensor:
-        return gather(torch.stack([X.norm(dim=0) for X in parts(batches, real)]))
 
-    return norms
+def _input_norms(batches: _Batches, real: _Batches) -> Tensor:
+    return _tokens(batches, real).norm(dim=0)
 
 
 def _each_batch(batches: _Batches, real: _Batches) -> _Batches:
@@ -55,41 +60,39 @@ input_norms = Exercise(
     name="input_norms",
     chapter=5,
     title="the norm of each input over all real tokens of several padded batches",
-    reference=lambda batches, real: _tokens(batches, real).norm(dim=0),
+    reference=_input_norms,
     difficulty=2,
     wrong=mistakes(
         {
             "padding counted": lambda batches, real: torch.cat([X.flatten(0, 1) for X in batches]).norm(dim=0),
-            "padding taken to be at the end": lambda batches, real: _tokens(
-                batches, [mask.sort(dim=1, descending=True).values for mask in real]
-            ).norm(dim=0),
-            "padding instead of tokens": lambda batches, real: _tokens(batches, [~mask for mask in real]).norm(dim=0),
+            "padding taken to be at the end": given(
+                _input_norms, real=lambda real: [mask.sort(dim=1, descending=True).values for mask in real]
+            ),
+            "padding instead of tokens": given(_input_norms, real=lambda real: [~mask for mask in real]),
             "last batch only": [
-                lambda batches, real: _tokens(batches[-1:], real[-1:]).norm(dim=0),
+                lambda batches, real: _input_norms(batches[-1:], real[-1:]),
                 lambda batches, real: batches[-1].flatten(0, 1).norm(dim=0),
             ],
-            "first batch only": lambda batches, real: _tokens(batches[:1], real[:1]).norm(dim=0),
+            "first batch only": lambda batches, real: _input_norms(batches[:1], real[:1]),
             "last text only": lambda batches, real: _texts(batches, real)[-1].norm(dim=0),
-            "squared norm": lambda batches, real: _tokens(batches, real).square().sum(0),
-            "mean absolute value": lambda batches, real: _tokens(batches, real).abs().mean(0),
-            "sum of absolute values": lambda batches, real: _tokens(batches, real).abs().sum(0),
-            "largest value": lambda batches, real: _tokens(batches, real).abs().amax(0),
-            "inputs summed before squaring": lambda batches, real: _tokens(batches, real).sum(0).abs(),
-            "mean removed": lambda batches, real: (
-                _tokens(batches, real).std(0, correction=0) * len(_tokens(batches, real)) ** 0.5
-            ),
-            "divided by the number of tokens": lambda batches, real: _tokens(batches, real).square().mean(0).sqrt(),
+            "squared norm": _of_tokens(lambda X: X.square().sum(0)),
+            "mean absolute value": _of_tokens(lambda X: X.abs().mean(0)),
+            "sum of absolute values": _of_tokens(lambda X: X.abs().sum(0)),
+            "largest value": _of_tokens(lambda X: X.abs().amax(0)),
+            "inputs summed before squaring": _of_tokens(lambda X: X.sum(0).abs()),
+            "mean removed": _of_tokens(lambda X: X.std(0, correction=0) * len(X) ** 0.5),
+            "divided by the number of tokens": _of_tokens(lambda X: X.square().mean(0).sqrt()),
             "divided by the number of texts": lambda batches, real: (
                 _tokens(batches, real).square().sum(0) / sum(map(len, batches))
             ).sqrt(),
             "mean over batches": _running_mean,
-            "mean of the norms of batches": _of_batches(_each_batch, lambda norms: norms.mean(0)),
-            "sum of the norms of batches": _of_batches(_each_batch, lambda norms: norms.sum(0)),
-            "mean of the norms of texts": _of_batches(_texts, lambda norms: norms.mean(0)),
-            "sum of the norms of texts": _of_batches(_texts, lambda norms: norms.sum(0)),
+            "mean of the norms of batches": _of_parts(_each_batch, lambda norms: norms.mean(0)),
+            "sum of the norms of batches": _of_parts(_each_batch, lambda norms: norms.sum(0)),
+            "mean of the norms of texts": _of_parts(_texts, lambda norms: norms.mean(0)),
+            "sum of the norms of texts": _of_parts(_texts, lambda norms: norms.sum(0)),
             "mean over the batch axis": _over_sequences,
-            "norm of each token": lambda batches, real: _tokens(batches, real).norm(dim=1),
-            "one norm for all inputs": lambda batches, real: _tokens(batches, real).norm(),
+            "norm of each token": _of_tokens(lambda X: X.norm(dim=1)),
+            "one norm for all inputs": _of_tokens(torch.norm),
         },
         """
         padding counted: Padding was counted: it is not part of any text, yet it has inputs like every token. Which
@@ -167,8 +170,6 @@ def _norm_cases() -> list[Case]:
 
 
 # error_split(w, X, keep): what the pruned weights of a row cost one by one, and what their cross terms add
-
-
 def _split(w: Tensor, X: Tensor, keep: Tensor, own_of: Callable, cross_of: Callable) -> Tensor:
     """own_of and cross_of: (the contributions of the pruned weights (tokens, d_in)) -> a number."""
     parts = X * (w * ~keep)  # (tokens, d_in)
@@ -183,32 +184,32 @@ def _cross(parts: Tensor) -> Tensor:
     return parts.sum(1).square().sum() - _own(parts)
 
 
+def _by(own_of: Callable = _own, cross_of: Callable = _cross) -> Callable:
+    return lambda w, X, keep: _split(w, X, keep, own_of, cross_of)
+
+
+def _error_split(w: Tensor, X: Tensor, keep: Tensor) -> Tensor:
+    return _split(w, X, keep, _own, _cross)
+
+
 error_split = Exercise(
     name="error_split",
     chapter=5,
     title="the error of a pruned row: the squared Wanda scores, and the cross terms",
-    reference=lambda w, X, keep: _split(w, X, keep, _own, _cross),
+    reference=_error_split,
     difficulty=3,
     wrong=mistakes(
         {
-            "each pair counted once": lambda w, X, keep: _split(w, X, keep, _own, lambda parts: _cross(parts) / 2),
-            "total instead of the cross terms": lambda w, X, keep: _split(
-                w, X, keep, _own, lambda parts: parts.sum(1).square().sum()
-            ),
-            "kept weights": lambda w, X, keep: _split(w, X, ~keep, _own, _cross),
-            "all weights": lambda w, X, keep: _split(w, X, torch.zeros_like(keep), _own, _cross),
-            "scores not squared": lambda w, X, keep: _split(w, X, keep, lambda parts: parts.norm(dim=0).sum(), _cross),
-            "sum of scores squared": lambda w, X, keep: _split(
-                w, X, keep, lambda parts: parts.norm(dim=0).sum().square(), _cross
-            ),
-            "averaged over tokens": lambda w, X, keep: _split(w, X, keep, _own, _cross) / len(X),
-            "absolute cross terms": lambda w, X, keep: _split(
-                w, X, keep, _own, lambda parts: (parts.T @ parts).abs().sum() - parts.square().sum()
-            ),
-            "summed over tokens before squaring": lambda w, X, keep: _split(
-                w, X, keep, _own, lambda parts: parts.sum().square() - _own(parts)
-            ),
-            "order reversed": lambda w, X, keep: _split(w, X, keep, _cross, _own),
+            "each pair counted once": _by(cross_of=then(_cross, lambda cross: cross / 2)),
+            "total instead of the cross terms": _by(cross_of=lambda parts: parts.sum(1).square().sum()),
+            "kept weights": given(_error_split, keep=torch.logical_not),
+            "all weights": given(_error_split, keep=torch.zeros_like),
+            "scores not squared": _by(lambda parts: parts.norm(dim=0).sum()),
+            "sum of scores squared": _by(lambda parts: parts.norm(dim=0).sum().square()),
+            "averaged over tokens": averaged(_error_split, over="X"),
+            "absolute cross terms": _by(cross_of=lambda parts: (parts.T @ parts).abs().sum() - _own(parts)),
+            "summed over tokens before squaring": _by(cross_of=lambda parts: parts.sum().square() - _own(parts)),
+            "order reversed": _by(_cross, _own),
         },
         """
         each pair counted once: The cross terms are half of what they should be: a pair (j, l) stands in the double sum
@@ -246,65 +247,50 @@ def _twins(tokens: int) -> Tensor:
 
 
 # ria_scores(W, norms, power): relative importance times a power of the input's norm
-
-
 def _relative(W: Tensor, norms: Tensor, power: float) -> tuple[Tensor, Tensor, Tensor]:
     """|W| / the sum of its column, |W| / the sum of its row, and norms ** power; 0 / 0 is 0."""
     size = W.abs()
     per_input, per_output = (size.sum(dim, keepdim=True) for dim in (0, 1))
-    return (
-        (size / per_input).nan_to_num(0.0),
-        (size / per_output).nan_to_num(0.0),
-        norms**power,
-    )
+    return (size / per_input).nan_to_num(0.0), (size / per_output).nan_to_num(0.0), norms**power
 
 
 def _combined(gather: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
     return lambda W, norms, power: gather(*_relative(W, norms, power))
 
 
-def _unguarded(W: Tensor, norms: Tensor, power: float) -> Tensor:
-    size = W.abs()
-    return (size / size.sum(0) + size / size.sum(1, keepdim=True)) * norms**power
+def _by_totals(total: Callable[[Tensor, int], Tensor], size: Callable[[Tensor], Tensor] = torch.abs) -> Callable:
+    """total: (W, dim) -> what the size of each weight is divided by, of its column or of its row; 0 is 1."""
+    return lambda W, n, p: sum(size(W) / _safe(total(W, dim)) for dim in (0, 1)) * n**p
+
+
+def _safe(sums: Tensor) -> Tensor:
+    return torch.where(sums == 0, 1.0, sums)
+
+
+_ria_scores = _combined(lambda column, row, loud: (column + row) * loud)
 
 
 ria_scores = Exercise(
     name="ria_scores",
     chapter=5,
     title="the scores of RIA: relative importance times a power of the input's norm",
-    reference=_combined(lambda column, row, loud: (column + row) * loud),
+    reference=_ria_scores,
     difficulty=2,
     wrong=mistakes(
         {
-            "0 / 0": _unguarded,
+            "0 / 0": lambda W, n, p: sum(W.abs() / W.abs().sum(dim, keepdim=True) for dim in (0, 1)) * n**p,
             "only the output's sum": _combined(lambda column, row, loud: row * loud),
             "only the input's sum": _combined(lambda column, row, loud: column * loud),
             "product of the two shares": _combined(lambda column, row, loud: column * row * loud),
-            "one common sum": lambda W, norms, power: (
-                (W.abs() / _safe(W.abs().sum(0) + W.abs().sum(1, keepdim=True))) * norms**power
-            ),
-            "signed weights": lambda W, norms, power: (
-                (W / _safe(W.sum(0)) + W / _safe(W.sum(1, keepdim=True))) * norms**power
-            ),
-            "means in place of sums": lambda W, norms, power: (
-                (W.abs() / _safe(W.abs().mean(0)) + W.abs() / _safe(W.abs().mean(1, keepdim=True))) * norms**power
-            ),
-            "norms instead of sums": lambda W, norms, power: (
-                (W.abs() / _safe(W.norm(dim=0)) + W.abs() / _safe(W.norm(dim=1, keepdim=True))) * norms**power
-            ),
-            "power ignored": lambda W, norms, power: _combined(lambda column, row, loud: (column + row) * loud)(
-                W, norms, 1.0
-            ),
+            "one common sum": lambda W, n, p: W.abs() / _safe(W.abs().sum(0) + W.abs().sum(1, keepdim=True)) * n**p,
+            "signed weights": _by_totals(lambda W, dim: W.sum(dim, keepdim=True), size=torch.clone),
+            "means in place of sums": _by_totals(lambda W, dim: W.abs().mean(dim, keepdim=True)),
+            "norms instead of sums": _by_totals(lambda W, dim: W.norm(dim=dim, keepdim=True)),
+            "power ignored": given(_ria_scores, power=1.0),
             "inputs ignored": _combined(lambda column, row, loud: column + row),
-            "power over everything": lambda W, norms, power: (
-                _combined(lambda column, row, loud: (column + row) * loud)(W, norms, 1.0) ** power
-            ),
-            "power of a squared norm": lambda W, norms, power: _combined(
-                lambda column, row, loud: (column + row) * loud
-            )(W, norms, 2 * power),
-            "norms on the output's side": lambda W, norms, power: (
-                _combined(lambda column, row, loud: column + row)(W, norms, power) * (norms**power)[:, None]
-            ),
+            "power over everything": lambda W, norms, power: _ria_scores(W, norms, 1.0) ** power,
+            "power of a squared norm": given(_ria_scores, power=lambda power: 2 * power),
+            "norms on the output's side": _combined(lambda column, row, loud: (column + row) * loud[:, None]),
         },
         """
         0 / 0: A row or a column that is all zero has the sum 0, and 0 / 0 is NaN. The weights in it are 0: what should
@@ -338,10 +324,6 @@ ria_scores = Exercise(
 )
 
 
-def _safe(sums: Tensor) -> Tensor:
-    return torch.where(sums == 0, 1.0, sums)
-
-
 def _with_zeros() -> Tensor:
     W = normal(3, 4, seed=568)
     W[1], W[:, 2] = 0, 0
@@ -349,20 +331,6 @@ def _with_zeros() -> Tensor:
 
 
 # wanda(W, X, sparsity): the keep mask
-
-
-def _norm(X: Tensor) -> Tensor:
-    return X.norm(dim=0)
-
-
-def _product(W: Tensor, loudness: Tensor) -> Tensor:
-    return W.abs() * loudness
-
-
-def _rows(scores: Tensor, s: float) -> Tensor:
-    return Unstructured(s, "row").keep(scores)
-
-
 @dataclass(frozen=True)
 class _Recipe:
     """Wanda with every place exposed at which people go wrong; the defaults are right.
@@ -371,23 +339,16 @@ class _Recipe:
     select: (scores, sparsity) -> keep.
     """
 
-    loudness: Callable[[Tensor], Tensor] = _norm
-    score: Callable[[Tensor, Tensor], Tensor] = _product
-    select: Callable[[Tensor, float], Tensor] = _rows
+    loudness: Callable[[Tensor], Tensor] = lambda X: X.norm(dim=0)
+    score: Callable[[Tensor, Tensor], Tensor] = lambda W, loudness: W.abs() * loudness
+    select: Callable[[Tensor, float], Tensor] = lambda scores, s: Unstructured(s, "row").keep(scores)
 
     def __call__(self, W: Tensor, X: Tensor, sparsity: float) -> Tensor:
         return self.select(self.score(W, self.loudness(X)), sparsity)
 
 
 def _above(clamp: bool, whole: bool = False) -> Callable[[Tensor, float], Tensor]:
-    """score > sorted[int(n * s)], of each row or of the whole matrix; clamped to the list at sparsity 1, or not."""
-
-    def select(scores: Tensor, s: float) -> Tensor:
-        lines = scores.reshape(1, -1) if whole else scores
-        ordered, k = lines.sort(dim=1).values, int(s * lines.shape[1])
-        return (lines > ordered[:, [min(k, lines.shape[1] - 1) if clamp else k]]).view(scores.shape)
-
-    return select
+    return lambda scores, s: above(scores.reshape(1, -1) if whole else scores, s, clamp=clamp).view(scores.shape)
 
 
 def _from(scores: Tensor, s: float) -> Tensor:
@@ -396,11 +357,8 @@ def _from(scores: Tensor, s: float) -> Tensor:
     return scores >= ordered[:, [k]] if k < scores.shape[1] else torch.zeros_like(scores, dtype=torch.bool)
 
 
-def _quantile(whole: bool) -> Callable[[Tensor, float], Tensor]:
-    def select(scores: Tensor, s: float) -> Tensor:
-        return scores > (torch.quantile(scores, s) if whole else torch.quantile(scores, s, dim=1, keepdim=True))
-
-    return select
+def _layer(scores: Tensor, s: float) -> Tensor:
+    return Unstructured(s, "layer").keep(scores)
 
 
 def _counted(to_integer: Callable[[float], int]) -> Callable[[Tensor, float], Tensor]:
@@ -416,9 +374,7 @@ wanda = Exercise(
     wrong=mistakes(
         {
             "magnitude": _Recipe(lambda X: torch.ones(X.shape[1])),
-            "magnitude over the layer": _Recipe(
-                lambda X: torch.ones(X.shape[1]), select=lambda S, s: Unstructured(s, "layer").keep(S)
-            ),
+            "magnitude over the layer": _Recipe(lambda X: torch.ones(X.shape[1]), select=_layer),
             "mean absolute activation": _Recipe(lambda X: X.abs().mean(0)),
             "squared norm": _Recipe(lambda X: X.square().sum(0)),
             "weight squared": _Recipe(score=lambda W, loudness: W.square() * loudness),
@@ -426,22 +382,17 @@ wanda = Exercise(
             "largest activation": _Recipe(lambda X: X.abs().amax(0)),
             "last token only": _Recipe(lambda X: X[-1].abs()),
             "mean over the wrong axis": _Recipe(lambda X: X.norm(dim=1)),
-            "norm on the output's side": _Recipe(lambda X: _norm(X), lambda W, loudness: W.abs() * loudness[:, None]),
+            "norm on the output's side": _Recipe(score=lambda W, loudness: W.abs() * loudness[:, None]),
             "signed comparison": _Recipe(score=lambda W, loudness: W * loudness),
-            "one threshold for the whole matrix": _Recipe(select=lambda S, s: Unstructured(s, "layer").keep(S)),
+            "one threshold for the whole matrix": _Recipe(select=_layer),
             "compared within columns": _Recipe(select=lambda S, s: Unstructured(s, "row").keep(S.T).T),
-            "<= sorted[k]": [_Recipe(select=_above(clamp=False)), _Recipe(select=_above(clamp=True))],
-            "one threshold, and <= sorted[k]": [
-                _Recipe(select=_above(clamp=False, whole=True)),
-                _Recipe(select=_above(clamp=True, whole=True)),
-            ],
-            "quantile as threshold": _Recipe(select=_quantile(whole=False)),
-            "one quantile for the whole matrix": _Recipe(select=_quantile(whole=True)),
+            "<= sorted[k]": [_Recipe(select=_above(clamp)) for clamp in (False, True)],
+            "one threshold, and <= sorted[k]": [_Recipe(select=_above(clamp, whole=True)) for clamp in (False, True)],
+            "quantile as threshold": _Recipe(select=lambda S, s: S.quantile(s, dim=1, keepdim=True) < S),
+            "one quantile for the whole matrix": _Recipe(select=lambda S, s: S.quantile(s) < S),
             "ties all kept": _Recipe(select=_from),
-            "rounded down": _Recipe(select=_counted(int)),
-            "rounded up": _Recipe(select=_counted(math.ceil)),
-            "halves rounded up": _Recipe(select=_counted(half_up)),
-            "inverted mask": _Recipe(select=lambda S, s: ~_rows(S, s)),
+            **{name: _Recipe(select=_counted(rule)) for name, rule in ROUNDINGS.items()},
+            "inverted mask": inverted(_Recipe()),
             "largest pruned": _Recipe(select=lambda S, s: keep_largest(-S, round(s * S.shape[1]))),
         },
         """
@@ -493,6 +444,9 @@ wanda = Exercise(
 )
 
 
+_SIZES = torch.tensor([[0.1], [1], [9]])
+
+
 def _rarely_loud(tokens: int, d_in: int, seed: int) -> Tensor:
     """Inputs of equal mean size, of which every other is silent but for a few tokens."""
     X = normal(tokens, d_in, seed=seed) + 0.2
@@ -508,10 +462,7 @@ def _wanda_cases() -> list[Case]:
         Case("a small layer", (normal(4, 6, seed=540), normal(20, 6, seed=541) + 0.3, 0.5)),
         Case("loud and quiet inputs", (normal(6, 8, seed=542), (normal(30, 8, seed=543) + 0.3) * loud, 0.25)),
         Case("inputs that are rarely loud", (normal(5, 10, seed=544), _rarely_loud(24, 10, 545), 0.6)),
-        Case(
-            "rows of unequal size",
-            (normal(3, 7, seed=546) * torch.tensor([[0.1], [1], [9]]), normal(9, 7, seed=547), 0.5),
-        ),
+        Case("rows of unequal size", (normal(3, 7, seed=546) * _SIZES, normal(9, 7, seed=547), 0.5)),
         Case("as many tokens and outputs as inputs", (normal(8, 8, seed=548), normal(8, 8, seed=549) * loud, 0.5)),
         Case("equal weights and equal inputs", (whole, torch.ones(5, 6), 0.5)),
         Case("a count to be rounded", (normal(4, 10, seed=550), normal(12, 10, seed=551), 0.29)),

@@ -9,9 +9,8 @@ from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 from minprune.patterns import NM, keep_largest
 
+
 # nm_mask(scores, n, m): the keep mask with n of every m neighbouring inputs
-
-
 def _nm_mask(scores: Tensor, n: int, m: int) -> Tensor:
     _refuse(scores, m)
     return NM(n, m).keep(scores)
@@ -127,8 +126,6 @@ nm_mask = Exercise(
 
 
 # snake_deal(scores, m): an order of the inputs in which every group gets one column of each band
-
-
 def _deal(scores: Tensor, m: int, turn: int = 1, descending: bool = True, total=lambda S: S.sum(0)) -> Tensor:
     """(m, groups): row p is the p-th band in the order of the groups; every second band, from `turn` on, reversed."""
     bands = total(scores).argsort(descending=descending, stable=True).view(m, -1)
@@ -190,8 +187,6 @@ snake_deal = Exercise(
 
 
 # fold_output(O, order, heads): o_proj's weight after v_proj's rows were put into another order within each head
-
-
 def _places(orders: Tensor) -> Tensor:
     """One order for each head, (heads, head_dim) -> one of all channels, (heads * head_dim,)."""
     heads, head_dim = orders.shape

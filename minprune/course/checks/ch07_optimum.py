@@ -23,8 +23,6 @@ def mask(shape: tuple[int, ...], kept: int, seed: int) -> Tensor:
 
 
 # exact_row(w, G, keep, damp): the best weights on a mask
-
-
 def _damped(G: Tensor, damp: float) -> Tensor:
     return G + damp * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype)
 
@@ -120,8 +118,6 @@ exact_row = Exercise(
 
 
 # admm(W, H, keep, rho, rounds): towards the same weights, with one factorisation for all rows
-
-
 @dataclass(frozen=True)
 class _Rounds:
     """ADMM on a fixed mask; the defaults are right. Every field is one line of a round; late: A is solved for
@@ -213,8 +209,6 @@ admm_row = Exercise(
 
 
 # swap_change(w, G, keep, p, u): by how much the loss changes if p is pruned and u comes back
-
-
 def _change(
     squares: float = 1,
     linear: float = 2,
@@ -318,8 +312,6 @@ def _place(d: int, kept: int, seed: int, wanted: int, first: bool) -> int:
 
 
 # ramp(k, sparsity, gradual): the cubic schedule of ADMM's mask
-
-
 def _ramp(share: Callable[[Tensor], Tensor], held: bool = True) -> Callable[[Tensor, float, int], Tensor]:
     def ramp(k: Tensor, sparsity: float, gradual: int) -> Tensor:
         done = k / gradual

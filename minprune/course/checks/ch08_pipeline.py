@@ -9,9 +9,8 @@ from torch import Tensor
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 
+
 # shared_inputs(inputs): for each layer the number of its group; layers that are given the same tensor share one
-
-
 def _numbered(inputs: Sequence[Tensor], same: Callable[[Tensor, Tensor], bool]) -> Tensor:
     """The place, among the first tensors of all groups, of the first one that is the same."""
     firsts: list[Tensor] = []
@@ -97,8 +96,6 @@ def _repeated(counts: list[int], shapes: Sequence[tuple[int, ...]], seed: int) -
 
 
 # towards_dense(W, X_hat, X, damp): the dense weights that best give the dense outputs on drifted inputs
-
-
 def _towards(
     W: Tensor, X_hat: Tensor, X: Tensor, damp: float, *, relative: bool = True, stays: bool = True, cross=None
 ) -> Tensor:
@@ -158,8 +155,6 @@ def _drifted(seed: int, size: float) -> Tensor:
 
 
 # repair_gradient(W, keep, X_hat, Y): the slope of the tokens' mean relative error in the weights that are kept
-
-
 @dataclass(frozen=True)
 class _Gradient:
     """Right unless a field says otherwise. energy: what the error of each token is divided by."""

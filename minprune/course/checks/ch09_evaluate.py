@@ -9,9 +9,8 @@ from torch import Tensor
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 
+
 # padded_perplexity(logits, tokens, real): windows padded on the right
-
-
 @dataclass(frozen=True)
 class _Recipe:
     """How to get from logits to a perplexity, with every decision that can be taken wrongly."""
@@ -101,8 +100,6 @@ padded_perplexity = Exercise(
 
 
 # bits_per_byte(nats, texts): nats of tokens 1.. of a window, and the text of each of its tokens
-
-
 def _size(text: str) -> int:
     return len(text.encode())
 
@@ -160,8 +157,6 @@ bits_per_byte = Exercise(
 
 
 # kl_divergence(dense, pruned): logits, (positions, vocabulary) each
-
-
 def _kl(dense: Tensor, pruned: Tensor) -> Tensor:
     p, log_q = dense.softmax(-1), pruned.log_softmax(-1)
     return (p * (dense.log_softmax(-1) - log_q)).sum(-1).mean()

@@ -8,9 +8,8 @@ from torch import Tensor
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 
+
 # cut_with_bos(ids, length, bos): full windows that each begin with the token bos
-
-
 def _body(ids: Tensor, size: int) -> Tensor:
     """As many full rows of `size` tokens as there are: (rows, size)."""
     return ids[: len(ids) // size * size].view(-1, size)
@@ -72,8 +71,6 @@ cut_with_bos = Exercise(
 
 
 # mix_grams(grams, tokens, shares): statistics of several texts, put together so that each has a given share
-
-
 def _mixed(grams: Sequence[Tensor], tokens: Sequence[int], shares: Sequence[float]) -> Tensor:
     total = sum(tokens)
     return torch.stack([total * s / n * G for G, n, s in zip(grams, tokens, shares, strict=True)]).sum(0)
@@ -239,8 +236,6 @@ def _layer(tokens: int, seed: int, prune: Prune) -> tuple:
 
 
 # contaminated(train, test, n): which test windows share n tokens in a row with the calibration windows
-
-
 def _runs(window: Tensor, n: int) -> set[tuple[int, ...]]:
     tokens = window.tolist()
     return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}

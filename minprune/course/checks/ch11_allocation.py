@@ -9,9 +9,8 @@ from minprune.allocation.budget import project_by_scale, project_by_shift
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 
+
 # keep_budget(wanted, sizes, average): sparsities with an exact average
-
-
 def _mean(values: Tensor, sizes: Tensor) -> Tensor:
     return (values.double() * sizes).sum() / sizes.sum()
 
@@ -106,8 +105,6 @@ def _budget_cases() -> list[Case]:
 
 
 # outlier_share(weights, norms, outlier): OWL's D of one block
-
-
 def _scores(weights: list[Tensor], norms: list[Tensor]) -> list[Tensor]:
     return [W.abs() * norm for W, norm in zip(weights, norms, strict=True)]
 
@@ -209,8 +206,6 @@ def _outlier_cases() -> list[Case]:
 
 
 # take_steps(costs, sizes, budget): equal marginal cost per weight
-
-
 def _take_steps(costs: Tensor, sizes: Tensor, budget: float, per_weight: bool = True, last: str = "part") -> Tensor:
     """Steps in the order of their price until the budget is used up; last: what becomes of the one that exceeds it."""
     prices = costs.diff(dim=1) / (sizes[:, None] if per_weight else 1)  # (groups, levels)

@@ -12,9 +12,8 @@ from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import HALVES, half_up, normal
 from minprune.errors import PruneError
 
+
 # next_mask(W, keep, rate) and global_masks(weights, masks, rate): the survivors of one more round
-
-
 @dataclass(frozen=True)
 class _Round:
     """One round of pruning over the layers, right unless a field says otherwise.
@@ -183,9 +182,8 @@ weights made comparable first: The layers were scaled before they were compared.
     cases=_global_cases,
 )
 
+
 # ticket_cost(sizes, rate, sparsity, steps, rewind): how many rounds it takes, and how many training steps
-
-
 def _rounds(sizes: Tensor, rate: float, sparsity: float, to_integer: Callable[[float], int] = round) -> int:
     """The least number of rounds after which at least this share of all weights is pruned."""
     number, left, total = 0, sizes.tolist(), int(sizes.sum())

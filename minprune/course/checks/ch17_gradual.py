@@ -10,9 +10,8 @@ from torch import Tensor
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import half_up, normal
 
+
 # staircase(steps, begin, end, every, initial, final): the sparsity that the masks have during each training step
-
-
 def _cubic(done: Tensor, initial: float, final: float) -> Tensor:
     return final + (initial - final) * (1 - done) ** 3
 
@@ -102,9 +101,8 @@ staircase = Exercise(
     ],
 )
 
+
 # gradual_mask(dense, keep, sparsity): the new mask of a layer, and how many weights return
-
-
 @dataclass(frozen=True)
 class _Update:
     """One update of a layer's mask, right unless a field says otherwise."""
@@ -209,9 +207,8 @@ gradual_mask = Exercise(
     ],
 )
 
+
 # sparse_outputs(W, X, threshold): a layer that reads only what is large, and the share of its inputs that is skipped
-
-
 @dataclass(frozen=True)
 class _Skipping:
     """A layer whose small inputs count as zero, right unless a field says otherwise."""

@@ -13,9 +13,8 @@ from minprune.course.checks.values import normal
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
+
 # sparse_step(W, grad, m, v, t, keep, lr, decay): one step of AdamW after which every pruned weight is zero
-
-
 @dataclass(frozen=True)
 class _Step:
     """AdamW with masks, right unless a field says otherwise. decay: when the weights shrink, and by what."""
@@ -116,9 +115,8 @@ sparse_step = Exercise(
     cases=_step_cases,
 )
 
+
 # merged(W, keep, up, down, alpha): a low-rank adapter becomes part of a sparse layer
-
-
 def _merged(scale: Callable[[float, int], float] = lambda alpha, rank: alpha / rank, mask: str = "sum") -> Callable:
     def merged(W: Tensor, keep: Tensor, up: Tensor, down: Tensor, alpha: float) -> Tensor:
         change = scale(alpha, down.shape[0]) * up @ down
@@ -187,8 +185,6 @@ merged = Exercise(
 
 
 # distillation(student, teacher, tokens, T, share): share * T^2 KL(p || q) + (1 - share) * cross-entropy of the text
-
-
 @dataclass(frozen=True)
 class _Distillation:
     """The loss, right unless a field says otherwise. shift: how far the token is that a position is to predict."""
@@ -293,9 +289,8 @@ distillation = Exercise(
     ],
 )
 
+
 # came_back(before, after, dense, control): perplexities of several texts -> the shares of the lost nats that came back
-
-
 def _came_back(plain: Callable, fair: Callable, nats: Callable[[Tensor], Tensor] = torch.log) -> Callable:
     """plain, fair: the two shares, made of what a token costs before, after, in the dense model and in the control."""
 

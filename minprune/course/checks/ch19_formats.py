@@ -11,9 +11,8 @@ from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 from minprune.patterns import NM
 
+
 # to_csr(W, keep): values, columns, pointers
-
-
 def _places(keep: Tensor) -> Tensor:
     """Rows and columns of what is kept, in reading order, (stored, 2)."""
     return keep.nonzero()
@@ -140,8 +139,6 @@ def _corner(d_out: int, d_in: int) -> Tensor:
 
 
 # csr_matmul(values, columns, pointers, X): the layer's outputs, from what is stored
-
-
 @dataclass(frozen=True)
 class _Product:
     """X W^T out of CSR; the defaults are right.
