@@ -1,11 +1,13 @@
 """The exercises of chapter 06: n kept of every m, inputs dealt out to groups, a permutation folded into attention."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import given, inverted, then, transposed
 from minprune.course.checks.values import normal
 from minprune.patterns import NM, keep_largest
 
@@ -31,13 +33,12 @@ def _both_forms(wrong: Callable) -> list[Callable]:
     return [wrong, refusing]
 
 
-def _by_group(scores: Tensor, m: int, keep_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """A mask put together from `keep_of(groups)`, (groups, m) -> (groups, m)."""
-    return keep_of(scores.reshape(-1, m)).view(scores.shape)
+def _groups(keep_of: Callable[[Tensor, int, int], Tensor]) -> Callable[[Tensor, int, int], Tensor]:
+    """A mask put together from `keep_of(groups, n, m)`, (groups, m) -> (groups, m)."""
+    return lambda scores, n, m: keep_of(scores.reshape(-1, m), n, m).view(scores.shape)
 
 
-def _ranked(scores: Tensor, n: int, m: int) -> Tensor:
-    return _by_group(scores, m, lambda g: keep_largest(g, m - n))
+_ranked = _groups(lambda g, n, m: keep_largest(g, m - n))
 
 
 def _strided(scores: Tensor, n: int, m: int) -> Tensor:
@@ -46,32 +47,20 @@ def _strided(scores: Tensor, n: int, m: int) -> Tensor:
     return _ranked(groups.reshape(len(scores), -1), n, m).view(groups.shape).transpose(1, 2).reshape(scores.shape)
 
 
-def _same_columns(scores: Tensor, n: int, m: int) -> Tensor:
-    return _ranked(scores.sum(0, keepdim=True), n, m).expand(scores.shape)
-
-
 _WRONG: dict[str, Callable[[Tensor, int, int], Tensor]] = {
     "n counted as zeros": lambda scores, n, m: _ranked(scores, m - n, m),
-    "inverted mask": lambda scores, n, m: ~_ranked(scores, n, m),
-    "smallest kept": lambda scores, n, m: _by_group(scores, m, lambda g: ~keep_largest(g, n)),
-    "ties all kept": lambda scores, n, m: _by_group(scores, m, lambda g: g >= g.sort(dim=1).values[:, m - n, None]),
-    "one too many": lambda scores, n, m: _by_group(scores, m, lambda g: g > g.sort(dim=1).values[:, m - n, None]),
-    "ties all pruned": lambda scores, n, m: _by_group(
-        scores, m, lambda g: g > g.sort(dim=1).values[:, m - n - 1, None]
-    ),
-    "last of the ties pruned first": lambda scores, n, m: _by_group(
-        scores, m, lambda g: keep_largest(g.flip(1), m - n).flip(1)
-    ),
-    "order taken for ranks": lambda scores, n, m: _by_group(
-        scores, m, lambda g: g.argsort(dim=1, stable=True) >= m - n
-    ),
+    "inverted mask": inverted(_ranked),
+    "smallest kept": _groups(lambda g, n, m: ~keep_largest(g, n)),
+    "ties all kept": _groups(lambda g, n, m: g >= g.sort(dim=1).values[:, m - n, None]),
+    "one too many": _groups(lambda g, n, m: g > g.sort(dim=1).values[:, m - n, None]),
+    "ties all pruned": _groups(lambda g, n, m: g > g.sort(dim=1).values[:, m - n - 1, None]),
+    "last of the ties pruned first": _groups(lambda g, n, m: keep_largest(g.flip(1), m - n).flip(1)),
+    "order taken for ranks": _groups(lambda g, n, m: g.argsort(dim=1, stable=True) >= m - n),
     "groups along the outputs": lambda scores, n, m: _ranked(scores.T, n, m).T,
-    "the same columns for all rows": _same_columns,
+    "the same columns for all rows": lambda S, n, m: _ranked(S.sum(0, keepdim=True), n, m).expand(S.shape),
     "distant columns": _strided,
-    "the share of a row": lambda scores, n, m: keep_largest(scores, scores.shape[1] // m * (m - n)),
-    "the share of the layer": lambda scores, n, m: keep_largest(
-        scores.reshape(1, -1), scores.numel() // m * (m - n)
-    ).view(scores.shape),
+    "the share of a row": lambda S, n, m: keep_largest(S, S.shape[1] // m * (m - n)),
+    "the share of the layer": lambda S, n, m: keep_largest(S.reshape(1, -1), S.numel() // m * (m - n)).view(S.shape),
 }
 
 nm_mask = Exercise(
@@ -137,10 +126,6 @@ def _dealt(scores: Tensor, m: int, **how) -> Tensor:
     return _deal(scores, m, **how).T.reshape(-1)
 
 
-def _groups_for_bands(scores: Tensor, m: int) -> Tensor:
-    return _dealt(scores, scores.shape[1] // m)
-
-
 snake_deal = Exercise(
     name="snake_deal",
     chapter=6,
@@ -152,11 +137,11 @@ snake_deal = Exercise(
             "no turning back": lambda scores, m: _dealt(scores, m, turn=m),
             "best columns together": lambda scores, m: scores.sum(0).argsort(descending=True, stable=True),
             "bands one after the other": lambda scores, m: _deal(scores, m).reshape(-1),
-            "worst first": lambda scores, m: _dealt(scores, m, descending=False),
-            "turned the other way": lambda scores, m: _dealt(scores, m, turn=0),
-            "the inverse order": lambda scores, m: _dealt(scores, m).argsort(),
-            "bands of m columns": _groups_for_bands,
-            "largest instead of total": lambda scores, m: _dealt(scores, m, total=lambda S: S.amax(0)),
+            "worst first": partial(_dealt, descending=False),
+            "turned the other way": partial(_dealt, turn=0),
+            "the inverse order": then(_dealt, torch.argsort),
+            "bands of m columns": lambda scores, m: _dealt(scores, scores.shape[1] // m),
+            "largest instead of total": partial(_dealt, total=lambda S: S.amax(0)),
         },
         """
         no turning back: Every band was dealt from the first group to the last, so the first group gets the best of
@@ -198,8 +183,8 @@ def _fold(O: Tensor, order: Tensor, heads: int) -> Tensor:
     return O[:, _places(order.repeat_interleave(heads // len(order), 0))]
 
 
-def _tiled(O: Tensor, order: Tensor, heads: int) -> Tensor:
-    return O[:, _places(order.repeat(heads // len(order), 1))]
+def _order(*heads: list[int]) -> Tensor:
+    return torch.tensor(heads)
 
 
 def _first_only(O: Tensor, order: Tensor, heads: int) -> Tensor:
@@ -218,14 +203,16 @@ fold_output = Exercise(
     wrong=mistakes(
         {
             "left as it was": lambda O, order, heads: O.clone(),
-            "the inverse order": lambda O, order, heads: _fold(O, order.argsort(1), heads),
-            "value heads dealt out in turn": _tiled,
-            "one query head for each value head": _first_only,
-            "the first head's order for all": lambda O, order, heads: _fold(O, order[:1].expand_as(order), heads),
-            "heads without their offset": lambda O, order, heads: O[
-                :, order.repeat_interleave(heads // len(order), 0).flatten()
+            "the inverse order": given(_fold, order=lambda order: order.argsort(1)),
+            "value heads dealt out in turn": lambda O, order, heads: O[
+                :, _places(order.repeat(heads // len(order), 1))
             ],
-            "rows instead of columns": lambda O, order, heads: _fold(O.T, order, heads).T,
+            "one query head for each value head": _first_only,
+            "the first head's order for all": given(_fold, order=lambda order: order[:1].expand_as(order)),
+            "heads without their offset": lambda O, order, h: O[
+                :, order.repeat_interleave(h // len(order), 0).flatten()
+            ],
+            "rows instead of columns": transposed(given(_fold, O=lambda O: O.T)),
         },
         """
         left as it was: Nothing was moved, so every column of o_proj reads a channel that is somebody else's now.
@@ -243,18 +230,15 @@ fold_output = Exercise(
         """,
     ),
     cases=lambda: [
-        Case("one head", (normal(4, 4, seed=620), torch.tensor([[2, 0, 3, 1]]), 1)),
-        Case("as many value heads as heads", (normal(6, 6, seed=621), torch.tensor([[1, 2, 0], [2, 0, 1]]), 2)),
-        Case(
-            "four heads that share two value heads",
-            (normal(12, 12, seed=622), torch.tensor([[1, 2, 0], [2, 1, 0]]), 4),
-        ),
+        Case("one head", (normal(4, 4, seed=620), _order([2, 0, 3, 1]), 1)),
+        Case("as many value heads as heads", (normal(6, 6, seed=621), _order([1, 2, 0], [2, 0, 1]), 2)),
+        Case("four heads that share two value heads", (normal(12, 12, seed=622), _order([1, 2, 0], [2, 1, 0]), 4)),
         Case(
             "nine heads that share three value heads, as in SmolLM2",
-            (normal(36, 36, seed=623), torch.tensor([[1, 2, 3, 0], [3, 1, 0, 2], [2, 0, 1, 3]]), 9),
+            (normal(36, 36, seed=623), _order([1, 2, 3, 0], [3, 1, 0, 2], [2, 0, 1, 3]), 9),
         ),
-        Case("a residual stream that is narrower than the heads", (normal(5, 8, seed=625), torch.tensor([[1, 0]]), 4)),
-        Case("heads that stay as they are", (normal(6, 6, seed=624), torch.tensor([[0, 1, 2], [0, 1, 2]]), 2)),
+        Case("a residual stream that is narrower than the heads", (normal(5, 8, seed=625), _order([1, 0]), 4)),
+        Case("heads that stay as they are", (normal(6, 6, seed=624), _order([0, 1, 2], [0, 1, 2]), 2)),
     ],
 )
 

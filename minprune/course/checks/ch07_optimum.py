@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import complement, given, negated
 from minprune.course.checks.values import normal
 
 
@@ -23,10 +24,6 @@ def mask(shape: tuple[int, ...], kept: int, seed: int) -> Tensor:
 
 
 # exact_row(w, G, keep, damp): the best weights on a mask
-def _damped(G: Tensor, damp: float) -> Tensor:
-    return G + damp * G.diagonal().mean() * torch.eye(len(G), dtype=G.dtype)
-
-
 def _relative(G: Tensor, damp: float) -> float:
     return damp * float(G.diagonal().mean())
 
@@ -73,7 +70,9 @@ exact_row = Exercise(
         {
             "nothing moved": lambda w, G, keep, damp: w * keep,
             "target of the kept weights only": _Solve(right=_nothing, target=lambda H, w, keep: H @ (w * keep)),
-            "masked after solving": lambda w, G, keep, damp: (torch.linalg.solve(_damped(G, damp), G @ w)) * keep,
+            "masked after solving": lambda w, G, keep, damp: (
+                torch.linalg.solve(G + _relative(G, damp) * torch.eye(len(G)), G @ w) * keep
+            ),
             "no damping": _Solve(left=_nothing, right=_nothing),
             "absolute damping": _Solve(left=lambda G, damp: damp, right=lambda G, damp: damp),
             "damping on one side": [_Solve(right=_nothing), _Solve(left=_nothing)],
@@ -170,14 +169,12 @@ admm_row = Exercise(
             "U updated before Z": [_Rounds(dual_first=True), _Rounds(late=True)],
             "U not summed up": _Rounds(dual=lambda U, A, Z, before, keep: A - Z),
             "rho in one place": [
-                _Rounds(solve=lambda W, H, eye, rho, Z, U: (W @ H + Z - U) @ torch.inverse(H + rho * eye)),
-                _Rounds(solve=lambda W, H, eye, rho, Z, U: (W @ H + rho * (Z - U)) @ torch.inverse(H)),
+                _Rounds(lambda W, H, eye, rho, Z, U: (W @ H + Z - U) @ torch.inverse(H + rho * eye)),
+                _Rounds(lambda W, H, eye, rho, Z, U: (W @ H + rho * (Z - U)) @ torch.inverse(H)),
             ],
-            "W in place of W H": _Rounds(
-                solve=lambda W, H, eye, rho, Z, U: (W + rho * (Z - U)) @ torch.inverse(H + rho * eye)
-            ),
+            "W in place of W H": _Rounds(lambda W, H, eye, r, Z, U: (W + r * (Z - U)) @ torch.inverse(H + r * eye)),
             "one round too many": _Rounds(rounds=lambda rounds: rounds + 1),
-            "mask inverted": lambda W, H, keep, rho, rounds: _Rounds()(W, H, ~keep, rho, rounds),
+            "mask inverted": given(_Rounds(), keep=torch.logical_not),
         },
         """
         U never updated: U stayed zero: it was never updated, or from an A that had been masked before. Without it Z
@@ -254,7 +251,7 @@ swap_change = Exercise(
             "gradient of the whole row": _change(lost=lambda w, keep: w),
             "linear terms with the wrong sign": _change(linear=-2),
             "no change": lambda w, G, keep, p, u: 0.0,
-            "gain instead of change": lambda w, G, keep, p, u: -_change()(w, G, keep, p, u),
+            "gain instead of change": negated(_change()),
             "the loss afterwards": _after,
         },
         """
@@ -282,33 +279,17 @@ swap_change = Exercise(
         """,
     ),
     cases=lambda: [
-        Case(
-            f"{d} inputs, {kept} kept",
-            (
-                normal(d, seed=s),
-                inputs(d, s + 1),
-                mask((d,), kept, s + 4),
-                _place(d, kept, s, 1, first),
-                _place(d, kept, s, 0, first),
-            ),
-        )
-        for s, d, kept, first in [
-            (800, 4, 2, True),
-            (860, 6, 3, True),
-            (850, 6, 5, True),
-            (870, 8, 2, True),
-            (830, 9, 5, True),
-            (830, 9, 4, False),
-            (880, 7, 3, False),
-        ]
+        *(_swap(*numbers) for numbers in [(800, 4, 2), (860, 6, 3), (850, 6, 5), (870, 8, 2), (830, 9, 5)]),
+        *(_swap(*numbers, which=-1) for numbers in [(830, 9, 4), (880, 7, 3)]),
     ],
 )
 
 
-def _place(d: int, kept: int, seed: int, wanted: int, first: bool) -> int:
-    """The first or last index that is kept (1) or pruned (0) in the case's mask."""
-    places = [i for i, kept in enumerate(mask((d,), kept, seed + 4).int().tolist()) if kept == wanted]
-    return places[0 if first else -1]
+def _swap(seed: int, d_in: int, kept: int, which: int = 0) -> Case:
+    """The first (0) or last (-1) place of what is kept and of what is pruned are to be exchanged."""
+    keep = mask((d_in,), kept, seed + 4)
+    places = [int(part.nonzero()[which]) for part in (keep, ~keep)]
+    return Case(f"{d_in} inputs, {kept} kept", (normal(d_in, seed=seed), inputs(d_in, seed + 1), keep, *places))
 
 
 # ramp(k, sparsity, gradual): the cubic schedule of ADMM's mask
@@ -338,8 +319,8 @@ ramp = Exercise(
             "a square": _ramp(lambda done: 1 - (1 - done) ** 2),
             "not held": _ramp(_bend, held=False),
             "falling": _ramp(lambda done: (1 - done) ** 3),
-            "one round late": lambda k, sparsity, gradual: _ramp(_bend)(k - 1, sparsity, gradual),
-            "the share that is kept": lambda k, sparsity, gradual: 1 - _ramp(_bend)(k, sparsity, gradual),
+            "one round late": given(_ramp(_bend), k=lambda k: k - 1),
+            "the share that is kept": complement(_ramp(_bend)),
         },
         """
         no ramp: Every round prunes the full share. The schedule is computed by somebody perhaps, but not used.

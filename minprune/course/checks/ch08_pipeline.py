@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import exchanged, given, then
 from minprune.course.checks.values import normal
 
 
@@ -28,6 +30,10 @@ def _neighbours(inputs: Sequence[Tensor]) -> Tensor:
     return torch.tensor(new).cumsum(0)
 
 
+def _shared_inputs(inputs: Sequence[Tensor]) -> Tensor:
+    return _numbered(inputs, lambda a, b: a is b)
+
+
 def _one_buffer() -> list[Tensor]:
     """Two pairs of layers; the memory of the first pair's input is used again, in part, for that of the second."""
     memory = normal(6, 4, seed=820)
@@ -36,31 +42,21 @@ def _one_buffer() -> list[Tensor]:
     return [first, first, second, late, late]
 
 
-def _again() -> list[Tensor]:
-    X = normal(2, 4, seed=823)
-    return [X, X, normal(2, 4, seed=824), X]
-
-
-def _twins() -> list[Tensor]:
-    X = normal(3, 4, seed=821)
-    return [X, X, X.clone(), X.clone()]
-
-
 shared_inputs = Exercise(
     name="shared_inputs",
     chapter=8,
     title="which layers are given the same tensor",
-    reference=lambda inputs: _numbered(inputs, lambda a, b: a is b),
+    reference=_shared_inputs,
     difficulty=2,
     wrong=mistakes(
         {
-            "address instead of identity": lambda inputs: _numbered(inputs, lambda a, b: a.data_ptr() == b.data_ptr()),
-            "equal values": lambda inputs: _numbered(inputs, lambda a, b: a.shape == b.shape and bool((a == b).all())),
-            "equal shapes": lambda inputs: _numbered(inputs, lambda a, b: a.shape == b.shape),
-            "equal widths": lambda inputs: _numbered(inputs, lambda a, b: a.shape[-1] == b.shape[-1]),
+            "address instead of identity": partial(_numbered, same=lambda a, b: a.data_ptr() == b.data_ptr()),
+            "equal values": partial(_numbered, same=torch.equal),
+            "equal shapes": partial(_numbered, same=lambda a, b: a.shape == b.shape),
+            "equal widths": partial(_numbered, same=lambda a, b: a.shape[-1] == b.shape[-1]),
             "only neighbours compared": _neighbours,
             "a group for each layer": lambda inputs: torch.arange(len(inputs)),
-            "counted from one": lambda inputs: _numbered(inputs, lambda a, b: a is b) + 1,
+            "counted from one": then(_shared_inputs, lambda numbers: numbers + 1),
         },
         """
         address instead of identity: Two tensors with the same address need not be the same tensor: memory is used again
@@ -79,20 +75,19 @@ shared_inputs = Exercise(
         """,
     ),
     cases=lambda: [
-        Case("a Llama block", (_repeated([3, 1, 2, 1], [(2, 5, 4)] * 3 + [(2, 5, 6)], 822),)),
-        Case("a block that reads one tensor twice", (_again(),)),
+        Case("a Llama block", (_block(),)),
+        Case("a block that reads one tensor twice", ([X := normal(2, 4, seed=823), X, normal(2, 4, seed=824), X],)),
         Case("memory that is used again", (_one_buffer(),)),
-        Case("equal values in different tensors", (_twins(),)),
+        Case("equal values in different tensors", ([Y := normal(3, 4, seed=821), Y, Y.clone(), Y.clone()],)),
         Case("a single layer", ([normal(2, 3, seed=825)],)),
     ],
 )
 
 
-def _repeated(counts: list[int], shapes: Sequence[tuple[int, ...]], seed: int) -> list[Tensor]:
-    """Tensors of these shapes, each as often as its count says."""
-    return [
-        X for i, (n, s) in enumerate(zip(counts, shapes, strict=True)) for X in [normal(*s, seed=seed + 100 * i)] * n
-    ]
+def _block() -> list[Tensor]:
+    """The inputs of q, k and v, of o, of gate and up, and of down."""
+    attention, heads, mlp, inner = (normal(2, 5, d, seed=822 + 100 * i) for i, d in enumerate((4, 4, 4, 6)))
+    return [attention] * 3 + [heads] + [mlp] * 2 + [inner]
 
 
 # towards_dense(W, X_hat, X, damp): the dense weights that best give the dense outputs on drifted inputs
@@ -117,11 +112,11 @@ towards_dense = Exercise(
     wrong=mistakes(
         {
             "the layer's own outputs on the drifted inputs": lambda W, X_hat, X, damp: W.clone(),
-            "inputs exchanged": lambda W, X_hat, X, damp: _towards(W, X, X_hat, damp),
-            "cross Gram transposed": lambda W, X_hat, X, damp: _towards(W, X_hat, X, damp, cross=lambda a, b: a.T @ b),
-            "shrunk towards zero": lambda W, X_hat, X, damp: _towards(W, X_hat, X, damp, stays=False),
-            "absolute damping": lambda W, X_hat, X, damp: _towards(W, X_hat, X, damp, relative=False),
-            "no damping": lambda W, X_hat, X, damp: _towards(W, X_hat, X, 0.0),
+            "inputs exchanged": exchanged(_towards, 1, 2),
+            "cross Gram transposed": partial(_towards, cross=lambda a, b: a.T @ b),
+            "shrunk towards zero": partial(_towards, stays=False),
+            "absolute damping": partial(_towards, relative=False),
+            "no damping": given(_towards, damp=0.0),
             "the correction alone": lambda W, X_hat, X, damp: _towards(W, X_hat, X, damp) - W,
         },
         """
@@ -217,13 +212,13 @@ repair_gradient = Exercise(
         Case("half of the weights", _to_repair((4, 6), 12, 840, 1.0)),
         Case("a single loud token", _to_repair((3, 5), 10, 845, 1.0, loud=30.0)),
         Case("quiet targets", _to_repair((2, 4), 8, 850, 0.1)),
-        Case(
-            "nothing pruned",
-            (normal(3, 4, seed=855), torch.ones(3, 4) > 0, normal(9, 4, seed=856), normal(9, 3, seed=857)),
-        ),
+        Case("nothing pruned", (normal(3, 4, seed=855), _ALL, normal(9, 4, seed=856), normal(9, 3, seed=857))),
         Case("outputs that are right already", _right_already(860)),
     ],
 )
+
+
+_ALL = torch.ones(3, 4, dtype=torch.bool)
 
 
 def _to_repair(shape: tuple[int, int], tokens: int, seed: int, scale: float, loud: float = 1.0) -> tuple:

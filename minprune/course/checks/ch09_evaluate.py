@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import exchanged, negated, then
 from minprune.course.checks.values import normal
 
 
@@ -125,7 +126,7 @@ bits_per_byte = Exercise(
                 nats / torch.tensor([_size(t) for t in texts[1:]]) / math.log(2)
             ).mean(),
             "mean instead of sum": lambda nats, texts: nats.mean() / math.log(2) / sum(map(_size, texts[1:])),
-            "bytes per bit": lambda nats, texts: 1 / _bits_per_byte(nats, texts),
+            "bytes per bit": then(_bits_per_byte, torch.reciprocal),
         },
         """
         nats per byte: These are nats per byte. One bit is how many nats?
@@ -147,10 +148,10 @@ bits_per_byte = Exercise(
         Case("another script", (normal(3, seed=912).abs() + 1, ["北", "京", "市", " 🌍"])),
         Case("one prediction", (torch.tensor([1.5]), ["A", " long-winded"])),
         Case(
-            "first and last characters of each length", (torch.ones(6), ["A", *"\x7f\x80\u07ff\u0800\uffff\U00010000"])
+            "first and last characters of each length", (torch.ones(6), list("A\x7f\x80\u07ff\u0800\uffff\U00010000"))
         ),
         Case(
-            "a text so long that its probability is no number", (normal(400, seed=913).abs() + 3, ["A"] + ["é "] * 400)
+            "a text so long that its probability is no number", (normal(400, seed=913).abs() + 3, ["A", *["é "] * 400])
         ),
     ],
 )
@@ -170,14 +171,14 @@ kl_divergence = Exercise(
     difficulty=2,
     wrong=mistakes(
         {
-            "the other direction": lambda dense, pruned: _kl(pruned, dense),
+            "the other direction": exchanged(_kl, 0, 1),
             "both directions averaged": lambda dense, pruned: (_kl(dense, pruned) + _kl(pruned, dense)) / 2,
             "averaged over the vocabulary, too": lambda dense, pruned: _kl(dense, pruned) / dense.shape[-1],
             "summed over positions": lambda dense, pruned: _kl(dense, pruned) * len(dense),
             "cross-entropy": lambda dense, pruned: -(dense.softmax(-1) * pruned.log_softmax(-1)).sum(-1).mean(),
-            "bits": lambda dense, pruned: _kl(dense, pruned) / math.log(2),
+            "bits": then(_kl, lambda nats: nats / math.log(2)),
             "logits without softmax": lambda dense, pruned: (dense.softmax(-1) * (dense - pruned)).sum(-1).mean(),
-            "negative": lambda dense, pruned: -_kl(dense, pruned),
+            "negative": negated(_kl),
         },
         """
         the other direction: This is KL(pruned || dense). Whose probabilities are to weigh the logarithms?

@@ -1,11 +1,14 @@
 """The exercises of chapter 10: windows with BOS, mixed texts, choosing a damping, test text seen before."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import averaged, exchanged, given, inverted, then
 from minprune.course.checks.values import normal
 
 
@@ -23,16 +26,6 @@ def _cut(ids: Tensor, length: int, bos: int) -> Tensor:
     return _before(bos, _body(ids, length - 1))
 
 
-def _overwritten(ids: Tensor, length: int, bos: int) -> Tensor:
-    rows = _body(ids, length).clone()
-    rows[:, 0] = bos
-    return rows
-
-
-def _first_only(ids: Tensor, length: int, bos: int) -> Tensor:
-    return _body(torch.cat([torch.tensor([bos]), ids]), length)
-
-
 cut_with_bos = Exercise(
     name="cut_with_bos",
     chapter=10,
@@ -41,10 +34,10 @@ cut_with_bos = Exercise(
     difficulty=2,
     wrong=mistakes(
         {
-            "token overwritten": _overwritten,
+            "token overwritten": lambda ids, length, bos: _body(ids, length).index_fill(1, torch.tensor(0), bos),
             "windows too long": lambda ids, length, bos: _before(bos, _body(ids, length)),
-            "only the first window": _first_only,
-            "at the end": lambda ids, length, bos: _cut(ids, length, bos).roll(-1, dims=1),
+            "only the first window": lambda ids, length, bos: _body(torch.cat([torch.tensor([bos]), ids]), length),
+            "at the end": then(_cut, lambda windows: windows.roll(-1, dims=1)),
             "end of the window cut off": lambda ids, length, bos: _before(bos, _body(ids, length)[:, :-1]),
             "without BOS": lambda ids, length, bos: _body(ids, length),
         },
@@ -89,11 +82,9 @@ mix_grams = Exercise(
                 [s * G for G, s in zip(grams, shares, strict=True)]
             ).sum(0),
             "a mean over tokens": lambda grams, tokens, shares: _mixed(grams, tokens, shares) / sum(tokens),
-            "equal shares": lambda grams, tokens, shares: _mixed(grams, tokens, [1 / len(grams)] * len(grams)),
-            "shares squared": lambda grams, tokens, shares: _mixed(grams, tokens, [s * s for s in shares]),
-            "mean length instead of the total": lambda grams, tokens, shares: (
-                _mixed(grams, tokens, shares) / len(grams)
-            ),
+            "equal shares": given(_mixed, shares=lambda shares: [1 / len(shares)] * len(shares)),
+            "shares squared": given(_mixed, shares=lambda shares: [s * s for s in shares]),
+            "mean length instead of the total": averaged(_mixed, over="grams"),
         },
         """
         plain sum: The texts were added up as they are, so the longest one decides, whatever its share.
@@ -122,66 +113,53 @@ def _grams(tokens: list[int], d_in: int, seed: int) -> list[Tensor]:
 
 
 # choose_damping(W, fit, validation, damps, prune): the damping whose result is best on other text
-
 Prune = Callable[[Tensor, Tensor, float], Tensor]
 
 
-def _losses(W: Tensor, G: Tensor, seen: Tensor, damps: Sequence[float], prune: Prune) -> list[float]:
-    """The error on G of what is pruned with `seen`, for each damping."""
-    return [float((((W - V) @ G) * (W - V)).sum()) for V in (prune(W, seen, damp) for damp in damps)]
+def _loss(D: Tensor, G: Tensor) -> float:
+    """The squared error of the outputs after a change D of the weights."""
+    return float(((D @ G) * D).sum())
 
 
-def _best(losses: list[float], damps: Sequence[float], sign: int = 1) -> Tensor:
-    return torch.tensor(damps[min(range(len(damps)), key=lambda i: sign * losses[i])])
+@dataclass(frozen=True)
+class _Choice:
+    """The best of several dampings; right unless a field says otherwise.
 
+    seen, measured: (fit, validation, damping) -> the Gram matrix that is pruned with, and the one of the error. loss:
+    (change, Gram matrix). result: (losses, dampings). anew: each damping begins with the layer as it was.
+    """
 
-def _again(W, fit, validation, damps, prune):
-    losses, V = [], W
-    for damp in damps:
-        V = prune(V, fit, damp)
-        losses += _losses(W, validation, fit, [damp], lambda *_, V=V: V)
-    return _best(losses, damps)
+    seen: Callable[[Tensor, Tensor, float], Tensor] = lambda fit, validation, damp: fit
+    measured: Callable[[Tensor, Tensor, float], Tensor] = lambda fit, validation, damp: validation
+    loss: Callable[[Tensor, Tensor], float] = _loss
+    result: Callable[[list[float], Sequence[float]], float] = lambda losses, damps: damps[losses.index(min(losses))]
+    anew: bool = True
 
-
-def _with_damping(W, fit, validation, damps, prune):
-    losses = []
-    for damp in damps:
-        H = validation + damp * validation.diagonal().mean() * torch.eye(len(validation))
-        losses += _losses(W, H, fit, [damp], prune)
-    return _best(losses, damps)
+    def __call__(self, W: Tensor, fit: Tensor, validation: Tensor, damps: Sequence[float], prune: Prune) -> Tensor:
+        losses, V = [], W
+        for damp in damps:
+            V = prune(W if self.anew else V, self.seen(fit, validation, damp), damp)
+            losses.append(self.loss(W - V, self.measured(fit, validation, damp)))
+        return torch.tensor(float(self.result(losses, damps)))
 
 
 choose_damping = Exercise(
     name="choose_damping",
     chapter=10,
     title="the damping whose pruned weights have the lowest error on validation text",
-    reference=lambda W, fit, validation, damps, prune: _best(_losses(W, validation, fit, damps, prune), damps),
+    reference=_Choice(),
     difficulty=3,
     wrong=mistakes(
         {
-            "chosen on the calibration text": lambda W, fit, validation, damps, prune: _best(
-                _losses(W, fit, fit, damps, prune), damps
-            ),
-            "texts exchanged": lambda W, fit, validation, damps, prune: _best(
-                _losses(W, fit, validation, damps, prune), damps
-            ),
-            "pruned again and again": _again,
-            "only the diagonal": lambda W, fit, validation, damps, prune: _best(
-                _losses(W, validation.diagonal().diag(), fit, damps, prune), damps
-            ),
-            "length of the slope": lambda W, fit, validation, damps, prune: _best(
-                [float(((W - prune(W, fit, damp)) @ validation).norm()) for damp in damps], damps
-            ),
-            "worst instead of best": lambda W, fit, validation, damps, prune: _best(
-                _losses(W, validation, fit, damps, prune), damps, -1
-            ),
-            "place instead of damping": lambda W, fit, validation, damps, prune: torch.tensor(
-                float(_losses(W, validation, fit, damps, prune).index(min(_losses(W, validation, fit, damps, prune))))
-            ),
-            "damping in the measure": _with_damping,
-            "distance of the weights": lambda W, fit, validation, damps, prune: _best(
-                _losses(W, torch.eye(len(fit)), fit, damps, prune), damps
-            ),
+            "chosen on the calibration text": _Choice(measured=lambda fit, validation, damp: fit),
+            "texts exchanged": exchanged(_Choice(), 1, 2),
+            "pruned again and again": _Choice(anew=False),
+            "only the diagonal": _Choice(measured=lambda fit, validation, damp: validation.diagonal().diag()),
+            "length of the slope": _Choice(loss=lambda D, G: float((D @ G).norm())),
+            "worst instead of best": _Choice(loss=lambda D, G: -_loss(D, G)),
+            "place instead of damping": _Choice(result=lambda losses, damps: losses.index(min(losses))),
+            "damping in the measure": _Choice(measured=lambda fit, validation, damp: _damped(validation, damp)),
+            "distance of the weights": _Choice(loss=lambda D, G: float(D.square().sum())),
         },
         """
         chosen on the calibration text: The error was measured on the text that the weights were fitted to, where less
@@ -213,9 +191,13 @@ _REFITTED: _Seeds = ((9, 1080), (12, 1050), (9, 1160), (10, 1050), (8, 1350), (8
 _CHOSEN: _Seeds = ((8, 1310), (6, 1110), (12, 1050), (15, 1320))
 
 
+def _damped(G: Tensor, damp: float) -> Tensor:
+    return G + damp * G.diagonal().mean() * torch.eye(len(G))
+
+
 def _refit(W: Tensor, G: Tensor, damp: float) -> Tensor:
     """The upper half of the inputs goes, the lower half makes up for it."""
-    H = G + damp * G.diagonal().mean() * torch.eye(len(G))
+    H = _damped(G, damp)
     k = len(G) // 2
     kept = W[:, :k] + torch.linalg.solve(H[:k, :k], H[:k, k:] @ W[:, k:].T).T
     return torch.cat([kept, torch.zeros_like(W[:, k:])], dim=1)
@@ -223,7 +205,7 @@ def _refit(W: Tensor, G: Tensor, damp: float) -> Tensor:
 
 def _chosen(W: Tensor, G: Tensor, damp: float) -> Tensor:
     """The half of the inputs goes that costs least with this damping, and the other half makes up for it."""
-    H = G + damp * G.diagonal().mean() * torch.eye(len(G))
+    H = _damped(G, damp)
     order = (W.square().sum(0) / torch.linalg.inv(H).diagonal()).argsort(descending=True)
     return _refit(W[:, order], G[order][:, order], damp)[:, order.argsort()]
 
@@ -266,19 +248,15 @@ contaminated = Exercise(
     difficulty=3,
     wrong=mistakes(
         {
-            "roles exchanged": lambda train, test, n: _shared(test, train, n),
-            "inverted": lambda train, test, n: ~_shared(train, test, n),
-            "whole windows only": lambda train, test, n: _shared(
-                train, test, n, lambda window, n: {tuple(window.tolist())}
-            ),
-            "same place only": lambda train, test, n: _shared(train, test, n, _same_place),
-            "order ignored": lambda train, test, n: _shared(
-                train, test, n, lambda window, n: {tuple(sorted(run)) for run in _runs(window, n)}
-            ),
-            "single tokens": lambda train, test, n: _shared(train, test, 1),
-            "runs across windows": lambda train, test, n: _shared(train, test, n, joined=True),
-            "every n-th run": lambda train, test, n: _shared(train, test, n, _steps),
-            "one token too long": lambda train, test, n: _shared(train, test, n + 1),
+            "roles exchanged": exchanged(_shared, 0, 1),
+            "inverted": inverted(_shared),
+            "whole windows only": partial(_shared, runs=lambda window, n: {tuple(window.tolist())}),
+            "same place only": partial(_shared, runs=_same_place),
+            "order ignored": partial(_shared, runs=lambda window, n: {tuple(sorted(run)) for run in _runs(window, n)}),
+            "single tokens": given(_shared, n=1),
+            "runs across windows": partial(_shared, joined=True),
+            "every n-th run": partial(_shared, runs=_steps),
+            "one token too long": given(_shared, n=lambda n: n + 1),
         },
         """
         roles exchanged: Your verdicts are on the *calibration* windows. Asked for is one on each test window.

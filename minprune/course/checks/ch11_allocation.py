@@ -1,12 +1,14 @@
 """The exercises of chapter 11: sparsities with an exact average, OWL's share of outliers, equal marginal cost."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minprune.allocation.budget import project_by_scale, project_by_shift
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import given, scaled, then
 from minprune.course.checks.values import normal
 
 
@@ -19,24 +21,18 @@ def _keep_budget(wanted: Tensor, sizes: Tensor, average: float) -> Tensor:
     return torch.from_numpy(project_by_shift(wanted.double().numpy(), sizes.double().numpy(), average))
 
 
-def _clamped_last(weighted: bool) -> Callable:
-    """Shift to the right average, then clamp, as in code that was published with OWL."""
-
-    def answer(wanted: Tensor, sizes: Tensor, average: float) -> Tensor:
-        sizes = sizes if weighted else torch.ones_like(sizes)
-        return (wanted.double() + average - _mean(wanted, sizes)).clamp(0, 1)
-
-    return answer
+def _shifted(wanted: Tensor, sizes: Tensor, average: float) -> Tensor:
+    """The right average, whatever the bounds; clamped afterwards it is what code does that was published with OWL."""
+    return wanted.double() + average - _mean(wanted, sizes)
 
 
-def _clamped_first(wanted: Tensor, sizes: Tensor, average: float) -> Tensor:
-    inside = wanted.double().clamp(0, 1)
-    return inside + average - _mean(inside, sizes)
+def _clamped(values: Tensor) -> Tensor:
+    return values.double().clamp(0, 1)
 
 
 def _once_more(wanted: Tensor, sizes: Tensor, average: float) -> Tensor:
     """What clamping took is given to the others in equal parts, once, and the clamping repeated."""
-    first = wanted.double() + average - _mean(wanted, sizes)
+    first = _shifted(wanted, sizes, average)
     inside = first.clamp(0, 1)
     free = (first == inside) * sizes
     missing = (average - _mean(inside, sizes)) * sizes.sum()
@@ -53,15 +49,15 @@ keep_budget = Exercise(
     atol=1e-5,
     wrong=mistakes(
         {
-            "clamped, not renormalised": _clamped_last(weighted=True),
-            "unweighted mean": lambda wanted, sizes, average: _keep_budget(wanted, torch.ones_like(sizes), average),
-            "unweighted mean, and clamped last": _clamped_last(weighted=False),
-            "clamped before the shift": _clamped_first,
+            "clamped, not renormalised": then(_shifted, _clamped),
+            "unweighted mean": given(_keep_budget, sizes=torch.ones_like),
+            "unweighted mean, and clamped last": then(given(_shifted, sizes=torch.ones_like), _clamped),
+            "clamped before the shift": given(_shifted, wanted=_clamped),
             "corrected only once": _once_more,
             "scaled instead of shifted": lambda wanted, sizes, average: torch.from_numpy(
                 project_by_scale(wanted.double().clamp(min=1e-9).numpy(), sizes.double().numpy(), average)
             ),
-            "no budget": lambda wanted, sizes, average: wanted.double().clamp(0, 1),
+            "no budget": lambda wanted, sizes, average: _clamped(wanted),
         },
         """
         clamped, not renormalised: The average was right before the values were clamped to 0..1, and clamping moved it.
@@ -78,30 +74,24 @@ keep_budget = Exercise(
         no budget: This is what was wanted, clamped; the average was not looked at.
         """,
     ),
-    cases=lambda: _budget_cases(),
-)
-
-
-def _budget_cases() -> list[Case]:
-    return [
+    cases=lambda: [
         Case("two groups of different size", (torch.tensor([0.2, 0.6]), torch.tensor([1.0, 3.0]), 0.6)),
         Case("a group beyond 1", (torch.tensor([0.3, 0.5, 0.6, 1.1]), torch.tensor([2.0, 1.0, 4.0, 3.0]), 0.7)),
         Case("a group below 0", (torch.tensor([-0.2, 0.3, 0.4, 0.5]), torch.tensor([3.0, 1.0, 2.0, 2.0]), 0.2)),
-        Case(
-            "several groups that hit a bound",
-            (torch.tensor([-0.4, 0.1, 0.5, 0.9, 1.05, 1.6]), torch.tensor([1.0, 2.0, 5.0, 1.0, 4.0, 2.0]), 0.8),
-        ),
+        Case("several groups that hit a bound", (_f(-0.4, 0.1, 0.5, 0.9, 1.05, 1.6), _f(1, 2, 5, 1, 4, 2), 0.8)),
         Case("a ramp over ten groups", (torch.linspace(0.2, 0.95, 10), torch.arange(1.0, 11.0), 0.75)),
         Case("groups that want far too much", (torch.tensor([3.1, 3.6, 4.2]), torch.tensor([2.0, 1.0, 3.0]), 0.5)),
         Case("groups that want far too little", (torch.tensor([-3.0, -2.2, -2.6]), torch.tensor([2.0, 1.0, 3.0]), 0.4)),
-        Case(
-            "groups that want very different things",
-            (torch.tensor([-8.0, 0.4, 9.0]), torch.tensor([3.0, 4.0, 3.0]), 0.4),
-        ),
+        Case("groups that want very different things", (_f(-8.0, 0.4, 9.0), _f(3, 4, 3), 0.4)),
         Case("everything", (torch.tensor([0.2, 0.5, 0.7]), torch.tensor([2.0, 1.0, 3.0]), 1.0)),
         Case("nothing", (torch.tensor([0.2, 0.5, 0.7]), torch.tensor([2.0, 1.0, 3.0]), 0.0)),
         Case("nothing to change", (torch.tensor([0.4, 0.6]), torch.tensor([2.0, 2.0]), 0.5)),
-    ]
+    ],
+)
+
+
+def _f(*numbers: float) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float32)
 
 
 # outlier_share(weights, norms, outlier): OWL's D of one block
@@ -120,25 +110,23 @@ def _outlier_share(weights: list[Tensor], norms: list[Tensor], outlier: float, a
     return _share(scores, [outlier * mean] * len(scores), above_it)
 
 
-def _of_each_matrix(weights: list[Tensor], norms: list[Tensor], outlier: float) -> float:
-    scores = _scores(weights, norms)
-    return _share(scores, [outlier * A.mean() for A in scores])
+def _against(limits: Callable[[list[Tensor]], list[Tensor]]) -> Callable:
+    """limits: the scores of all matrices -> what each of them is compared with, `outlier` times."""
+
+    def share(weights: list[Tensor], norms: list[Tensor], outlier: float) -> float:
+        scores = _scores(weights, norms)
+        return _share(scores, [outlier * limit for limit in limits(scores)])
+
+    return share
+
+
+def _together(scores: list[Tensor]) -> Tensor:
+    return torch.cat([A.flatten() for A in scores])
 
 
 def _mean_of_shares(weights: list[Tensor], norms: list[Tensor], outlier: float) -> float:
     scores = _scores(weights, norms)
-    mean = torch.cat([A.flatten() for A in scores]).mean()
-    return sum(_share([A], [outlier * mean]) for A in scores) / len(scores)
-
-
-def _mean_of_means(weights: list[Tensor], norms: list[Tensor], outlier: float) -> float:
-    scores = _scores(weights, norms)
-    return _share(scores, [outlier * torch.stack([A.mean() for A in scores]).mean()] * len(scores))
-
-
-def _median(weights: list[Tensor], norms: list[Tensor], outlier: float) -> float:
-    scores = _scores(weights, norms)
-    return _share(scores, [outlier * torch.cat([A.flatten() for A in scores]).median()] * len(scores))
+    return sum(_share([A], [outlier * _together(scores).mean()]) for A in scores) / len(scores)
 
 
 outlier_share = Exercise(
@@ -149,22 +137,18 @@ outlier_share = Exercise(
     difficulty=2,
     wrong=mistakes(
         {
-            "each matrix its own mean": _of_each_matrix,
+            "each matrix its own mean": _against(lambda scores: [A.mean() for A in scores]),
             "matrices count alike": _mean_of_shares,
-            "mean of the matrices' means": _mean_of_means,
-            "weights alone": lambda weights, norms, outlier: _outlier_share(
-                weights, [torch.ones_like(n) for n in norms], outlier
-            ),
-            "squared norms": lambda weights, norms, outlier: _outlier_share(
-                weights, [n.square() for n in norms], outlier
-            ),
+            "mean of the matrices' means": _against(lambda S: [torch.stack([A.mean() for A in S]).mean()] * len(S)),
+            "weights alone": given(_outlier_share, norms=lambda norms: [torch.ones_like(n) for n in norms]),
+            "squared norms": given(_outlier_share, norms=lambda norms: [n.square() for n in norms]),
             "signed scores": lambda weights, norms, outlier: _share(
                 [W * n for W, n in zip(weights, norms, strict=True)],
-                [outlier * torch.cat([A.flatten() for A in _scores(weights, norms)]).mean()] * len(weights),
+                [outlier * _together(_scores(weights, norms)).mean()] * len(weights),
             ),
-            "the limit itself": lambda weights, norms, outlier: _outlier_share(weights, norms, outlier, torch.ge),
-            "median instead of mean": _median,
-            "in per cent": lambda weights, norms, outlier: 100 * _outlier_share(weights, norms, outlier),
+            "the limit itself": partial(_outlier_share, above_it=torch.ge),
+            "median instead of mean": _against(lambda scores: [_together(scores).median()] * len(scores)),
+            "in per cent": scaled(_outlier_share, 100),
         },
         """
         each matrix its own mean: Each matrix was compared with its own mean, so a matrix that is large as a whole has
@@ -181,7 +165,14 @@ outlier_share = Exercise(
         in per cent: The share is in per cent. A fraction was asked for.
         """,
     ),
-    cases=lambda: _outlier_cases(),
+    cases=lambda: [
+        Case("two matrices", (*_block([(6, 8), (10, 8)], 3, 1100), 3.0)),
+        Case("matrices of different size", (*_block([(4, 4), (12, 4), (4, 16)], 2, 1110), 2.0)),
+        Case("loud inputs", (*_block([(8, 12), (8, 12), (4, 12)], 9, 1120), 5.0)),
+        Case("a low limit", (*_block([(5, 10), (7, 10)], 4, 1130), 1.0)),
+        Case("scores that equal the limit", ([torch.tensor([[1.0, -3], [2, 2]])], [torch.ones(2)], 1.0)),
+        Case("a limit of zero", ([torch.tensor([[1.0, 0], [-2, 2]])], [torch.ones(2)], 0.0)),
+    ],
 )
 
 
@@ -192,17 +183,6 @@ def _block(shapes: list[tuple[int, int]], loud: float, seed: int) -> tuple[list[
     for norm in norms:
         norm[::4] *= loud
     return weights, norms
-
-
-def _outlier_cases() -> list[Case]:
-    return [
-        Case("two matrices", (*_block([(6, 8), (10, 8)], 3, 1100), 3.0)),
-        Case("matrices of different size", (*_block([(4, 4), (12, 4), (4, 16)], 2, 1110), 2.0)),
-        Case("loud inputs", (*_block([(8, 12), (8, 12), (4, 12)], 9, 1120), 5.0)),
-        Case("a low limit", (*_block([(5, 10), (7, 10)], 4, 1130), 1.0)),
-        Case("scores that equal the limit", ([torch.tensor([[1.0, -3], [2, 2]])], [torch.ones(2)], 1.0)),
-        Case("a limit of zero", ([torch.tensor([[1.0, 0], [-2, 2]])], [torch.ones(2)], 0.0)),
-    ]
 
 
 # take_steps(costs, sizes, budget): equal marginal cost per weight
@@ -245,16 +225,12 @@ take_steps = Exercise(
     difficulty=4,
     wrong=mistakes(
         {
-            "price per step, not per weight": lambda costs, sizes, budget: _take_steps(
-                costs, sizes, budget, per_weight=False
-            ),
+            "price per step, not per weight": partial(_take_steps, per_weight=False),
             "total cost instead of marginal cost": _by_total,
-            "more than the budget": lambda costs, sizes, budget: _take_steps(costs, sizes, budget, last="whole"),
-            "less than the budget": lambda costs, sizes, budget: _take_steps(costs, sizes, budget, last="none"),
-            "dearest first": lambda costs, sizes, budget: _take_steps(-costs, sizes, budget),
-            "all groups alike": lambda costs, sizes, budget: torch.full(
-                (len(costs),), float(budget) / float(sizes.sum()) + 0.0
-            ),
+            "more than the budget": partial(_take_steps, last="whole"),
+            "less than the budget": partial(_take_steps, last="none"),
+            "dearest first": given(_take_steps, costs=torch.neg),
+            "all groups alike": lambda costs, sizes, budget: torch.full((len(costs),), budget / float(sizes.sum())),
         },
         """
         price per step, not per weight: Steps were compared by what they cost, though one may prune ten times the
@@ -267,18 +243,7 @@ take_steps = Exercise(
         all groups alike: Every group takes as many steps as any other: that is uniform sparsity.
         """,
     ),
-    cases=lambda: _step_cases(),
-)
-
-
-def _curves(groups: int, levels: int, seed: int) -> Tensor:
-    """Convex growing curves from 0, (groups, levels + 1), no two steps of the same price."""
-    steps = (normal(groups, levels, seed=seed).abs() + 0.1).cumsum(1) * (0.3 + normal(groups, 1, seed=seed + 1).abs())
-    return torch.cat([torch.zeros(groups, 1), steps.cumsum(1)], dim=1)
-
-
-def _step_cases() -> list[Case]:
-    return [
+    cases=lambda: [
         Case("two groups of one size", (_curves(2, 4, 1140), torch.tensor([5.0, 5.0]), 22.0)),
         Case("groups of different size", (_curves(3, 5, 1150), torch.tensor([2.0, 9.0, 4.0]), 40.0)),
         Case("many groups", (_curves(8, 6, 1160), torch.tensor([3.0, 1, 4, 1, 5, 9, 2, 6]), 97.0)),
@@ -286,7 +251,14 @@ def _step_cases() -> list[Case]:
         Case("no budget", (_curves(3, 2, 1190), torch.tensor([1.0, 2.0, 3.0]), 0.0)),
         Case("a budget that ends with a step", (torch.tensor([[0.0, 1, 4], [0, 2, 5]]), torch.tensor([2.0, 2.0]), 4.0)),
         Case("everything", (_curves(3, 2, 1180), torch.tensor([1.0, 2.0, 3.0]), 12.0)),
-    ]
+    ],
+)
+
+
+def _curves(groups: int, levels: int, seed: int) -> Tensor:
+    """Convex growing curves from 0, (groups, levels + 1), no two steps of the same price."""
+    steps = (normal(groups, levels, seed=seed).abs() + 0.1).cumsum(1) * (0.3 + normal(groups, 1, seed=seed + 1).abs())
+    return torch.cat([torch.zeros(groups, 1), steps.cumsum(1)], dim=1)
 
 
 EXERCISES = [keep_budget, outlier_share, take_steps]
