@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import given, then
 from minprune.course.checks.values import HALVES, half_up, normal
 from minprune.errors import PruneError
 
@@ -103,7 +105,7 @@ def _mask_cases() -> list[Case]:
     W, small = normal(6, 7, seed=1501), normal(3, 5, seed=1503)
     zeros = _half(6, 7, seed=1502, share=0.6)
     ties = torch.tensor([[0.5, -0.5, 0.5, 2.0], [1.0, 0.5, -0.5, 0.5]])
-    kept_zero = torch.tensor([[True, True, False, True]])
+    kept_zero, two_gone = torch.tensor([[True, True, False, True]]), torch.tensor([[1, 1, 1, 0, 0, 1, 1]]).bool()
     anything = W.masked_fill(~zeros, torch.nan)
     anything[tuple((~zeros).nonzero()[0])] = torch.inf
     return [
@@ -113,10 +115,7 @@ def _mask_cases() -> list[Case]:
         Case("a layer whose pruned weights are stored with old values", (W, zeros, 0.35)),
         Case("equal weights", (ties, torch.ones(2, 4, dtype=torch.bool), 0.4)),
         Case("a survivor that happens to be zero", (torch.tensor([[0.0, 3.0, 0.0, -1.0]]), kept_zero, 0.4)),
-        Case(
-            "several survivors that happen to be zero",
-            (torch.tensor([[0.0, 0, 0, 0, 0, -1, 2]]), torch.tensor([[1, 1, 1, 0, 0, 1, 1]]).bool(), 0.4),
-        ),
+        Case("several survivors that happen to be zero", (torch.tensor([[0.0, 0, 0, 0, 0, -1, 2]]), two_gone, 0.4)),
         Case("pruned weights that are stored as NaN and infinity", (anything, zeros, 0.35)),
         Case("half of five survivors", (small, torch.arange(15).view(3, 5) % 3 == 0, 0.5)),
         Case("a number that is rounded down", (small, torch.ones(3, 5, dtype=torch.bool), 0.22)),
@@ -203,14 +202,6 @@ def _rounded_once(sizes: Tensor, rate: float, sparsity: float) -> int:
     return number
 
 
-def _slowest(sizes: Tensor, rate: float, sparsity: float) -> int:
-    return max(_rounds(size[None], rate, sparsity) for size in sizes)
-
-
-def _pooled(sizes: Tensor, rate: float, sparsity: float) -> int:
-    return _rounds(sizes.sum()[None], rate, sparsity)
-
-
 def _all_steps(rounds: int, steps: int, rewind: int) -> int:
     return steps + rounds * (steps - rewind)
 
@@ -232,17 +223,15 @@ ticket_cost = Exercise(
     wrong=mistakes(
         {
             "rates added up": _cost(lambda sizes, rate, sparsity: math.ceil(sparsity / rate - 1e-9)),
-            "one round too few": _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity) - 1),
-            "rounded to the nearest": _cost(
-                lambda sizes, rate, sparsity: round(math.log(1 - sparsity) / math.log(1 - rate))
-            ),
-            "all layers as one": _cost(_pooled),
-            "the first layer only": _cost(lambda sizes, rate, sparsity: _rounds(sizes[:1], rate, sparsity)),
-            "the largest layer only": _cost(lambda sizes, rate, sparsity: _rounds(sizes.max()[None], rate, sparsity)),
-            "each layer for itself": _cost(_slowest),
+            "one round too few": _cost(then(_rounds, lambda number: number - 1)),
+            "rounded to the nearest": _cost(lambda sizes, rate, share: round(math.log(1 - share) / math.log(1 - rate))),
+            "all layers as one": _cost(given(_rounds, sizes=lambda sizes: sizes.sum()[None])),
+            "the first layer only": _cost(given(_rounds, sizes=lambda sizes: sizes[:1])),
+            "the largest layer only": _cost(given(_rounds, sizes=lambda sizes: sizes.max()[None])),
+            "each layer for itself": _cost(lambda sizes, rate, s: max(_rounds(size[None], rate, s) for size in sizes)),
             "whole numbers only at the end": _cost(_rounded_once),
-            "rounded up": _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity, math.ceil)),
-            "halves rounded up": _cost(lambda sizes, rate, sparsity: _rounds(sizes, rate, sparsity, half_up)),
+            "rounded up": _cost(partial(_rounds, to_integer=math.ceil)),
+            "halves rounded up": _cost(partial(_rounds, to_integer=half_up)),
             "a formula without whole numbers": _cost(
                 lambda sizes, rate, sparsity: math.ceil(math.log(1 - sparsity) / math.log(1 - rate))
             ),

@@ -138,6 +138,8 @@ class _Update:
         return new, int(self.count(keep, new).sum())
 
 
+_TIED = torch.tensor([[1.0, -1, 2, 1], [-1, 3, 1, -4]])
+
 gradual_mask = Exercise(
     name="gradual_mask",
     chapter=17,
@@ -157,9 +159,7 @@ gradual_mask = Exercise(
             "ties": _Update(ties=True),
             "counts what goes": _Update(count=lambda old, new: old & ~new),
             "counts every change": _Update(count=lambda old, new: old ^ new),
-            "counts the difference in survivors": _Update(
-                count=lambda old, new: torch.tensor(int(new.sum()) - int(old.sum()))
-            ),
+            "counts the difference in survivors": _Update(count=lambda old, new: new.sum() - old.sum()),
         },
         """
         no weight ever returns: What is pruned stays pruned. You ranked what the network uses, where all pruned weights
@@ -188,17 +188,10 @@ gradual_mask = Exercise(
         Case("a later update", (normal(6, 7, seed=1602), normal(6, 7, seed=1603) > 0, 0.65)),
         Case("the same sparsity again", (normal(4, 8, seed=1604), normal(4, 8, seed=1605) > -0.5, 0.4)),
         Case("a number that is rounded up", (normal(3, 5, seed=1606), normal(3, 5, seed=1607) > -1, 0.25)),
-        Case(
-            "equal weights",
-            (torch.tensor([[1.0, -1, 2, 1], [-1, 3, 1, -4]]), torch.tensor([[True, False] * 2, [True] * 4]), 0.5),
-        ),
+        Case("equal weights", (_TIED, torch.tensor([[1, 0, 1, 0], [1, 1, 1, 1]]).bool(), 0.5)),
         Case(
             "equal weights of which a later one was pruned",
-            (
-                torch.tensor([[1.0, -1, 2, 1], [-1, 3, 1, -4]]),
-                torch.tensor([[True] * 4, [False, True, False, True]]),
-                0.5,
-            ),
+            (_TIED, torch.tensor([[1, 1, 1, 1], [0, 1, 0, 1]]).bool(), 0.5),
         ),
         Case("half of five weights", (normal(1, 5, seed=1620), normal(1, 5, seed=1621) > 0, 0.5)),
         Case("a number that is rounded down", (normal(3, 5, seed=1622), normal(3, 5, seed=1623) > -1, 0.22)),

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import complement
 from minprune.course.checks.values import normal
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -323,9 +324,7 @@ came_back = Exercise(
     wrong=mistakes(
         {
             "perplexities instead of nats": _came_back(_plain, _fair, nats=lambda perplexity: perplexity),
-            "what is still missing": _came_back(
-                lambda b, a, d, c: (a - d) / (b - d), lambda b, a, d, c: (a - c) / (b - d)
-            ),
+            "what is still missing": complement(_came_back(_plain, _fair)),
             "the control in both places": _came_back(_plain, lambda b, a, d, c: (b - a) / (b - c)),
             "no control": _came_back(_plain, _plain),
             "adaptation added": _came_back(_plain, lambda b, a, d, c: (b - a + d - c) / (b - d)),

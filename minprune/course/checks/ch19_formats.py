@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minprune.course.checks.ch07_optimum import mask
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import transposed
 from minprune.course.checks.values import normal
 from minprune.patterns import NM
 
@@ -41,10 +42,6 @@ class _Rows:
         return W[i, j], self.column(i, j, W.shape[1]), self.pointers(stored.sum(1))
 
 
-def _by_columns(W: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _Rows()(W.T, keep.T)
-
-
 def _narrow(W: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     values, columns, pointers = _Rows()(W, keep)
     return values, columns.to(torch.uint8), pointers.to(torch.uint8)
@@ -75,7 +72,7 @@ to_csr = Exercise(
             "mask ignored": _Rows(stored=lambda W, keep: W != 0),
             "mask inverted": _Rows(stored=lambda W, keep: ~keep),
             "indices in eight bits": _narrow,
-            "column by column": _by_columns,
+            "column by column": lambda W, keep: _Rows()(W.T, keep.T),
             "row numbers for columns": _Rows(column=lambda i, j, d_in: i),
             "places in the flat matrix": _Rows(column=lambda i, j, d_in: i * d_in + j),
         },
@@ -161,10 +158,6 @@ class _Product:
         return torch.stack(rows, dim=1)
 
 
-def _last_product(products: Tensor) -> Tensor:
-    return products[:, -1] if products.shape[1] else products.sum(1)
-
-
 def _running(values: Tensor, columns: Tensor, pointers: Tensor, X: Tensor) -> Tensor:
     sums = (X[:, columns] * values).cumsum(1)
     return torch.cat([X.new_zeros(len(X), 1), sums], dim=1)[:, pointers[1:]]
@@ -194,12 +187,12 @@ csr_matmul = Exercise(
         {
             "row pointer off by one": [_Product(last=1), _Product(first=1)],
             "inputs in order": _Product(inputs=lambda X, columns: X[:, : len(columns)]),
-            "rows overwritten": _Product(add=_last_product),
+            "rows overwritten": _Product(add=lambda products: products[:, -1:].sum(1)),
             "empty rows not empty": _reduceat,
             "running sums": _running,
             "values forgotten": _Product(values=torch.ones_like),
             "the dense matrix multiplied": _dense,
-            "transposed result": lambda values, columns, pointers, X: _Product()(values, columns, pointers, X).T,
+            "transposed result": transposed(_Product()),
         },
         """
         row pointer off by one: A weight of each row is left out: the values of row i are those from its pointer up to,
