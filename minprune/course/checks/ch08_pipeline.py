@@ -218,7 +218,7 @@ repair_gradient = Exercise(
 )
 
 
-_ALL = torch.ones(3, 4, dtype=torch.bool)
+_ALL: Tensor = torch.ones(3, 4, dtype=torch.bool)
 
 
 def _to_repair(shape: tuple[int, int], tokens: int, seed: int, scale: float, loud: float = 1.0) -> tuple:

@@ -76,7 +76,11 @@ def averaged(function: Answer, over: str) -> Answer:
 
 # Thresholds and roundings ---------------------------------------------------------------------------------------------
 
-ROUNDINGS = {"rounded down": int, "rounded up": math.ceil, "halves rounded up": half_up}
+ROUNDINGS: dict[str, Callable[[float], int]] = {
+    "rounded down": int,
+    "rounded up": math.ceil,
+    "halves rounded up": half_up,
+}
 
 
 def above(scores: Tensor, s: float, to_integer: Callable[[float], int] = int, clamp: bool = False) -> Tensor:
