@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import ROUNDINGS, above, averaged, given, inverted, then
+from minprune.course.checks.mutations import ROUNDINGS, above, averaged, given, then
 from minprune.course.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
 
@@ -392,7 +392,7 @@ wanda = Exercise(
             "one quantile for the whole matrix": _Recipe(select=lambda S, s: S.quantile(s) < S),
             "ties all kept": _Recipe(select=_from),
             **{name: _Recipe(select=_counted(rule)) for name, rule in ROUNDINGS.items()},
-            "inverted mask": inverted(_Recipe()),
+            "inverted mask": _Recipe(select=lambda S, s: ~Unstructured(s, "row").keep(S)),
             "largest pruned": _Recipe(select=lambda S, s: keep_largest(-S, round(s * S.shape[1]))),
         },
         """
