@@ -23,6 +23,8 @@ GATHER = "gather reads no further than its index"
 NEVER = "every case reaches its sparsity"
 FILL = "of three places at least two are free if at most one is kept"
 GROUPS = "4 divides the number of inputs"
+UNSIGNED = "its square is taken"
+FIRST = "below the scores of all weights that count, so these weights go first"
 
 # exercise -> what stood there and what stands there now -> why it changes nothing
 EQUIVALENT: dict[str, dict[str, str]] = {
@@ -237,11 +239,20 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "-1 -> 1": ONE_AXIS,
     },
     "choose_damping": {
-        "((W - V) @ G * (W - V)).sum() -> ((W - V) @ G * (W - V)).mean()": SCALE,
-        "(W - V) @ G -> (W - V) @ G.T": SYMMETRIC,
-        "losses: list[float], damps: Sequence[float], sign: int=1 -> losses: list[float], damps: Sequence[float], sign: int=2": FLAG,  # noqa: E501
-        "range(len(damps)) -> range(len(damps))[::-1]": ORDER,
-        "sign * losses[i] -> losses[i]": FLAG,
+        "(D @ G * D).sum() -> (D @ G * D).mean()": SCALE,
+        "D @ G -> D @ G.T": SYMMETRIC,
+        "W - V -> V - W": UNSIGNED,
+    },
+    "sparsegpt": {
+        "(w / A.diagonal()).square() -> (w / A.diagonal()).abs()": RANKS,
+        "torch.ones_like(W, dtype=torch.bool) -> torch.zeros_like(W, dtype=torch.bool)": OVERWRITTEN,
+        "block_size = d_in if self.one_block else block_size -> pass": FLAG,
+        "min(start + block_size, d_in) -> min(d_in, start + block_size)": EXCHANGED,
+        "scores.masked_fill(dead & (self.dead == 'first'), 0) -> scores.masked_fill(dead & (self.dead == 'first'), 1)": FIRST,  # noqa: E501
+        "scores.masked_fill(dead & (self.dead == 'first'), 0) -> scores.masked_fill(dead & (self.dead == 'first'), -1)": FIRST,  # noqa: E501
+        "if not (self.whole_blocks_only and end - start < block_size): keep[:, start:end] = self.select(scores, sparsity) -> if True: keep[:, start:end] = self.select(scores, sparsity)": FLAG,  # noqa: E501
+        "w[:, q] *= keep[:, q] -> pass": ZERO,
+        "w * keep -> w": ZERO,
     },
     "outlier_share": {
         "int(above_it(A, limit).sum()) -> above_it(A, limit).sum()": NUMBER,
