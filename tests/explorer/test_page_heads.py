@@ -94,3 +94,15 @@ def test_every_picture_of_a_prose_page_says_what_is_seen():
             alt = re.search(r":alt: (.+)", figure)
             assert alt and len(alt[1]) > 60, f"{path.name}: {figure[:60]}"
         assert "![](" not in text, path.name
+
+
+def test_the_logo_is_in_a_landmark_and_is_the_themes():
+    ours = (BOOK / "_templates" / "navbar-logo.html").read_text(encoding="utf-8")
+    included = re.search(r'<nav aria-label=.*{% include "(.+)" %}</nav>', ours)[1]
+    assert (THEME.parent / included).is_file()
+
+
+def test_every_file_of_styles_and_scripts_that_is_asked_for_is_there():
+    config = yaml.safe_load((BOOK.parent / "_config.yml").read_text())["sphinx"]["config"]
+    for name in [*config["html_css_files"], *config["html_js_files"]]:
+        assert (BOOK / "_static" / name).is_file(), name
