@@ -18,7 +18,8 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "least_squares.exact admm.admm alps.alps swaps.swaps channel_permutation.channel_permutation",
     "formats": "Bitmask BSR CSC CSR Dense NMPacked SparseMatrix predicted_bytes save_model store",
     "kernels": "linear.SparseLinear linear.sparsify",
-    "pipeline": "recipes.Recipe recipes.get_recipe",
+    "allocation": "allocate.allocate",
+    "pipeline": "recipes.Recipe recipes.get_recipe reconstruction.Reconstruction",
     "structured": "removals.Removal removals.removal",
     "training": "activations.pruned_activations adapters.add_adapters callback.KeepZeros distill.Distillation "
     "lottery.Ticket lottery.find_tickets lottery.shares masks.linear_layers masks.magnitude_masks "
@@ -35,9 +36,7 @@ def public() -> dict:
         for name in names.split():
             module, _, member = f"minprune.{room}.{name}".rpartition(".")
             values[f"{room}.{name}"] = getattr(importlib.import_module(module), member)
-    callables = {name: value for name, value in values.items() if callable(value)}  # no module, and no table
-    del callables["prune"], callables["prune_checkpoint"]  # which still describe theirs in running text
-    return callables
+    return {name: value for name, value in values.items() if callable(value)}  # no module, and no table
 
 
 def _sections(doc: str) -> dict[str, str]:

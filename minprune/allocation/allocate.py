@@ -29,13 +29,43 @@ def allocate(
 ) -> dict[Layer, Pattern]:
     """The pattern of each layer.
 
-    allocation: the name of a rule ("owl", "ramp", "optimal", "inverse", "global"), which is given model and calib, and
-    whose average is exactly the sparsity of `pattern`, weighted by parameters. The zeros come in whole weights of each
-    comparison group: rows of a narrow layer, which all round alike, add up to a little more or less. Or glob ->
-    sparsity; of several globs that match a layer the last one counts, a layer that none matches keeps the sparsity of
-    `pattern`, and the average is what the table makes it. Or a function from the layers to such a table. Raises
-    `PruneError` for an unknown name, a rule without the calibration it needs, a glob that matches nothing, a sparsity
-    outside 0..1, or N:M.
+    Parameters
+    ----------
+    layers : list of Layer
+        From `minprune.find_layers`.
+    pattern : Pattern
+        Whose sparsity is the average that a rule keeps.
+    allocation : str, mapping of str to float, or callable, optional
+        The name of a rule ("owl", "ramp", "optimal", "inverse", "global"), whose average, weighted by parameters, is
+        exactly the sparsity of `pattern`. Zeros come in whole weights of each comparison group: rows of a narrow layer
+        all round alike and add up to a little more or less. Or a table from globs to sparsities: the last glob that
+        matches a layer counts, and a layer that none matches keeps the sparsity of `pattern`. Or a function from the
+        layers to such a table.
+    model : PreTrainedModel, optional
+        A rule needs it.
+    calib : Tensor (windows, length), int64, optional
+        Most rules need it.
+
+    Returns
+    -------
+    dict of Layer to Pattern
+
+    Raises
+    ------
+    PruneError
+        For an unknown name, a rule without the calibration it needs, a glob that matches nothing, a sparsity outside
+        0..1, or N:M.
+
+    Examples
+    --------
+    >>> import minprune as mp
+    >>> from minprune.allocation.allocate import allocate
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> layers = mp.find_layers(LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2)))
+    >>> patterns = allocate(layers, mp.pattern("50%"), {"*.mlp.*": 0.6})
+    >>> {str(chosen) for layer, chosen in patterns.items() if ".mlp." in layer.name}
+    {'60%'}
     """
     if isinstance(allocation, str):
         rule = get_rule(allocation)

@@ -69,16 +69,56 @@ def prune_checkpoint(
     verify: bool = False,
     **options: Any,
 ) -> Report:
-    """Prune the model in the folder (or of the id) `src` and write it to the new folder `dst`; see `minprune.prune`.
+    """Prune a model from disk to disk, block by block; see `minprune.prune`.
 
-    resume: go on where an earlier run with the same recipe was stopped; its folder is `DST.partial`, and the tensors
-    are those of an uninterrupted run, bit for bit. overwrite: replace an earlier output. dtype, device: as for
-    `load_model`. test: (windows, length) int64 token ids on which the perplexity is measured before and after, without
-    holding the model. texts: where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}, see
-    `minprune.evaluation.protocol.windows_of`. command: the words of a command line that makes the same, for the record.
-    verify: know the model by all bytes of its files, which are read once more for that, and not by their headers,
-    sizes and times, when a run goes on.
-    Raises `PruneError` (a `ValueError`) if something cannot be done; blocks that are finished by then are kept.
+    Parameters
+    ----------
+    src : str or Path
+        The folder or the Hugging Face id of a model.
+    dst : str or Path
+        The folder to make. It appears when it is complete.
+    calib, method, pattern, recipe, allocation, include, exclude, batch_size, sequential, progress
+        As for `minprune.prune`.
+    resume : bool, default False
+        Go on where an earlier run with the same recipe was stopped. Its folder is `DST.partial`. The tensors are
+        those of an uninterrupted run, bit for bit.
+    overwrite : bool, default False
+        Whether to replace an earlier output.
+    dtype, device : str
+        As for `load_model`.
+    test : Tensor (windows, length), int64, optional
+        Tokens on which the perplexity is measured before and after, without holding the model.
+    texts : mapping, optional
+        Where the tokens come from, for minprune.json: {"calibration": {...}, "test": {...}}, see
+        `minprune.evaluation.protocol.windows_of`.
+    command : sequence of str, default ()
+        The words of a command line that makes the same, for the record.
+    verify : bool, default False
+        When a run goes on, know the model by all bytes of its files, which are read once more for that, and not by
+        their headers, sizes and times.
+    **options
+        The method's own, such as damp=0.01.
+
+    Returns
+    -------
+    Report
+        With a row for each layer.
+
+    Raises
+    ------
+    PruneError
+        If something cannot be done. Blocks that are finished by then are kept.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50_000, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> _, tokenizer = mp.load_model("smollm2")
+    >>> LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2)).save_pretrained("dense")
+    >>> files = tokenizer.save_pretrained("dense")
+    >>> mp.prune_checkpoint("dense", "sparse", torch.randint(50, (4, 8)), "wanda", "2:4").sparsity
+    0.5
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
     check_target(dst, src)

@@ -52,16 +52,56 @@ def prune(
 ) -> Report:
     """Prune the linear layers of a Hugging Face causal LM in place and report on each.
 
-    calib: (windows, length) int64 token ids; None is allowed for a method that needs no data. method: a name, or a
-    `Method` of your own; None means the recipe's, or "sparsegpt". pattern: see `minprune.pattern`. recipe: "best" or a
-    `Recipe`, which brings a method with its options, an allocation and a reconstruction of the blocks; what is given
-    beside it takes the place of its own. allocation: see `minprune.allocation.allocate`. include, exclude: globs over
-    layer names; embeddings, `lm_head` and the routers of a mixture stay dense unless included. batch_size: windows per
-    forward pass; it changes time and memory, never the result. None: all, or as many as half of the free memory takes;
-    the report says how many. sequential=False: the published loop in two passes, in which all layers of a block are
-    calibrated with the block still dense. progress: a bar on stderr. options: the method's own, such as damp=0.01.
-    Raises `PruneError` (a `ValueError`) naming the layer if something cannot be done; what was pruned until then
-    stays pruned.
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    calib : Tensor (windows, length), int64, or None
+        Calibration tokens, as from `load_tokens`. None is allowed for a method that needs no data.
+    method : str, optional
+        A name of `METHODS`, or several such as "wanda+sparsegpt". None means the recipe's, or "sparsegpt".
+    pattern : str or Pattern, default "50%"
+        Which zeros are allowed, see `minprune.pattern`.
+    recipe : str or pipeline.recipes.Recipe, optional
+        "best" or a `Recipe`. It brings a method with its options, an allocation and a reconstruction of the blocks.
+        What is given beside it takes the place of its own.
+    allocation : str, mapping or callable, optional
+        How sparse each layer is, see `minprune.allocation.allocate`. None: all alike.
+    include : str or iterable of str, optional
+        Globs over layer names, as for `find_layers`. Embeddings, `lm_head` and the routers of a mixture stay dense
+        unless they are included.
+    exclude : str or iterable of str, default ()
+        Globs of what stays dense.
+    batch_size : int, optional
+        Windows in one forward pass. It changes time and memory, never the result. None: all, or as many as half of the
+        free memory takes; the report says how many.
+    sequential : bool, default True
+        Whether each layer is calibrated on what the pruned layers before it produce. False is the published loop in two
+        passes: all layers of a block are calibrated with the block still dense.
+    progress : bool, default False
+        Whether to show a bar on stderr.
+    **options
+        The method's own, such as damp=0.01.
+
+    Returns
+    -------
+    Report
+        With a row for each layer.
+
+    Raises
+    ------
+    PruneError
+        Naming the layer, if something cannot be done. What was pruned until then stays pruned.
+
+    Examples
+    --------
+    >>> import torch, minprune as mp
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=2))
+    >>> report = mp.prune(model, torch.randint(50, (4, 8)), method="wanda", pattern="2:4")
+    >>> len(report.layers), report.sparsity
+    (14, 0.5)
     """
     check_model(model)
     start, was_training = time.perf_counter(), model.training

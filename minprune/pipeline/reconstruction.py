@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,39 +31,13 @@ from minprune.models.forward import BlockwiseForward
 from minprune.models.layers import Layer
 from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.plan import PruningPlan
+from minprune.pipeline.recipes import Reconstruction as Reconstruction
 from minprune.pipeline.staged import BlockPruner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _WARMUP = 5  # steps in which the rate rises: Adam's first steps are as large as any, whatever the gradient
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """How blocks are trained. epochs: passes over the calibration windows for each block, 0 for none.
-
-    lr: the largest step, relative to the root mean square of what each tensor keeps; it falls to 0 as half a cosine.
-    batch_size: windows in one step. seed: of the order of the steps. min_sparsity: below that share of zeros over all
-    layers nothing is trained; at 40 % it gained less than one per cent for three times the time
-    (book/results/recipe.json). bfloat16: whether forward passes take their matrix products in that type (statistics,
-    solves, sums and weights stay in float32); None: where blocks are trained and the hardware multiplies it faster.
-    Models that are not in float32 keep their type. Raises `PruneError` for an invalid setting.
-    """
-
-    epochs: int = 2
-    lr: float = 0.03
-    batch_size: int = 4
-    seed: int = 0
-    min_sparsity: float = 0.45
-    bfloat16: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.lr < math.inf or not 0 <= self.min_sparsity <= 1:
-            raise PruneError(
-                f"{self.epochs} epochs of {self.batch_size} windows at rate {self.lr:g} from {self.min_sparsity:g} "
-                "zeros on cannot be trained: use 2 epochs, 4 windows, 0.03 and 0.45, or 0 epochs for none"
-            )
 
 
 def run_reconstructed(model: "PreTrainedModel", pruner: LayerPruner, how: Reconstruction, whole_block: bool) -> None:
