@@ -106,6 +106,15 @@ def test_import_direction(path):
             assert good, f"{path.name} imports {name}: methods, patterns and statistics import torch and each other"
 
 
+def test_every_file_of_the_package_that_a_page_names_is_there():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("book/**/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    there = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py") if "_build" not in path.parts}
+    for page in pages:
+        for name in re.findall(r"`([a-z_][\w/]*\.py)`", page.read_text(encoding="utf-8")):
+            found = any(path == name or path.endswith(f"/{name}") for path in there)
+            assert found or "NAME" in name or "NN" in name, f"{page.name} names {name}, which is not there"
+
+
 def test_versions_and_licence_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
