@@ -230,3 +230,15 @@ def test_the_zeros_of_an_exact_table_are_whole_weights_of_each_group(pattern, gr
     for row in report.layers:
         count = row.shape[0] if groups == "rows" else 1
         assert abs(row.sparsity - table[row.name]) * sizes[row.name] <= 0.5 * count + 1e-6, row.name
+
+
+@pytest.mark.parametrize("rule", [None, *rules.RULES])
+def test_in_inference_mode_a_rule_chooses_and_a_sensitivity_is_what_it_is_outside(rule):
+    def found(model):
+        if rule is None:
+            return [row.cost for row in sensitivity(model, tiny_tokens(), "50%")]
+        return mp.prune(model, tiny_tokens(), "wanda", "50%", allocation=rule).allocation
+
+    outside, model = found(tiny_model("llama")), tiny_model("llama")
+    with torch.inference_mode():
+        assert found(model) == outside
