@@ -51,6 +51,11 @@ def kernel() -> tuple[Kernel | None, str]:
     except (OSError, subprocess.SubprocessError, PruneError) as error:
         return None, f"{error}"
     library.minprune_init()
+    pointer, whole = ctypes.c_void_p, ctypes.c_int64
+    library.minprune_product.argtypes = (pointer, ctypes.c_int, pointer, whole, whole, pointer, ctypes.c_int)
+    library.minprune_product.restype = None
+    library.minprune_read.argtypes = (pointer, whole, ctypes.c_int)
+    library.minprune_read.restype = ctypes.c_uint64
     best = library.minprune_best_level()
     if wanted and LEVELS.index(wanted) > best:
         raise PruneError(f"{LEVEL}={wanted}: this processor has no more than {LEVELS[best]}")

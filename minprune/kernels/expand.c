@@ -18,6 +18,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the bits of 64 columns are read as one number, lowest byte first"
+#endif
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define X86 1
@@ -37,39 +40,56 @@ typedef struct {
     int32_t codes;          /* whether bits holds the codes of 2:4 */
 } matrix;
 
-#define TOKENS 8 /* at most so many at once: each has its own sums in registers, and a weight is expanded once for all */
+#define TOKENS 8  /* at most so many at once: each has its own sums in registers, and a weight is expanded once for all */
+#define STREAMS 4  /* rows at once, far apart: a core reads four streams of memory faster than one, see `walk` */
+#define CHUNK 1024 /* columns whose bits are read before their values */
+#define AHEAD 2048 /* bytes: how far ahead of the reading each stream asks for its memory */
 
-static uint8_t bits_of_codes[256]; /* a byte of 2:4 codes -> the bits of its eight columns */
-static int32_t places[256][8];     /* AVX2: which of the next values goes to each of eight columns */
+static int8_t spread[64];      /* AVX-512: 4 i + 3 is i, see `expand64` */
+static int32_t places[256][8]; /* AVX2: which of the next values goes to each of eight columns */
 
 void minprune_init(void) {
-    for (int byte = 0; byte < 256; byte++) {
-        bits_of_codes[byte] = (uint8_t)(1 << (byte & 3) | 1 << (byte >> 2 & 3) | 16 << (byte >> 4 & 3) | 16 << (byte >> 6));
+    for (int i = 0; i < 16; i++)
+        spread[4 * i + 3] = (int8_t)i;
+    for (int byte = 0; byte < 256; byte++)
         for (int column = 0, next = 0; column < 8; column++) {
             places[byte][column] = byte >> column & 1 ? next : 0;
             next += byte >> column & 1;
         }
-    }
 }
 
 int minprune_best_level(void) {
 #ifdef X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512vbmi2"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+        __builtin_cpu_supports("bmi2"))
         return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt"))
         return AVX2;
 #endif
     return PORTABLE;
 }
 
-static inline uint8_t byte_of(const matrix *W, int64_t row, int64_t byte) {
-    int64_t left = W->columns - 8 * byte;
+/* The bits of a row's columns begin..end, 64 in a word: one where a value is stored. At most CHUNK columns. */
+static void read_bits(const matrix *W, int64_t row, int64_t begin, int64_t end, uint64_t words[CHUNK / 64]) {
+    int64_t count = (end - begin + 63) / 64, bytes = (end - begin + 7) / 8;
+    const uint8_t *from = W->bits + row * W->row_bytes + begin / 8;
     if (!W->bits)
-        return left >= 8 ? 255 : (uint8_t)((1 << left) - 1);
-    uint8_t found = W->bits[row * W->row_bytes + byte];
-    return W->codes ? bits_of_codes[found] : found;
+        memset(words, 255, (size_t)(8 * count));
+    else {
+        words[count - 1] = 0;
+        memcpy(words, from, (size_t)bytes);
+    }
+    if (W->codes) /* two codes are 4 of 64 bits; which of four columns they name is worked out for all 16 at once */
+        for (int64_t i = 0; i < count; i++) {
+            const uint64_t ones = 0x1111111111111111ull;
+            uint64_t a0 = words[i] & ones, a1 = words[i] >> 1 & ones, b0 = words[i] >> 2 & ones, b1 = words[i] >> 3 & ones;
+            words[i] = (~(a0 | a1) & ones) | (~(b0 | b1) & ones) | ((a0 & ~a1) | (b0 & ~b1)) << 1 |
+                       ((a1 & ~a0) | (b1 & ~b0)) << 2 | ((a0 & a1) | (b0 & b1)) << 3;
+        }
+    if ((end - begin) % 64)
+        words[count - 1] &= (1ull << (end - begin) % 64) - 1;
 }
 
 static inline float scale_of(const matrix *W, int64_t row, int64_t column) {
@@ -77,8 +97,8 @@ static inline float scale_of(const matrix *W, int64_t row, int64_t column) {
 }
 
 /* The value number `at`, as a float. */
-static inline float value_of(const matrix *W, int64_t at) {
-    switch (W->kind) {
+static inline float value_of(const matrix *W, int64_t at, const int kind) {
+    switch (kind) {
     case FLOAT32:
         return ((const float *)W->values)[at];
     case BFLOAT16: {
@@ -97,23 +117,56 @@ static inline float value_of(const matrix *W, int64_t at) {
     }
 }
 
+/* The memory that the row will need soon, so that it is on its way while this step is computed. */
+static inline void ask_ahead(const matrix *W, int64_t at, const int kind) {
+    const int64_t step = kind == FLOAT32 ? 4 * at : kind == BFLOAT16 ? 2 * at : kind == INT8 ? at : at / 2;
+    const uintptr_t soon = (uintptr_t)W->values + (uintptr_t)step + AHEAD;
+    __builtin_prefetch((const void *)soon);
+    if (kind == FLOAT32)
+        __builtin_prefetch((const void *)(soon + 64));
+}
+
+/* Where the columns end that are read together with column `begin`: CHUNK of them, or those that share its scale. */
+static inline int64_t end_of(const matrix *W, int64_t begin) {
+    int64_t end = begin + CHUNK < W->columns ? begin + CHUNK : W->columns;
+    int64_t scaled = W->scales ? (begin / W->group + 1) * W->group : end;
+    return scaled < end ? scaled : end;
+}
+
+/* Each version below multiplies `rows` rows, which are `apart` from each other, with `tokens` tokens at once. */
+#define BEGIN_ROWS                                                                                                     \
+    int64_t at[STREAMS], number[STREAMS];                                                                              \
+    UNROLLED for (int r = 0; r < rows; r++) {                                                                          \
+        number[r] = row + r * apart < last ? row + r * apart : last - 1; /* the last row again rather than none */     \
+        at[r] = W->starts[number[r]];                                                                                  \
+    }
+#define UNROLLED _Pragma("GCC unroll 8") /* sums that are numbered by a variable would not stay in registers */
+
 /* ---- portable: visit the bits that are set ---- */
 
-static void rows_portable(const matrix *W, const float *x, int64_t stride, int tokens, float *y, int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; row++) {
-        float sums[TOKENS] = {0};
-        int64_t at = W->starts[row];
-        for (int64_t byte = 0; byte < (W->columns + 7) / 8; byte++) {
-            float scale = scale_of(W, row, 8 * byte);
-            for (unsigned bits = byte_of(W, row, byte); bits; bits &= bits - 1) {
-                int64_t column = 8 * byte + __builtin_ctz(bits);
-                float weight = scale * value_of(W, at++);
-                for (int t = 0; t < tokens; t++)
-                    sums[t] += weight * x[t * stride + column];
+static inline void rows_portable(const matrix *W, const float *x, int64_t stride, const int tokens, const int rows,
+                                 const int kind, float *y, int64_t row, int64_t apart, int64_t last) {
+    uint64_t words[STREAMS][CHUNK / 64];
+    BEGIN_ROWS
+    for (int r = 0; r < rows; r++) {
+        float sums[2][TOKENS] = {{0}}; /* in turn, since an addition takes longer than the rest */
+        for (int64_t begin = 0, end; begin < W->columns; begin = end) {
+            end = end_of(W, begin);
+            read_bits(W, number[r], begin, end, words[r]);
+            float scale = scale_of(W, number[r], begin);
+            for (int64_t column = begin; column < end; column += 64) {
+                const float *from = x + column;
+                for (uint64_t bits = words[r][(column - begin) / 64]; bits;)
+                    UNROLLED for (int i = 0; i < 2 && bits; i++, bits &= bits - 1) {
+                        int64_t one = __builtin_ctzll(bits);
+                        float weight = scale * value_of(W, at[r]++, kind);
+                        UNROLLED for (int t = 0; t < tokens; t++)
+                            sums[i][t] += weight * from[t * stride + one];
+                    }
             }
         }
         for (int t = 0; t < tokens; t++)
-            y[t * W->rows + row] = sums[t];
+            y[t * W->rows + number[r]] = sums[0][t] + sums[1][t];
     }
 }
 
@@ -121,14 +174,14 @@ static void rows_portable(const matrix *W, const float *x, int64_t stride, int t
 
 /* ---- AVX2: eight columns at a time, by the table of places ---- */
 
-#define ISA2 __attribute__((target("avx2,fma"), always_inline)) static inline
+#define ISA2 __attribute__((target("avx2,fma,popcnt"), always_inline)) static inline
 
 /* The next eight values as floats; fewer than eight may be left in the array, which ends at `end`. */
 ISA2 __m256 next8(const matrix *W, int64_t at, int64_t end, const int kind) {
-    if (end - at < 8) {
+    if (end - at < 8 || kind == INT4) {
         float few[8] = {0};
-        for (int64_t i = at; i < end; i++)
-            few[i - at] = value_of(W, i);
+        for (int64_t i = at; i < end && i < at + 8; i++)
+            few[i - at] = value_of(W, i, kind);
         return _mm256_loadu_ps(few);
     }
     if (kind == FLOAT32)
@@ -137,12 +190,7 @@ ISA2 __m256 next8(const matrix *W, int64_t at, int64_t end, const int kind) {
         __m128i narrow = _mm_loadu_si128((const __m128i *)((const uint16_t *)W->values + at));
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
     }
-    if (kind == INT8)
-        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)W->values + at))));
-    float all[8];
-    for (int i = 0; i < 8; i++)
-        all[i] = value_of(W, at + i);
-    return _mm256_loadu_ps(all);
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)W->values + at))));
 }
 
 ISA2 float sum8(__m256 v) {
@@ -151,45 +199,51 @@ ISA2 float sum8(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 }
 
-ISA2 void rows_avx2(const matrix *W, const float *x, int64_t stride, const int tokens, const int kind, float *y,
-                    int64_t first, int64_t last) {
+ISA2 void rows_avx2(const matrix *W, const float *x, int64_t stride, const int tokens, const int rows, const int kind,
+                    float *y, int64_t row, int64_t apart, int64_t last) {
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    int64_t end = W->starts[W->rows];
-    for (int64_t row = first; row < last; row++) {
-        __m256 sums[TOKENS];
-        for (int t = 0; t < tokens; t++)
-            sums[t] = _mm256_setzero_ps();
-        int64_t at = W->starts[row];
-        for (int64_t byte = 0; byte < (W->columns + 7) / 8; byte++) {
-            uint8_t bits = byte_of(W, row, byte);
-            __m256 weights = _mm256_permutevar8x32_ps(next8(W, at, end, kind), _mm256_loadu_si256((const __m256i *)places[bits]));
-            __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(bits), bit), bit);
-            weights = _mm256_and_ps(weights, _mm256_castsi256_ps(set));
-            if (kind >= INT8)
-                weights = _mm256_mul_ps(weights, _mm256_set1_ps(scale_of(W, row, 8 * byte)));
-            for (int t = 0; t < tokens; t++)
-                sums[t] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(x + t * stride + 8 * byte), sums[t]);
-            at += __builtin_popcount(bits);
-        }
-        for (int t = 0; t < tokens; t++)
-            y[t * W->rows + row] = sum8(sums[t]);
+    const int64_t stored = W->starts[W->rows];
+    uint64_t words[STREAMS][CHUNK / 64];
+    __m256 sums[STREAMS][TOKENS], weights, scale = _mm256_set1_ps(1);
+    BEGIN_ROWS
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int t = 0; t < tokens; t++)
+            sums[r][t] = _mm256_setzero_ps();
+    for (int64_t begin = 0, end; begin < W->columns; begin = end) {
+        end = end_of(W, begin);
+        for (int r = 0; r < rows; r++)
+            read_bits(W, number[r], begin, end, words[r]);
+        for (int64_t column = begin; column < end; column += 64)
+            UNROLLED for (int r = 0; r < rows; r++) {
+                if (kind >= INT8)
+                    scale = _mm256_set1_ps(scale_of(W, number[r], begin));
+                ask_ahead(W, at[r], kind);
+                const float *from = x + column;
+                for (uint64_t bits = words[r][(column - begin) / 64]; bits; bits >>= 8, from += 8) {
+                    const __m256i next = _mm256_loadu_si256((const __m256i *)places[bits & 255]);
+                    const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)(bits & 255)), bit);
+                    weights = _mm256_permutevar8x32_ps(next8(W, at[r], stored, kind), next);
+                    weights = _mm256_and_ps(weights, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
+                    if (kind >= INT8)
+                        weights = _mm256_mul_ps(weights, scale);
+                    UNROLLED for (int t = 0; t < tokens; t++)
+                        sums[r][t] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(from + t * stride), sums[r][t]);
+                    at[r] += __builtin_popcountll(bits & 255);
+                }
+            }
     }
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int t = 0; t < tokens; t++)
+            y[t * W->rows + number[r]] = sum8(sums[r][t]);
 }
 
-/* ---- AVX-512: sixteen columns at a time, by the instruction that expands while it loads ---- */
+/* ---- AVX-512: by the instruction that expands while it loads ---- */
 
-#define ISA512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt,bmi2"), always_inline)) static inline
+#define TARGET512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt,bmi,bmi2"
+#define ISA512 __attribute__((target(TARGET512), always_inline)) static inline
 
-ISA512 __m512 expand16(const matrix *W, int64_t at, __mmask16 mask, const int kind) {
-    if (kind == FLOAT32)
-        return _mm512_maskz_expandloadu_ps(mask, (const float *)W->values + at);
-    if (kind == BFLOAT16) {
-        __m256i narrow = _mm256_maskz_expandloadu_epi16(mask, (const uint16_t *)W->values + at);
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-    }
-    if (kind == INT8)
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_expandloadu_epi8(mask, (const int8_t *)W->values + at)));
-    /* int4: as many bytes as hold the values, each split into its halves, and one half dropped if `at` is odd */
+ISA512 __m512 int4_16(const matrix *W, int64_t at, __mmask16 mask) {
+    /* as many bytes as hold the values, each split into its halves, and one half dropped if `at` is odd */
     int odd = at & 1, bytes = (odd + __builtin_popcount(mask) + 1) / 2;
     __m128i pairs = _mm_maskz_loadu_epi8((__mmask16)((1 << bytes) - 1), (const uint8_t *)W->values + at / 2);
     __m256i halves = _mm256_cvtepu8_epi16(pairs);
@@ -202,89 +256,189 @@ ISA512 __m512 expand16(const matrix *W, int64_t at, __mmask16 mask, const int ki
     return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(wide, 28), 28)); /* four bits with their sign */
 }
 
-/* Rows are done in stretches that share their scale; a stretch in steps of 64 columns, then of 8. */
-ISA512 void rows_avx512(const matrix *W, const float *x, int64_t stride, const int tokens, const int kind, float *y,
-                        int64_t first, int64_t last) {
-    int64_t bytes = (W->columns + 7) / 8, stretch = kind >= INT8 ? W->group / 8 : bytes;
-    for (int64_t row = first; row < last; row++) {
-        __m512 sums[TOKENS];
-        for (int t = 0; t < tokens; t++)
-            sums[t] = _mm512_setzero_ps();
-        int64_t at = W->starts[row];
-        for (int64_t begin = 0; begin < bytes; begin += stretch) {
-            int64_t stop = begin + stretch < bytes ? begin + stretch : bytes, byte = begin;
-            __m512 part[4][TOKENS]; /* four sums each, since an addition takes four steps */
-            for (int i = 0; i < 4; i++)
-                for (int t = 0; t < tokens; t++)
-                    part[i][t] = _mm512_setzero_ps();
-            for (; byte + 8 <= stop && 8 * byte + 64 <= W->columns; byte += 8) {
-                uint64_t bits = ~0ull;
-                if (W->codes)
-                    for (int i = 0; i < 8; i++)
-                        bits = bits >> 8 | (uint64_t)byte_of(W, row, byte + i) << 56;
-                else if (W->bits)
-                    memcpy(&bits, W->bits + row * W->row_bytes + byte, 8);
-#pragma GCC unroll 4
-                for (int i = 0; i < 4; i++) {
-                    __mmask16 mask = (__mmask16)(bits >> 16 * i);
-                    __m512 weights = expand16(W, at, mask, kind);
-                    at += __builtin_popcount(mask);
-                    for (int t = 0; t < tokens; t++)
-                        part[tokens > 2 ? 0 : i][t] = _mm512_fmadd_ps(
-                            weights, _mm512_loadu_ps(x + t * stride + 8 * byte + 16 * i), part[tokens > 2 ? 0 : i][t]);
-                }
+/* The weights of 64 columns; those of int8 times 2^24. Those of bfloat16 come as the even and the odd ones of 32, since two share a register: the
+   upper half is a float32 already, the lower is after a shift. */
+ISA512 void expand64(const matrix *W, int64_t at, uint64_t bits, const int kind, __m512 weights[4]) {
+    if (kind == INT8) {
+        __m512i all = bits == ~0ull ? _mm512_loadu_si512((const int8_t *)W->values + at)
+                                    : _mm512_maskz_expandloadu_epi8(bits, (const int8_t *)W->values + at);
+        UNROLLED for (int i = 0; i < 4; i++) { /* a byte becomes the highest of four: the number times 2^24 */
+            __m512i from = _mm512_add_epi8(_mm512_set1_epi8(16 * i), _mm512_loadu_si512(spread));
+            weights[i] = _mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(0x8888888888888888ull, from, all));
+        }
+    } else if (kind == BFLOAT16) {
+        UNROLLED for (int half = 0; half < 2; half++) {
+            uint32_t mask = (uint32_t)(bits >> 32 * half);
+            __m512i two = bits == ~0ull ? _mm512_loadu_si512((const uint16_t *)W->values + at)
+                                        : _mm512_maskz_expandloadu_epi16(mask, (const uint16_t *)W->values + at);
+            weights[2 * half] = _mm512_castsi512_ps(_mm512_slli_epi32(two, 16));
+            weights[2 * half + 1] = _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32(-65536)));
+            at += __builtin_popcount(mask);
+        }
+    } else
+        UNROLLED for (int i = 0; i < 4; i++) {
+            __mmask16 mask = (__mmask16)(bits >> 16 * i);
+            weights[i] = kind == INT4      ? int4_16(W, at, mask)
+                         : bits == ~0ull ? _mm512_loadu_ps((const float *)W->values + at)
+                                         : _mm512_maskz_expandloadu_ps(mask, (const float *)W->values + at);
+            at += __builtin_popcount(mask);
+        }
+}
+
+/* The inputs of 64 columns, in the order of those weights. */
+ISA512 void inputs64(const float *x, const int kind, __m512 inputs[4]) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    UNROLLED for (int i = 0; i < 4; i++)
+        inputs[i] = _mm512_loadu_ps(x + 16 * i);
+    if (kind == BFLOAT16)
+        UNROLLED for (int i = 0; i < 4; i += 2) {
+            __m512 low = inputs[i], high = inputs[i + 1];
+            inputs[i] = _mm512_permutex2var_ps(low, even, high);
+            inputs[i + 1] = _mm512_permutex2var_ps(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
+        }
+}
+
+#define BEGIN_SUMS                                                                                                     \
+    __m512 sums[STREAMS][TOKENS], parts[STREAMS][TOKENS];                                                              \
+    UNROLLED for (int r = 0; r < rows; r++)                                                                            \
+        UNROLLED for (int t = 0; t < tokens; t++)                                                                      \
+            sums[r][t] = parts[r][t] = _mm512_setzero_ps();
+#define SCALE_PARTS /* of the columns with one scale */                                                                \
+    if (kind >= INT8)                                                                                                  \
+        UNROLLED for (int r = 0; r < rows; r++)                                                                        \
+            UNROLLED for (int t = 0; t < tokens; t++) {                                                                \
+                __m512 scale = _mm512_set1_ps(scale_of(W, number[r], begin) * unit);                                   \
+                sums[r][t] = _mm512_fmadd_ps(parts[r][t], scale, sums[r][t]);                                          \
+                parts[r][t] = _mm512_setzero_ps();                                                                     \
             }
-            for (; byte < stop; byte++) {
-                uint8_t bits = byte_of(W, row, byte);
-                __m512 weights = expand16(W, at, bits, kind);
-                at += __builtin_popcount(bits);
-                for (int t = 0; t < tokens; t++)
-                    part[0][t] = _mm512_fmadd_ps(weights, _mm512_maskz_loadu_ps(255, x + t * stride + 8 * byte), part[0][t]);
+#define WRITE_SUMS                                                                                                     \
+    UNROLLED for (int r = 0; r < rows; r++)                                                                            \
+        UNROLLED for (int t = 0; t < tokens; t++)                                                                      \
+            y[t * W->rows + number[r]] = _mm512_reduce_add_ps(kind >= INT8 ? sums[r][t] : parts[r][t]);
+
+ISA512 void rows_avx512(const matrix *W, const float *x, int64_t stride, const int tokens, const int rows, const int kind,
+                        float *y, int64_t row, int64_t apart, int64_t last) {
+    uint64_t words[STREAMS][CHUNK / 64];
+    __m512 weights[STREAMS][4], inputs[4];
+    const float unit = kind == INT8 ? 1.0f / (1 << 24) : 1.0f;
+    BEGIN_ROWS
+    BEGIN_SUMS
+    for (int64_t begin = 0, end; begin < W->columns; begin = end) {
+        end = end_of(W, begin);
+        for (int r = 0; r < rows; r++)
+            read_bits(W, number[r], begin, end, words[r]);
+        for (int64_t column = begin; column < end; column += 64) {
+            UNROLLED for (int r = 0; r < rows; r++) {
+                uint64_t bits = words[r][(column - begin) / 64];
+                ask_ahead(W, at[r], kind);
+                expand64(W, at[r], bits, kind, weights[r]);
+                at[r] += __builtin_popcountll(bits);
             }
-            __m512 scale = _mm512_set1_ps(kind >= INT8 ? scale_of(W, row, 8 * begin) : 1.0f);
-            for (int t = 0; t < tokens; t++) {
-                __m512 sum = part[0][t];
-                if (tokens <= 2)
-                    sum = _mm512_add_ps(_mm512_add_ps(sum, part[1][t]), _mm512_add_ps(part[2][t], part[3][t]));
-                sums[t] = _mm512_fmadd_ps(sum, scale, sums[t]);
+            UNROLLED for (int t = 0; t < tokens; t++) {
+                inputs64(x + t * stride + column, kind, inputs);
+                UNROLLED for (int r = 0; r < rows; r++)
+                    UNROLLED for (int i = 0; i < 4; i++)
+                        parts[r][t] = _mm512_fmadd_ps(weights[r][i], inputs[i], parts[r][t]);
             }
         }
-        for (int t = 0; t < tokens; t++)
-            y[t * W->rows + row] = _mm512_reduce_add_ps(sums[t]);
+        SCALE_PARTS
     }
+    WRITE_SUMS
 }
 
+ISA512 __m512 next16(const matrix *W, int64_t at, __mmask16 there, const int kind) {
+    if (kind == FLOAT32)
+        return _mm512_maskz_loadu_ps(there, (const float *)W->values + at);
+    if (kind == BFLOAT16) {
+        __m256i narrow = _mm256_maskz_loadu_epi16(there, (const uint16_t *)W->values + at);
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+    }
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(there, (const int8_t *)W->values + at)));
+}
+
+/* 2:4 can do it the other way round: 16 values are those of 32 columns, always, so their inputs come to them. One
+   instruction picks 16 of 32 numbers, and the codes say which. */
+ISA512 void rows_two_of_four(const matrix *W, const float *x, int64_t stride, const int tokens, const int rows,
+                             const int kind, float *y, int64_t row, int64_t apart, int64_t last) {
+    const __m512i group = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
+    const __m512i place = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    __m512 weights[STREAMS];
+    __m512i picked[STREAMS];
+    const float unit = 1.0f;
+    BEGIN_ROWS
+    BEGIN_SUMS
+    for (int64_t begin = 0, end; begin < W->columns; begin = end) {
+        end = end_of(W, begin);
+        for (int64_t column = begin; column < end; column += 32) {
+            int64_t left = end - column < 32 ? end - column : 32;
+            __mmask16 there = (__mmask16)((1u << left / 2) - 1);
+            UNROLLED for (int r = 0; r < rows; r++) {
+                uint32_t codes = 0;
+                const uint8_t *from = W->bits + number[r] * W->row_bytes + column / 8;
+                if (left == 32)
+                    memcpy(&codes, from, 4);
+                else
+                    memcpy(&codes, from, (size_t)left / 8);
+                __m512i code = _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32((int)codes), place), _mm512_set1_epi32(3));
+                picked[r] = _mm512_or_si512(code, group);
+                ask_ahead(W, at[r], kind);
+                weights[r] = next16(W, at[r], there, kind);
+                at[r] += left / 2;
+            }
+            UNROLLED for (int t = 0; t < tokens; t++) {
+                const float *from = x + t * stride + column;
+                __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
+                UNROLLED for (int r = 0; r < rows; r++)
+                    parts[r][t] = _mm512_fmadd_ps(weights[r], _mm512_permutex2var_ps(low, picked[r], high), parts[r][t]);
+            }
+        }
+        SCALE_PARTS
+    }
+    WRITE_SUMS
+}
+#endif
+
+/* Rows first..last in as many streams as registers allow: each reads neighbouring rows, so that its memory is one piece
+   and asking ahead finds the row that comes next. */
+#define WALK(name, tokens, kind, rows)                                                                                 \
+    {                                                                                                                  \
+        int64_t apart = (last - first + (rows)-1) / (rows);                                                            \
+        for (int64_t row = first; row < first + apart; row++)                                                          \
+            name(W, x, stride, tokens, rows, kind, y, row, apart, last);                                               \
+        return;                                                                                                        \
+    }
 /* One function for each kind and number of tokens, so that the compiler keeps the sums in registers. */
-#define FOR_KIND(name, kind)                                                                                           \
+#define FOR_KIND(name, kind, two, four, eight)                                                                         \
     switch (tokens) {                                                                                                  \
-    case 1: name(W, x, stride, 1, kind, y, first, last); return;                                                       \
-    case 2: name(W, x, stride, 2, kind, y, first, last); return;                                                       \
-    case 4: name(W, x, stride, 4, kind, y, first, last); return;                                                       \
-    default: name(W, x, stride, 8, kind, y, first, last); return;                                                      \
+    case 1: WALK(name, 1, kind, STREAMS)                                                                               \
+    case 2: WALK(name, 2, kind, two)                                                                                   \
+    case 4: WALK(name, 4, kind, four)                                                                                  \
+    default: WALK(name, 8, kind, eight)                                                                                \
     }
-#define FOR_ALL(name)                                                                                                  \
-    switch (W->kind) {                                                                                                 \
-    case FLOAT32: FOR_KIND(name, FLOAT32)                                                                              \
-    case BFLOAT16: FOR_KIND(name, BFLOAT16)                                                                            \
-    case INT8: FOR_KIND(name, INT8)                                                                                    \
-    default: FOR_KIND(name, INT4)                                                                                      \
+#define BLOCK(function, name, two, four, eight)                                                                        \
+    static void function(const matrix *W, const float *x, int64_t stride, int tokens, float *y, int64_t first, int64_t last) { \
+        switch (W->kind) {                                                                                             \
+        case FLOAT32: FOR_KIND(name, FLOAT32, two, four, eight)                                                        \
+        case BFLOAT16: FOR_KIND(name, BFLOAT16, two, four, eight)                                                      \
+        case INT8: FOR_KIND(name, INT8, two, four, eight)                                                              \
+        default: FOR_KIND(name, INT4, two, four, eight)                                                                \
+        }                                                                                                              \
     }
 
-__attribute__((target("avx2,fma"))) static void block_avx2(const matrix *W, const float *x, int64_t stride, int tokens,
-                                                           float *y, int64_t first, int64_t last) {
-    FOR_ALL(rows_avx2)
-}
-
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt,bmi2"))) static void
-block_avx512(const matrix *W, const float *x, int64_t stride, int tokens, float *y, int64_t first, int64_t last) {
-    FOR_ALL(rows_avx512)
-}
+BLOCK(block_portable, rows_portable, 1, 1, 1)
+#ifdef X86
+__attribute__((target("avx2,fma,popcnt"))) BLOCK(block_avx2, rows_avx2, 4, 2, 1)
+__attribute__((target(TARGET512))) BLOCK(block_avx512, rows_avx512, 4, 2, 2)
+__attribute__((target(TARGET512))) BLOCK(block_two_of_four, rows_two_of_four, 4, 4, 2)
 #endif
 
 static void block(const matrix *W, int level, const float *x, int64_t stride, int tokens, float *y, int64_t first, int64_t last) {
 #ifdef X86
     if (level == AVX512) {
-        block_avx512(W, x, stride, tokens, y, first, last);
+        if (W->codes && W->kind != INT4)
+            block_two_of_four(W, x, stride, tokens, y, first, last);
+        else
+            block_avx512(W, x, stride, tokens, y, first, last);
         return;
     }
     if (level == AVX2) {
@@ -293,18 +447,17 @@ static void block(const matrix *W, int level, const float *x, int64_t stride, in
     }
 #endif
     (void)level;
-    rows_portable(W, x, stride, tokens, y, first, last);
+    block_portable(W, x, stride, tokens, y, first, last);
 }
-
-#define ROWS 32 /* in a piece of work: small enough to share them out evenly, large enough to stay in one stream */
 
 /* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W, up to a multiple of 8, are zeros. */
 void minprune_product(const matrix *W, int level, const float *x, int64_t stride, int64_t tokens, float *y, int threads) {
-    int64_t pieces = (W->rows + ROWS - 1) / ROWS;
-    (void)threads;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    /* four pieces of rows for each thread, so that one which is held up leaves its share to the others */
+    int64_t size = threads > 1 ? (W->rows + 4 * threads - 1) / (4 * threads) : W->rows;
+    int64_t pieces = size ? (W->rows + size - 1) / size : 0;
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t piece = 0; piece < pieces; piece++) {
-        int64_t first = piece * ROWS, last = first + ROWS < W->rows ? first + ROWS : W->rows;
+        int64_t first = piece * size, last = first + size < W->rows ? first + size : W->rows;
         for (int64_t token = 0; token < tokens;) {
             int64_t left = tokens - token;
             int now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -312,4 +465,20 @@ void minprune_product(const matrix *W, int level, const float *x, int64_t stride
             token += now;
         }
     }
+}
+
+/* Reads n numbers and nothing else, four streams a thread as above: the bandwidth that a product can at best reach. */
+uint64_t minprune_read(const uint64_t *numbers, int64_t n, int threads) {
+    uint64_t total = 0;
+    int64_t part = n / (4 * threads);
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : total) if (threads > 1)
+    for (int64_t piece = 0; piece < threads; piece++) {
+        const uint64_t *from = numbers + 4 * piece * part;
+        uint64_t a = 0, b = 0, c = 0, d = 0;
+        for (int64_t i = 0; i < part; i++) {
+            a += from[i], b += from[part + i], c += from[2 * part + i], d += from[3 * part + i];
+        }
+        total += a + b + c + d;
+    }
+    return total;
 }

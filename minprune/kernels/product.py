@@ -5,7 +5,8 @@ where each row's values begin, which a file does not need.
 """
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,32 +66,36 @@ class Packed:
         Raises `PruneError` if X does not fit, or if there is no kernel on this machine.
         """
         d_out, d_in = self.shape
-        if X.shape[-1] != d_in or not X.is_floating_point() or X.device.type != "cpu":
+        if X.shape[-1:] != (d_in,) or not X.is_floating_point() or X.device.type != "cpu":
             raise PruneError(
                 f"inputs {tuple(X.shape)} of {X.dtype} on {X.device}: the product takes (..., {d_in}) on a CPU"
             )
         found, why = kernel()
         if found is None:
             raise PruneError(f"there is no compiled product ({why}): multiply with torch")
-        wide = X.reshape(-1, d_in).float()
-        if d_in % 8:
-            wide = torch.nn.functional.pad(wide, (0, -d_in % 8))
-        wide = wide.contiguous()
-        out = torch.empty(len(wide), d_out)
-        address = lambda part: None if part is None else part.data_ptr()  # noqa: E731
-        fields = [address(part) for part in (self.values, self.bits, self.starts, self.scales)]
-        row_bytes = 0 if self.bits is None else self.bits.shape[1]
-        W = _Matrix(*fields, d_out, d_in, row_bytes, self.group or max(8, d_in + -d_in % 8), self.kind, self.codes)
+        wide, stride = X.float().contiguous(), d_in
+        if d_in % 64 or self.group % 64:  # the kernel takes 64 columns at a time
+            stride += 64 + -d_in % 64
+            wide = torch.nn.functional.pad(wide, (0, stride - d_in))
+        out = torch.empty(*X.shape[:-1], d_out)
         found.library.minprune_product(
-            ctypes.byref(W),
-            found.level,
-            ctypes.c_void_p(wide.data_ptr()),
-            ctypes.c_int64(wide.shape[1]),
-            ctypes.c_int64(len(wide)),
-            ctypes.c_void_p(out.data_ptr()),
-            torch.get_num_threads(),
+            self._for_c, found.level, wide.data_ptr(), stride, out.numel() // max(d_out, 1), out.data_ptr(), torch.get_num_threads()
         )
-        return out.to(X.dtype).reshape(*X.shape[:-1], d_out)
+        return out if X.dtype == torch.float32 else out.to(X.dtype)
+
+    @cached_property
+    def _for_c(self):
+        """A pointer to the `matrix`, whose arrays this object keeps alive."""
+        d_out, d_in = self.shape
+        arrays = (self.values, self.bits, self.starts, self.scales)
+        pointers = [None if array is None else array.data_ptr() for array in arrays]
+        row_bytes = 0 if self.bits is None else self.bits.shape[1]
+        W = _Matrix(*pointers, d_out, d_in, row_bytes, self.group, self.kind, self.codes)
+        return ctypes.pointer(W)
+
+    def __reduce__(self):
+        """A copy has arrays of its own, and so another pointer."""
+        return Packed, tuple(getattr(self, field.name) for field in fields(self))
 
 
 def pack_for_kernel(stored: SparseMatrix) -> Packed:
