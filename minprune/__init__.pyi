@@ -15,6 +15,7 @@ from .evaluation.perplexity import divergence as divergence
 from .evaluation.perplexity import generate as generate
 from .evaluation.perplexity import perplexity as perplexity
 from .evaluation.protocol import measure as measure
+from .kernels.linear import sparsify as sparsify
 from .load import load_model as load_model
 from .methods import METHODS as METHODS
 from .methods import Method as Method

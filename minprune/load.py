@@ -32,7 +32,7 @@ _FILES = [  # what to fetch from the hub
 _TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the first text
 
 
-def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu"):
+def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", sparse: bool = False):
     """Load a causal language model and its tokenizer.
 
     Only safetensors weights are read, and code that comes with a model is never run.
@@ -45,6 +45,10 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
         "auto" keeps the checkpoint's; else "float32", "float16", "bfloat16" or "float64".
     device : str, default "cpu"
         Where the model is put, such as "cuda".
+    sparse : bool, default False
+        Keep the matrices as they are stored, without their zeros, and multiply with the kernels of chapter 20. A folder
+        that was not exported is loaded dense and then converted. Where that cannot be, the log says why, and the model
+        is dense.
 
     Returns
     -------
@@ -56,7 +60,7 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     ------
     PruneError
         If there is no such model or device; or if the model is not causal, or its weights are damaged, quantised,
-        only pickled, or not those of its config.json.
+        only pickled, or not those of its config.json; or if it shall be sparse on a device that is no CPU.
 
     Examples
     --------
@@ -68,12 +72,19 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     from transformers import AutoModelForCausalLM
 
     from minprune.formats.disk import is_exported, read_exported
+    from minprune.kernels.linear import place_stored, sparsify
 
     wanted, place = read_dtype(dtype), check_device(device)
+    if sparse and place.type != "cpu":
+        raise PruneError(f"a model on {device} cannot be sparse: the kernels run on the cpu")
     folder = model_folder(name)
     if is_exported(folder):  # its checksums cover the files of the tokenizer, which is therefore read last
-        stored: Any = read_exported(folder, wanted if isinstance(wanted, torch.dtype) else None)
-        return stored.to(place).eval(), load_tokenizer(folder, name)
+        keep = place_stored if sparse else None
+        stored: Any = read_exported(folder, wanted if isinstance(wanted, torch.dtype) else None, keep)
+        stored = stored.to(place).eval()
+        if sparse:
+            sparsify(stored)  # what is still dense: the output head
+        return stored, load_tokenizer(folder, name)
     tokenizer = load_tokenizer(folder, name)
     config = read_config(folder)
     read_generation(folder)
@@ -103,6 +114,8 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
         raise
     except Exception as error:
         raise PruneError(f"cannot run the model {str(name)!r}: {reason(error)}") from error
+    if sparse:
+        sparsify(model)
     return model, tokenizer
 
 

@@ -11,6 +11,7 @@ from minprune.cli.common import (
     MODEL,
     TEXT,
     add_place,
+    add_sparse,
     command,
     console,
     load,
@@ -76,6 +77,7 @@ def add(commands) -> None:
     parser.add_argument("--batch-size", metavar="B", type=whole(1), default=2, help="windows in a forward pass (2)")
     parser.add_argument("--json", metavar="FILE", help="write everything that was measured to this file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file at --json")
+    add_sparse(parser)
     add_place(parser)
 
 
@@ -128,7 +130,7 @@ def _measure_one(
     name: str, reference: tuple[Any, Any] | None, names: list[str], manager: Any, arguments: Namespace
 ) -> tuple["Measurement", dict[str, Any]]:
     """The perplexity of one model, which lives no longer than this call, and what else was asked for."""
-    pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device)
+    pair: tuple[Any, Any] = load(name, arguments.dtype, arguments.device, arguments.sparse)
     if reference and pair[1].get_vocab() != reference[1].get_vocab():
         raise PruneError(
             f"{arguments.against} has another tokenizer than {name}: --against needs the model it was made from"

@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from minprune.cli.common import LARGEST_SEED, MODEL, add_place, command, load, number, whole
+from minprune.cli.common import LARGEST_SEED, MODEL, add_place, add_sparse, command, load, number, whole
 
 if TYPE_CHECKING:
     pass
@@ -29,6 +29,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--seed", metavar="S", type=whole(0, LARGEST_SEED), default=0, help="for a temperature above 0 (0)"
     )
+    add_sparse(parser)
     add_place(parser)
 
 
@@ -37,7 +38,7 @@ def run(arguments: Namespace) -> None:
     from minprune.evaluation.perplexity import generate
     from minprune.files import whole_characters
 
-    model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
+    model, tokenizer = load(arguments.model, arguments.dtype, arguments.device, arguments.sparse)
     prompt = whole_characters(arguments.prompt)  # a terminal may pass on bytes that are no text
     text = generate(model, tokenizer, prompt, arguments.tokens, arguments.temperature, arguments.seed)
     sys.stdout.write(f"{prompt}{text}\n")

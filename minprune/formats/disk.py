@@ -6,8 +6,8 @@ them. Nothing is unpickled, and no index is used before it was checked against t
 """
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,10 +148,16 @@ def is_exported(folder: str | Path) -> bool:
     return (Path(folder) / INDEX).is_file()
 
 
-def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrainedModel":
+def read_exported(
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    place: Callable[["PreTrainedModel", str, SparseMatrix], bool] | None = None,
+) -> "PreTrainedModel":
     """The model in a folder of `write_exported`, on the CPU. dtype: None keeps the one it was written in.
 
-    Raises `PruneError` with the name of the file that is missing, truncated, edited, or of another model.
+    place(model, layer, matrix): takes a matrix as it is stored and puts it where it belongs, or says False to have it
+    dense. None: all are dense. Raises `PruneError` with the name of the file that is missing, truncated, edited, or of
+    another model.
     """
     index = _read_index(folder)
     config = read_config(folder)
@@ -159,7 +165,7 @@ def read_exported(folder: Path, dtype: torch.dtype | None = None) -> "PreTrained
     if generation := read_generation(folder):
         model.generation_config = generation
     fill_tables(model)
-    _fill(folder / ARRAYS, model, _stored_layers(folder, model, index["matrices"]), index["matrices"], dtype)
+    _fill(folder / ARRAYS, model, _stored_layers(folder, model, index["matrices"]), index["matrices"], dtype, place)
     return model
 
 
@@ -176,7 +182,12 @@ def _stored_layers(folder: Path, model: "PreTrainedModel", entries: dict[str, An
 
 
 def _fill(
-    path: Path, model: "PreTrainedModel", layers: list[Layer], entries: dict[str, Any], dtype: torch.dtype | None
+    path: Path,
+    model: "PreTrainedModel",
+    layers: list[Layer],
+    entries: dict[str, Any],
+    dtype: torch.dtype | None,
+    place: Callable[["PreTrainedModel", str, SparseMatrix], bool] | None,
 ) -> None:
     """Give the model, which has no weights yet, what is stored: in the dtype of what is stored, or this one.
 
@@ -194,6 +205,10 @@ def _fill(
             for layer in layers:
                 old = getattr(layer.module, layer.parameter)
                 stored = _read_matrix(path, file, layer, entries[layer.name])
+                if dtype:
+                    stored = replace(stored, values=stored.values.to(dtype))
+                if place and place(model, layer.name, stored):
+                    continue
                 if id(old) not in filled:
                     new = torch.empty(old.shape, dtype=dtype or stored.values.dtype)
                     filled[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
@@ -210,8 +225,9 @@ def _fill(
                 filled[id(target)] = nn.Parameter(value, requires_grad=target.requires_grad) if is_parameter else value
     except SafetensorError as error:
         raise PruneError(f"{path} is damaged ({one_line(error)}): copy or export it again") from None
-    state = {name: filled[id(old)] for name, old in model.state_dict(keep_vars=True).items()}
-    model.load_state_dict(state, assign=True)
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    state = {name: filled[id(old)] for name, old in named if id(old) in filled}
+    model.load_state_dict(state, assign=True, strict=place is None)
 
 
 def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> SparseMatrix:

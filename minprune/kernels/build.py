@@ -54,6 +54,8 @@ def kernel() -> tuple[Kernel | None, str]:
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     library.minprune_product.argtypes = (pointer, ctypes.c_int, pointer, whole, whole, pointer, ctypes.c_int)
     library.minprune_product.restype = None
+    library.minprune_dense.argtypes = (pointer, pointer, ctypes.c_int)
+    library.minprune_dense.restype = None
     library.minprune_read.argtypes = (pointer, whole, ctypes.c_int)
     library.minprune_read.restype = ctypes.c_uint64
     best = library.minprune_best_level()

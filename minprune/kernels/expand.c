@@ -452,8 +452,9 @@ static void block(const matrix *W, int level, const float *x, int64_t stride, in
 
 /* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W, up to a multiple of 8, are zeros. */
 void minprune_product(const matrix *W, int level, const float *x, int64_t stride, int64_t tokens, float *y, int threads) {
-    /* four pieces of rows for each thread, so that one which is held up leaves its share to the others */
-    int64_t size = threads > 1 ? (W->rows + 4 * threads - 1) / (4 * threads) : W->rows;
+    /* four pieces of rows for each thread, so that one which is held up leaves its share to the others; with more
+       tokens than fit in registers, pieces that stay in the cache until all tokens have met them */
+    int64_t size = tokens > TOKENS ? 32 : threads > 1 ? (W->rows + 4 * threads - 1) / (4 * threads) : W->rows;
     int64_t pieces = size ? (W->rows + size - 1) / size : 0;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t piece = 0; piece < pieces; piece++) {
@@ -463,6 +464,26 @@ void minprune_product(const matrix *W, int level, const float *x, int64_t stride
             int now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
             block(W, level, x + token * stride, stride, now, y + token * W->rows, first, last);
             token += now;
+        }
+    }
+}
+
+/* The dense matrix: y (rows, columns). */
+void minprune_dense(const matrix *W, float *y, int threads) {
+    (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t row = 0; row < W->rows; row++) {
+        uint64_t words[CHUNK / 64];
+        float *to = y + row * W->columns;
+        int64_t at = W->starts[row];
+        memset(to, 0, (size_t)W->columns * sizeof(float));
+        for (int64_t begin = 0, end; begin < W->columns; begin = end) {
+            end = end_of(W, begin);
+            float scale = scale_of(W, row, begin);
+            read_bits(W, row, begin, end, words);
+            for (int64_t column = begin; column < end; column += 64)
+                for (uint64_t bits = words[(column - begin) / 64]; bits; bits &= bits - 1)
+                    to[column + __builtin_ctzll(bits)] = scale * value_of(W, at++, W->kind);
         }
     }
 }

@@ -5,7 +5,9 @@ handful of tokens, as in generation, and torch multiplies more. With many tokens
 faster to build the dense matrix once than to expand it on the way.
 """
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +23,23 @@ from minprune.kernels.product import Packed, pack_for_kernel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FEW = 16  # tokens up to which the kernel is used: above, expanding once for all of them is what torch does better
+_log = logging.getLogger(__name__)
+FEW = 64  # tokens up to which the kernel is used
+_MAKERS: dict[str, Callable[[Tensor], SparseMatrix]] = {
+    "bitmask": Bitmask.from_dense,
+    "nm": NMPacked.from_dense,
+    "dense": Dense.from_dense,
+}
 
 
 class SparseLinear(nn.Module):
-    """X -> X W^T + b with W in a stored form. It cannot be trained.
+    """X -> X W^T + b with W in a stored form. It cannot be trained, moved or saved.
 
     Parameters
     ----------
     stored : SparseMatrix (d_out, d_in)
         The weights.
-    bias : Tensor (d_out,), optional
+    bias : nn.Parameter (d_out,), optional
         What is added to the product.
 
     Examples
@@ -43,31 +51,37 @@ class SparseLinear(nn.Module):
     tensor([[1., 1., 1., 1., 1., 1., 1., 1.]])
     """
 
-    def __init__(self, stored: SparseMatrix, bias: Tensor | None = None):
+    def __init__(self, stored: SparseMatrix, bias: nn.Parameter | None = None):
         super().__init__()
         self.out_features, self.in_features = stored.shape
         self.stored = stored
-        self.bias = bias if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        self.packed: Packed | None = pack_for_kernel(stored) if kernel()[0] else None
+        self.bias = bias
+        self.packed: Packed = pack_for_kernel(stored)
 
     @property
     def weight(self) -> Tensor:
         """The dense matrix, (d_out, d_in), made anew each time."""
-        return self.stored.to_dense()
+        return self.packed.to_dense().to(self.stored.values.dtype)
 
     def forward(self, X: Tensor) -> Tensor:
-        if self.packed is None or X.numel() > FEW * self.in_features:
-            return linear(X, self.weight.to(X.dtype), self.bias)
+        if X.numel() > FEW * self.in_features:
+            return linear(X, self.packed.to_dense().to(X.dtype), self.bias)
         out = self.packed.matmul(X)
         return out if self.bias is None else out + self.bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.stored.label}, {self.stored.nbytes:,} bytes"
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars) -> NoReturn:
+        """Without its matrices a checkpoint would look complete and not be."""
+        raise PruneError(f"{prefix}weight is stored in the format {self.stored.label}: save the model before sparsify")
+
 
 @torch.no_grad()
 def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) -> int:
-    """Replace the linear layers of a model's blocks by `SparseLinear` ones, in place.
+    """Replace the linear layers of a model by `SparseLinear` ones, in place.
+
+    Where there is no kernel, the log says why and the model stays as it is.
 
     Parameters
     ----------
@@ -81,7 +95,7 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     Returns
     -------
     int
-        The bytes that the new layers hold.
+        The bytes that the matrices take.
 
     Raises
     ------
@@ -99,24 +113,45 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     >>> sparsify(model, "bitmask", head=False) < sum(row.shape[0] * row.shape[1] for row in report.layers) * 4
     True
     """
-    makers = {"bitmask": Bitmask.from_dense, "nm": NMPacked.from_dense, "dense": Dense.from_dense}
-    if format != "auto" and format not in makers:
-        raise PruneError(f"unknown format {format!r}: choose auto, {', '.join(makers)}")
-    total, output = 0, model.get_output_embeddings() if head else None
-    for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or (module is model.get_output_embeddings() and not head):
-            continue
+    if format != "auto" and format not in _MAKERS:
+        raise PruneError(f"unknown format {format!r}: choose auto, {', '.join(_MAKERS)}")
+    output = model.get_output_embeddings()
+    chosen = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and (head or m is not output)]
+    if reason := why_dense(model):
+        _log.warning(f"the matrices stay dense: {reason}")
+        return sum(module.weight.nbytes for _, module in chosen)
+    for name, module in chosen:
         W = module.weight.detach()
-        stored = Dense.from_dense(W) if module is output else _stored(W, format, makers)
-        parent = model.get_submodule(name.rpartition(".")[0])
-        setattr(parent, name.rpartition(".")[2], SparseLinear(stored, module.bias))
-        total += stored.nbytes
-    return total
+        place_stored(model, name, Dense.from_dense(W) if module is output else _stored(W, format))
+    return sum(module.stored.nbytes for module in model.modules() if isinstance(module, SparseLinear))
 
 
-def _stored(W: Tensor, format: str, makers: dict) -> SparseMatrix:
+def why_dense(model: "PreTrainedModel") -> str:
+    """Why the kernel cannot multiply this model's matrices; "" if it can."""
+    if model.dtype not in (torch.float32, torch.bfloat16):
+        return f"the kernel multiplies float32 and bfloat16, not {model.dtype}"
+    if model.device.type not in ("cpu", "meta"):
+        return f"the kernel runs on a CPU, the model is on {model.device}"
+    return kernel()[1]
+
+
+def place_stored(model: "PreTrainedModel", name: str, stored: SparseMatrix) -> bool:
+    """Put a stored matrix where the linear layer of that name is; whether that is possible.
+
+    A matrix in a format that has no product is stored anew, in the smallest that has one.
+    """
+    module = dict(model.named_modules()).get(name)  # an expert may be a part of a parameter
+    if type(module) is not nn.Linear or why_dense(model):
+        return False
+    fits = isinstance(stored, (Bitmask, Dense)) or (isinstance(stored, NMPacked) and (stored.n, stored.m) == (2, 4))
+    made = SparseLinear(stored if fits else _stored(stored.to_dense(), "auto"), module.bias)
+    model.set_submodule(name, made.eval())
+    return True
+
+
+def _stored(W: Tensor, format: str) -> SparseMatrix:
     if format != "auto":
-        return makers[format](W)
+        return _MAKERS[format](W)
     fits = W.shape[1] % 8 == 0 and not bool(((W != 0).view(len(W), -1, 4).sum(2) > 2).any())
     candidates: list[SparseMatrix] = [NMPacked.from_dense(W)] if fits else []  # as small as a bitmask, and more regular
     candidates += [Bitmask.from_dense(W), Dense.from_dense(W)]

@@ -8,6 +8,7 @@ import ctypes
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,9 +80,24 @@ class Packed:
             wide = torch.nn.functional.pad(wide, (0, stride - d_in))
         out = torch.empty(*X.shape[:-1], d_out)
         found.library.minprune_product(
-            self._for_c, found.level, wide.data_ptr(), stride, out.numel() // max(d_out, 1), out.data_ptr(), torch.get_num_threads()
+            self._for_c,
+            found.level,
+            wide.data_ptr(),
+            stride,
+            out.numel() // max(d_out, 1),
+            out.data_ptr(),
+            torch.get_num_threads(),
         )
         return out if X.dtype == torch.float32 else out.to(X.dtype)
+
+    def to_dense(self) -> Tensor:
+        """The matrix (d_out, d_in), float32. Raises `PruneError` if there is no kernel on this machine."""
+        found, why = kernel()
+        if found is None:
+            raise PruneError(f"there is no compiled product ({why}): multiply with torch")
+        out = torch.empty(self.shape)
+        found.library.minprune_dense(self._for_c, out.data_ptr(), torch.get_num_threads())
+        return out
 
     @cached_property
     def _for_c(self):
@@ -110,8 +126,8 @@ def pack_for_kernel(stored: SparseMatrix) -> Packed:
     values = stored.values.contiguous()
     if isinstance(stored, Bitmask):
         bits = stored.bits.contiguous()
-        counts = _ONES[bits.long()].sum(1) if bits.numel() else torch.zeros(d_out, dtype=torch.long)
-        starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        counts = np.bitwise_count(bits.numpy()).sum(1, dtype=np.int64)
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), torch.from_numpy(counts).cumsum(0)])
         return Packed(stored.shape, values, bits, starts, kind=kind)
     if isinstance(stored, NMPacked) and (stored.n, stored.m) == (2, 4) and d_in % 8 == 0:
         starts = torch.arange(d_out + 1) * (d_in // 2)
@@ -119,6 +135,3 @@ def pack_for_kernel(stored: SparseMatrix) -> Packed:
     if isinstance(stored, Dense):
         return Packed(stored.shape, values, None, torch.arange(d_out + 1) * d_in, kind=kind)
     raise PruneError(f"no product with {stored.label} {stored.shape}: store it as bitmask, nm 2:4 or dense")
-
-
-_ONES = torch.tensor([byte.bit_count() for byte in range(256)])  # (256,): how many bits of a byte are set
