@@ -150,6 +150,7 @@ static inline void rows_portable(const matrix *W, const float *x, int64_t stride
     BEGIN_ROWS
     for (int r = 0; r < rows; r++) {
         float sums[2][TOKENS] = {{0}}; /* in turn, since an addition takes longer than the rest */
+        int64_t next = at[r];
         for (int64_t begin = 0, end; begin < W->columns; begin = end) {
             end = end_of(W, begin);
             read_bits(W, number[r], begin, end, words[r]);
@@ -159,7 +160,7 @@ static inline void rows_portable(const matrix *W, const float *x, int64_t stride
                 for (uint64_t bits = words[r][(column - begin) / 64]; bits;)
                     UNROLLED for (int i = 0; i < 2 && bits; i++, bits &= bits - 1) {
                         int64_t one = __builtin_ctzll(bits);
-                        float weight = scale * value_of(W, at[r]++, kind);
+                        float weight = scale * value_of(W, next++, kind);
                         UNROLLED for (int t = 0; t < tokens; t++)
                             sums[i][t] += weight * from[t * stride + one];
                     }
@@ -176,9 +177,9 @@ static inline void rows_portable(const matrix *W, const float *x, int64_t stride
 
 #define ISA2 __attribute__((target("avx2,fma,popcnt"), always_inline)) static inline
 
-/* The next eight values as floats; fewer than eight may be left in the array, which ends at `end`. */
-ISA2 __m256 next8(const matrix *W, int64_t at, int64_t end, const int kind) {
-    if (end - at < 8 || kind == INT4) {
+/* The next eight values as floats; fewer than eight may be left in the array, which ends at `end`, if that is near. */
+ISA2 __m256 next8(const matrix *W, int64_t at, int64_t end, int near, const int kind) {
+    if (near || kind == INT4) {
         float few[8] = {0};
         for (int64_t i = at; i < end && i < at + 8; i++)
             few[i - at] = value_of(W, i, kind);
@@ -219,10 +220,12 @@ ISA2 void rows_avx2(const matrix *W, const float *x, int64_t stride, const int t
                     scale = _mm256_set1_ps(scale_of(W, number[r], begin));
                 ask_ahead(W, at[r], kind);
                 const float *from = x + column;
-                for (uint64_t bits = words[r][(column - begin) / 64]; bits; bits >>= 8, from += 8) {
+                const int near = stored - at[r] < 64;
+                uint64_t bits = words[r][(column - begin) / 64];
+                UNROLLED for (int i = 0; i < 8; i++, bits >>= 8, from += 8) {
                     const __m256i next = _mm256_loadu_si256((const __m256i *)places[bits & 255]);
                     const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)(bits & 255)), bit);
-                    weights = _mm256_permutevar8x32_ps(next8(W, at[r], stored, kind), next);
+                    weights = _mm256_permutevar8x32_ps(next8(W, at[r], stored, near, kind), next);
                     weights = _mm256_and_ps(weights, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
                     if (kind >= INT8)
                         weights = _mm256_mul_ps(weights, scale);
@@ -450,7 +453,8 @@ static void block(const matrix *W, int level, const float *x, int64_t stride, in
     block_portable(W, x, stride, tokens, y, first, last);
 }
 
-/* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W, up to a multiple of 8, are zeros. */
+/* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W are zeros: up to a multiple of 64, and 64
+   more if a group of columns with one scale is none. */
 void minprune_product(const matrix *W, int level, const float *x, int64_t stride, int64_t tokens, float *y, int threads) {
     /* four pieces of rows for each thread, so that one which is held up leaves its share to the others; with more
        tokens than fit in registers, pieces that stay in the cache until all tokens have met them */

@@ -1,0 +1,156 @@
+"""A product with one token by the kernel, against torch's and the kernel's own dense product, as ratios in one run.
+
+Each round visits every form in turn, and each form is a row of matrices, so that a matrix comes from memory: between
+two visits to it more than a gigabyte of others is read. One thread is timed by its processor time, since others may use
+the machine; several by the clock. Ratios are medians over the rounds of times measured one after the other.
+
+    python benchmarks/kernels.py [book/results/speed.json] [--threads 1] [--rounds 15]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from record import save, short
+from torch.nn.functional import linear
+
+import minprune as mp
+from minprune.formats.bitmask import Bitmask
+from minprune.formats.nm import NMPacked
+from minprune.formats.stored import Dense
+from minprune.kernels import product
+from minprune.kernels.build import LEVELS, Kernel, kernel
+from minprune.kernels.product import Packed, pack_for_kernel
+
+ROWS, COLUMNS, LAYERS = 2048, 4096, 8
+PATTERNS = ("10%", "20%", "30%", "40%", "50%", "60%", "70%", "90%", "2:4")
+DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+CSR = ("50%", "70%", "90%")
+TOKENS = (4, 16)
+PROTOCOL = {
+    "matrices": f"{LAYERS} of {ROWS} x {COLUMNS} for each form, random weights, zeros at random places",
+    "product": "one token unless said otherwise; inputs float32 (torch: of the weights' type)",
+    "time": "a thread's processor time if there is one thread, else the clock; milliseconds a matrix, median of rounds",
+    "ratios": "medians over rounds of times in one round: x torch, x own of the dense products' time over this one",
+    "bandwidth": "GB/s are the bytes that are stored over the fastest round; share: of the fastest plain read's GB/s",
+    "machine": "a virtual one whose two cores other work was using at the same time",
+}
+Form = tuple[dict, list[Callable], int]  # what it is, one product for each matrix, the bytes that one round reads
+
+
+def matrices(dtype: torch.dtype, pattern: str) -> list[Packed]:
+    """The matrices with random zeros of that pattern ("0%": none), as the kernel reads them."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(LAYERS):
+        W = torch.randn(ROWS, COLUMNS, generator=draw)
+        W = (30 * W).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else W.to(dtype)
+        W += W == 0  # a stored zero would be left out
+        if pattern == "0%":
+            made.append(pack_for_kernel(Dense.from_dense(W)))
+            continue
+        W *= mp.pattern(pattern).with_default("row").keep(torch.rand(ROWS, COLUMNS, generator=draw))
+        made.append(pack_for_kernel((NMPacked if pattern == "2:4" else Bitmask).from_dense(W)))
+    return made
+
+
+def forms(dtype: torch.dtype, threads: int) -> list[Form]:
+    """Everything that is timed with weights of that type."""
+    draw = torch.Generator().manual_seed(1)
+    read = kernel()[0].library.minprune_read
+    dense = matrices(dtype, "0%")
+    size = dense[0].values.nbytes
+    found: list[Form] = [
+        ({"form": "read"}, [lambda W=W: read(W.values.data_ptr(), size // 8, threads) for W in dense], size * LAYERS)
+    ]
+    for tokens in (1, *TOKENS):
+        x = torch.randn(tokens, COLUMNS, generator=draw)
+        narrow = x.to(dtype) if dtype.is_floating_point else x
+        label = {"tokens": tokens}
+        if dtype.is_floating_point:
+            products = [lambda W=W, x=narrow: linear(x, W.values.view(ROWS, COLUMNS)) for W in dense]
+            found.append(({"form": "torch", **label}, products, size * LAYERS))
+        found.append(({"form": "own", **label}, _products(dense, x), size * LAYERS))
+        for pattern in PATTERNS if tokens == 1 else ("50%", "2:4"):
+            packed = matrices(dtype, pattern)
+            stored = sum(W.nbytes for W in packed)
+            found.append(({"form": "sparse", "pattern": pattern, **label}, _products(packed, x), stored))
+            if tokens == 1 and pattern == "50%":
+                found += [
+                    ({"form": name, "pattern": pattern, **label}, _products(packed, x, level), stored)
+                    for level, name in enumerate(LEVELS[: kernel()[0].level])
+                ]
+            if dtype == torch.float32 and pattern in CSR and tokens == 1:
+                csr = [_csr(Wp) for Wp in packed]
+                stored = sum(2 * W.values().nbytes for W in csr)
+                found.append(
+                    ({"form": "csr", "pattern": pattern, **label}, [lambda W=W, x=x: W @ x.T for W in csr], stored)
+                )
+    return found
+
+
+def _products(packed: list[Packed], x: torch.Tensor, level: int | None = None) -> list[Callable]:
+    def multiply(W: Packed) -> None:
+        if level is not None:
+            product.kernel = lambda: (Kernel(kernel()[0].library, level), "")
+        W.matmul(x)
+        product.kernel = kernel
+
+    return [lambda W=W: multiply(W) for W in packed] if level is not None else [lambda W=W: W.matmul(x) for W in packed]
+
+
+def _csr(W: Packed) -> torch.Tensor:
+    dense = W.to_dense().to_sparse_csr()
+    parts = dense.crow_indices().int(), dense.col_indices().int(), dense.values()
+    return torch.sparse_csr_tensor(*parts, dense.shape)
+
+
+def measure(dtype: torch.dtype, threads: int, rounds: int) -> list[dict]:
+    """The cells of one type."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    todo = forms(dtype, threads)
+    times: list[list[float]] = [[] for _ in todo]
+    for round_ in range(rounds + 1):
+        for place, (_, products, _) in enumerate(todo):
+            start = clock()
+            for one in products:
+                one()
+            if round_:  # the first warms up
+                times[place].append((clock() - start) / LAYERS)
+    cells = []
+    best_read = todo[0][2] / LAYERS / min(times[0])
+    for (what, _, size), seconds in zip(todo, times, strict=True):
+        cell = {"dtype": str(dtype)[6:], "threads": threads, **what, "ms": short(1000 * statistics.median(seconds))}
+        rate = size / LAYERS / min(seconds)
+        cell |= {"MB": short(size / LAYERS / 1e6), "GB/s": short(rate / 1e9), "share": short(rate / best_read)}
+        for base in ("torch", "own"):
+            for (other, _, _), theirs in zip(todo, times, strict=True):
+                if other["form"] == base and other["tokens"] == what.get("tokens"):
+                    ratios = [them / mine for them, mine in zip(theirs, seconds, strict=True)]
+                    cell[f"x {base}"] = short(statistics.median(ratios))
+        cells.append(cell)
+        print(cell, flush=True)
+    return cells
+
+
+def main() -> None:
+    """Measure all types, print the cells, and write the file if one is named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path, nargs="?")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if kernel()[0] is None:
+        parser.exit(2, f"no kernel to measure: {kernel()[1]}\n")
+    cells = [cell for dtype in DTYPES for cell in measure(dtype, args.threads, args.rounds)]
+    if args.output:
+        options = f" --threads {args.threads} --rounds {args.rounds}"
+        save(args.output, f"python benchmarks/kernels.py {args.output.as_posix()}{options}", PROTOCOL, cells)
+
+
+if __name__ == "__main__":
+    main()
