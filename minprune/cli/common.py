@@ -160,7 +160,9 @@ def load(name: str, dtype: str, device: str, sparse: bool = False):
     source_of(name)
     say_on_terminal(f"loading {name}")
     model, tokenizer = load_model(name, dtype, device, sparse)
-    stored = [(key, module.stored.values) for key, module in model.named_modules() if hasattr(module, "stored")]
+    stored: list[tuple[str, Any]] = [
+        (key, module.stored.values) for key, module in model.named_modules() if hasattr(module, "stored")
+    ]
     for key, tensor in [*model.named_parameters(), *stored]:  # embeddings and norms too, which no method looks at
         check_finite(key, tensor, name)
     return model, tokenizer
