@@ -17,7 +17,7 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "methods": "Method Result get_method magnitude.magnitude wanda.wanda ria.ria obd.obd obs.obs sparsegpt.sparsegpt "
     "least_squares.exact admm.admm alps.alps swaps.swaps channel_permutation.channel_permutation",
     "formats": "Bitmask BSR CSC CSR Dense NMPacked SparseMatrix predicted_bytes save_model store",
-    "kernels": "linear.SparseLinear linear.sparsify",
+    "kernels": "linear.SparseLinear",
     "allocation": "allocate.allocate",
     "pipeline": "recipes.Recipe recipes.get_recipe reconstruction.Reconstruction",
     "structured": "removals.Removal removals.removal",
