@@ -82,6 +82,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/recovery.py book/results/recovery.json
 	@$(BIN)/python benchmarks/gradual.py book/results/gradual.json
 	@$(BIN)/python benchmarks/activations.py book/results/activations.json
+	@$(BIN)/python benchmarks/structured.py book/results/structured.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
 
 clean:  ## Remove what make and the book made, but neither the assets nor student/, which holds answers

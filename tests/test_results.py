@@ -189,6 +189,18 @@ def test_a_size_drawn_anew_each_time_is_trained_again(monkeypatch):
         assert found["bits"][way] == pytest.approx(bits, abs=0.05 + 0.1 * (bits - cell["dense"])), (way, cell)
 
 
+@pytest.mark.slow
+def test_a_smaller_model_drawn_anew_each_time_is_measured_again(monkeypatch, one_thread):
+    """One cell of structured.json; 6 %, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import structured
+
+    cell = drawn(json.loads((ROOT / "book" / "results" / "structured.json").read_text())["cells"])
+    found = structured.recompute(*(cell[name] for name in ("remove", "method", "repair", "damp")))
+    assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.06), cell
+    assert found["parameters"] == cell["parameters"]
+
+
 def test_every_file_of_results_is_listed_and_made_by_make_results():
     """README.md beside the files has a row for each, and `make results` the command that the file names."""
     folder = ROOT / "book" / "results"
