@@ -1,4 +1,4 @@
-"""Recipes: what is more than one layer's business, put together with a method. Chapters 08 and 11.
+"""Recipes: what is more than one layer's business, put together with a method. Chapters 11 and 12.
 
     mp.prune(model, calib, recipe="best", pattern="60%")
 

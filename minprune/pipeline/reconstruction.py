@@ -1,4 +1,4 @@
-"""Reconstruct a block: let the weights that are left do together what the dense block did. Chapter 08.
+"""Reconstruct a block: let the weights that are left do together what the dense block did. Chapter 12.
 
 A method answers for one layer. What a block does wrong in the end is the business of all its layers, and of the
 errors of the blocks before it, too. So after the layers of a block are pruned, what they keep is trained, block by

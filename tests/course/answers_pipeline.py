@@ -30,21 +30,6 @@ def towards_dense_step(W, X_hat, X, damp):
     return W + W @ (X - X_hat).T @ X_hat @ torch.linalg.inv(H)
 
 
-def repair_gradient_autograd(W, keep, X_hat, Y):
-    W = W.clone().requires_grad_()
-    with torch.enable_grad():
-        error = (X_hat @ W.T - Y).norm(dim=1) ** 2 / Y.norm(dim=1) ** 2
-        (gradient,) = torch.autograd.grad(error.mean(), W)
-    return gradient.masked_fill(~keep, 0)
-
-
-def repair_gradient_loop(W, keep, X_hat, Y):
-    found = np.zeros(W.shape)
-    for x, y in zip(X_hat.double().numpy(), Y.double().numpy(), strict=True):
-        found += 2 * np.outer(W.double().numpy() @ x - y, x) / (y @ y) / len(Y)
-    return np.where(keep, found, 0)
-
-
 def prune_chain_batches_on_their_way(weights, batches, prune):
     done, batches = [], list(batches)
     for W in weights:
@@ -78,7 +63,6 @@ RIGHT = {
         lambda inputs: torch.tensor(shared_inputs_by_id(inputs)),
     ],
     "towards_dense": [towards_dense_lstsq, towards_dense_step],
-    "repair_gradient": [repair_gradient_autograd, repair_gradient_loop],
     "prune_chain": [prune_chain_batches_on_their_way, prune_chain_in_one],
 }
 
@@ -92,11 +76,6 @@ REJECTED = {
         lambda W, X_hat, X, damp: towards_dense_step(W, X, X_hat, damp) - W,  # two at once
         lambda W, X_hat, X, damp: towards_dense_step(W, X_hat, X, 2 * damp),
         lambda W, X_hat, X, damp: towards_dense_step(W, X_hat, X_hat + (X_hat - X), damp),
-    ],
-    "repair_gradient": [
-        lambda W, keep, X_hat, Y: 3 * repair_gradient_loop(W, keep, X_hat, Y),
-        lambda W, keep, X_hat, Y: -repair_gradient_loop(W, ~keep, X_hat, Y),  # two at once
-        lambda W, keep, X_hat, Y: repair_gradient_loop(W, keep, X_hat.abs(), Y),
     ],
     "prune_chain": [
         forgetful,

@@ -13,6 +13,7 @@ import answers_lottery
 import answers_optimum
 import answers_pipeline
 import answers_predictions
+import answers_reconstruction
 import answers_recovery
 import answers_schedules
 import answers_surgeon
@@ -164,6 +165,7 @@ RIGHT = {
     **answers_optimum.RIGHT,
     **answers_pipeline.RIGHT,
     **answers_predictions.RIGHT,
+    **answers_reconstruction.RIGHT,
     **answers_recovery.RIGHT,
     **answers_schedules.RIGHT,
     **answers_wanda.RIGHT,
@@ -233,6 +235,7 @@ REJECTED = {
     **answers_optimum.REJECTED,
     **answers_pipeline.REJECTED,
     **answers_predictions.REJECTED,
+    **answers_reconstruction.REJECTED,
     **answers_recovery.REJECTED,
     **answers_schedules.REJECTED,
     **answers_wanda.REJECTED,

@@ -1,4 +1,4 @@
-"""The checks of chapters 08 and 10 beyond what test_checks.py asks: PyTorch and the package agree, two bugs at once."""
+"""The checks of chapters 08, 10 and 12 beyond what test_checks.py asks: PyTorch and the package agree, two bugs at once."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from variants import both, cases, pairs
 import minprune as mp
 from minprune import checks
 
-OURS = [e for e in checks.EXERCISES.values() if e.chapter in (8, 10)]
+OURS = [e for e in checks.EXERCISES.values() if e.chapter in (8, 10, 12)]
 
 
 @pytest.mark.parametrize("case", cases(checks.prune_chain))
@@ -102,4 +102,4 @@ def test_no_message_gives_the_solution_away():
             text = str(exercise(wrong.function))
             for code in ("torch.", "dim=", ".T @", "solve(", "setdefault", "id(", "tuple(", "stack("):
                 assert code not in text, (wrong.name, code)
-    assert len(OURS) == 8
+    assert len(OURS) == 9
