@@ -23,6 +23,7 @@ GATHER = "gather reads no further than its index"
 NEVER = "every case reaches its sparsity"
 FILL = "of three places at least two are free if at most one is kept"
 GROUPS = "4 divides the number of inputs"
+TINY = "no root is so small that it counts, and zero by it stays zero"
 UNSIGNED = "its square is taken"
 FIRST = "below the scores of all weights that count, so these weights go first"
 
@@ -48,6 +49,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "X.T @ X_hat if cross is None else cross(X_hat, X) -> X.T @ X_hat": FLAG,
         "size * I * stays -> size * I / stays": FLAG,
         "size * I * stays -> size * I": FLAG,
+    },
+    "leftover": {
+        "second.sqrt() + 1e-12 -> second.sqrt() - 1e-12": TINY,
+        "second.sqrt() + 1e-12 -> second.sqrt() + 1e-11": TINY,
+        "second.sqrt() + 1e-12 -> second.sqrt() + 1e-13": TINY,
     },
     "padded_perplexity": {
         "(at >= 0) & (at < length) -> at < length": PADDED,

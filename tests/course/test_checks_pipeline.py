@@ -1,4 +1,4 @@
-"""The checks of chapters 08, 10 and 12 beyond what test_checks.py asks: PyTorch and the package agree, two bugs at once."""
+"""Chapters 08, 10 and 12, beyond what test_checks.py asks: PyTorch and the package agree, two bugs at once."""
 
 import pytest
 import torch
