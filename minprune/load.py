@@ -42,11 +42,11 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     name : str or Path
         A bundled name ("smollm2"), a Hugging Face id, or a folder, also one that `minprune export` wrote.
     dtype : str or torch.dtype, default "auto"
-        "auto" keeps the checkpoint's; else "float32", "float16", "bfloat16" or "float64".
+        "auto" keeps the checkpoint's; else "float32", "bfloat16" or "float16", or a dtype of torch.
     device : str, default "cpu"
         Where the model is put, such as "cuda".
     sparse : bool, default False
-        Keep the matrices as they are stored, without their zeros, and multiply with the kernels of chapter 20. A folder
+        Keep the matrices as they are stored, without their zeros, and multiply with `minprune.kernels`. A folder
         that was not exported is loaded dense and then converted. Where that cannot be, the log says why, and the model
         is dense.
 

@@ -2,7 +2,7 @@
 
 Load a block's tensors, prune it, write one safetensors file, note that it is done, free it. The calibration windows
 wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run that was stopped goes
-on with the first unfinished block, and the finished files are the output. Pruning itself is the driver's: the same
+on with the first unfinished block, and the finished files are the output. Pruning itself is that of `prune`: the same
 checks (`PruningPlan`), the same pruning (`LayerPruner`), the same order of blocks (`BlockwiseForward`).
 
 Where blocks hand each other more than hidden states, none are kept: a run that goes on begins with the first block
@@ -128,18 +128,7 @@ def prune_checkpoint(
         if resume and rule and (table := table_of(dst, rule)):
             chosen = replace(chosen, allocation=as_made_by(rule, table))
         source = open_checkpoint(src, dtype, device)
-        plan = make_plan(
-            source.model,
-            calib,
-            pattern,
-            chosen.method,
-            chosen.options,
-            chosen.allocation,
-            include,
-            exclude,
-            batch_size,
-            chosen.name,
-        )
+        plan = make_plan(source.model, calib, pattern, chosen, include, exclude, batch_size)
         _check_apart(source, plan.layers)
         if test is not None:
             check_windows(source.model, test)

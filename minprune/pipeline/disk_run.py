@@ -46,7 +46,8 @@ class DiskRun:
         start: float,
     ):
         self.source, self.pruner, self.journal, self.test = source, pruner, journal, test
-        self.plan, self.log = plan, _ = pruner.plan, pruner.log
+        plan = self.plan = pruner.plan
+        self.log = pruner.log
         self.whole_block, self.start = not sequential, start
         self.targets: DenseTargets | None = None
         self.files = {block: path for block in range(len(source.blocks)) if (path := journal.finished(block))}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minprune.allocation.allocate import Allocation, allocate, describe_allocation
+from minprune.allocation.allocate import allocate, describe_allocation
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import Method, get_method
@@ -17,6 +17,7 @@ from minprune.models.memory import windows_at_once
 from minprune.models.passes import check_forward
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
+from minprune.pipeline.recipes import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,25 +77,21 @@ def make_plan(
     model: "PreTrainedModel",
     calib: Tensor | None,
     pattern: str | Pattern,
-    method: str | Method,
-    options: Mapping[str, Any],
-    allocation: Allocation = None,
+    recipe: Recipe,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
     batch_size: int | None = None,
-    recipe: str = "",
 ) -> PruningPlan:
     """The plan of a run, after every check that needs no weights. The arguments are those of `minprune.prune`.
 
-    recipe: the name of the recipe that method, options and allocation come from. Raises `PruneError` for what cannot
-    be done.
+    recipe: as it was resolved; see `resolve_recipe`. Raises `PruneError` for what cannot be done.
     """
     check_forward(model)
-    chosen = get_method(method)
-    name = method if isinstance(method, str) else chosen.function.__name__
-    chosen.check_options(name, dict(options))
+    chosen, options = get_method(recipe.method), dict(recipe.options)
+    name = recipe.method if isinstance(recipe.method, str) else chosen.function.__name__
+    chosen.check_options(name, options)
     layers = find_layers(model, include, exclude)
-    patterns = allocate(layers, read_pattern(pattern), allocation, model, calib)
+    patterns = allocate(layers, read_pattern(pattern), recipe.allocation, model, calib)
     for layer in layers:
         _check_pattern(layer, patterns[layer])
     if calib is None and chosen.needs != "nothing":
@@ -106,10 +103,10 @@ def make_plan(
         patterns,
         name,
         chosen,
-        dict(options),
+        options,
         str(read_pattern(pattern)),
-        recipe,
-        describe_allocation(allocation, patterns),
+        recipe.name,
+        describe_allocation(recipe.allocation, patterns),
         from_memory=batch_size is None,
     )
     if calib is None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@torch.inference_mode(False)  # in which the driver could not see that a tensor was changed in place
+@torch.inference_mode(False)  # in which it could not be seen that a tensor was changed in place
 @torch.no_grad()
 def prune(
     model: "PreTrainedModel",
@@ -106,18 +106,7 @@ def prune(
     check_model(model)
     start, was_training = time.perf_counter(), model.training
     chosen = resolve_recipe(recipe, calib, method, allocation, options)
-    plan = make_plan(
-        model,
-        calib,
-        pattern,
-        chosen.method,
-        chosen.options,
-        chosen.allocation,
-        include,
-        exclude,
-        batch_size,
-        chosen.name,
-    )
+    plan = make_plan(model, calib, pattern, chosen, include, exclude, batch_size)
     log = RunLog(plan, layer_notes(model, plan.layers), progress)
     pruner = LayerPruner(plan, log)
     with log.bar, eager_experts(model, plan.layers):
