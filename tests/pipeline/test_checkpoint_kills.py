@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
+import multiprocessing
 import random
 import shutil
 import signal
-import sys
+import time
 
 import pytest
+import torch
 from drawn import seed
 from test_checkpoint import write_checkpoint
 from tiny import tiny_tokens
@@ -19,49 +20,40 @@ from minprune.pipeline.staged import BlockPruner
 
 BLOCKS = {"llama": 6, "gemma4": 4}  # whose later blocks read the keys and values of earlier ones
 OPTIONS = {"method": "sparsegpt", "batch_size": 2, "test": tiny_tokens(2, seed=7)}
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+HEAVY = ["torch", "scipy.special", "pytest", "minprune.pipeline.checkpoint"]  # imported once for all children
+HEAVY += [f"transformers.models.{family}.modeling_{family}" for family in BLOCKS]
+pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer")
 
 
-def calls_made(function):
-    """How many calls, of Python and of C, a function makes."""
-    made = [0]
-    sys.setprofile(lambda *_: made.__setitem__(0, made[0] + 1))
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    return made[0]
+def prune_and_note(src, dst, log, seconds):
+    """Prune in a process of its own, and note each block that is begun.
 
-
-def run(src, dst, log, last_call):
-    """Prune in a fork of this process, which has everything imported, and note each block that is begun.
-
-    last_call: at that call the fork kills itself, by the signal that nothing can catch. So a seed repeats a run.
+    seconds: after so many the kernel ends the process, by a signal that no Python code sees; 0 leaves it alone.
     """
-    child = os.fork()
-    if child:
-        return child
-    try:
-        real, made = BlockPruner.prune, [0]
+    torch.set_num_threads(1)  # the bits of a sum depend on how many add
+    real = BlockPruner.prune
 
-        def prune(walk, index, *rest):
-            with log.open("a") as file:
-                file.write(f"{index}\n")
-            return real(walk, index, *rest)
+    def prune(walk, index, *rest):
+        with log.open("a") as file:
+            file.write(f"{index}\n")
+        return real(walk, index, *rest)
 
-        def count(*_):
-            made[0] += 1
-            if made[0] == last_call:
-                os.kill(os.getpid(), signal.SIGKILL)
+    BlockPruner.prune = prune
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    mp.prune_checkpoint(src, dst, tiny_tokens(), resume=True, **OPTIONS)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
-        BlockPruner.prune = prune
-        sys.setprofile(count)
-        mp.prune_checkpoint(src, dst, tiny_tokens(), resume=True, **OPTIONS)
-    except BaseException as error:  # the fork must not return into pytest
-        sys.setprofile(None)
-        sys.stderr.write(f"{error!r}\n")
-        os._exit(1)
-    os._exit(0)
+
+def run(*arguments):
+    """The exit code of `prune_and_note`. A fork of this process would have its pools of threads half."""
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(HEAVY)
+    child = clean.Process(target=prune_and_note, args=arguments)
+    child.start()
+    child.join(timeout=120)
+    assert child.exitcode is not None, "the run did not end"
+    return child.exitcode
 
 
 def finished(partial):
@@ -77,25 +69,24 @@ def weights(folder):
 
 
 def kill_and_resume(tmp_path, kills, family, seed):
-    """Runs that are killed `kills` times at random moments, and what must hold after each.
-
-    With one thread: a fork of a process with a pool of threads would wait for them.
-    """
+    """Runs that are killed `kills` times at random moments, and what must hold after each."""
     chance = random.Random(seed)
     src = write_checkpoint(tmp_path / "src", family, num_hidden_layers=BLOCKS[family])
     mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), **OPTIONS)
-    calls = calls_made(lambda: mp.prune_checkpoint(src, tmp_path / "counted", tiny_tokens(), **OPTIONS))
     expected = weights(tmp_path / "plain")
-    assert weights(tmp_path / "counted") == expected
+    for name in ("first", "timed"):  # the first of all children waits for the imports
+        start = time.monotonic()
+        assert run(src, tmp_path / name, tmp_path / "log", 0) == 0
+        whole = time.monotonic() - start  # with the start of a process, so that some runs end in time
+        assert weights(tmp_path / name) == expected
     done = number = 0
     while done < kills:
         number += 1
         dst, log, before = tmp_path / f"out{number}", tmp_path / f"log{number}", set()
         while not dst.exists():
             log.unlink(missing_ok=True)
-            child = run(src, dst, log, chance.randrange(1, int(1.2 * calls)) if done < kills else 0)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            assert code in (0, -signal.SIGKILL)
+            code = run(src, dst, log, chance.uniform(1e-3, whole) if done < kills else 0)
+            assert code in (0, -signal.SIGALRM)
             begun = [int(line) for line in log.read_text().split()] if log.exists() else []
             assert not before & set(begun), "a finished block was done again"
             assert len(begun) == len(set(begun))
