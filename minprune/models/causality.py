@@ -5,7 +5,9 @@ A causal model predicts the next token from this one and those before it. So if 
 in a causal model the difference is not small but zero. One exception is known: a mixture multiplies another number of
 rows by an expert's matrix, which may round otherwise, and at a near tie its router then makes another choice. Where
 anything moves, the derivative decides: that of an earlier output with respect to a later input is exactly zero in a
-causal model, in any dtype, since a masked weight is exactly zero.
+causal model, in any dtype, since a masked weight is exactly zero. A choice has no derivative, though (experts that
+choose their tokens compare all positions): where a mixture moves by more than rounding, it has to move as much when
+its inputs are moved by no more than rounding.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 
 _SHORT = 8  # tokens in the windows that are cut at every position
 _GRADIENT = 1e-4  # of the largest derivative: below it is what a convolution by FFT rounds
-_SMALL, _LARGE = 1e-3, 0.05  # standard deviations: more than rounding, and more than rounding makes of a near tie
+_SMALL, _LARGE = 1e-3, 0.05  # standard deviations: more than rounding, and what takes another choice of experts
+_ROUNDED = 0.02  # the share of a router's inputs that are rounded the other way when it is tried
 
 _seen: WeakKeyDictionary[Any, set[tuple]] = WeakKeyDictionary()  # model -> what it was when it passed, see `_state`
 
@@ -87,25 +90,20 @@ def pass_block(walk, index: int, versions: Versions) -> None:
     before = walk.hidden[0] if walk.alone else None
     base, changed = (_rows_first(hidden, versions) for hidden in walk.run_block(index, keep=True))
     early = versions.early().reshape(versions.base.shape + (1,) * (base.ndim - 2))
-    moved = _moved(base, changed, early)
-    if not moved:
-        return
 
-    def slope() -> Tensor:
-        if before is None:
-            raise RuntimeError("hidden states are not all that travels, so no derivative is that of the block")
-        x = before.detach().clone().requires_grad_()
-        kept, walk.hidden = walk.hidden, [x, walk.hidden[1]]
+    def run(inputs: Tensor) -> Tensor:
+        kept, walk.hidden = walk.hidden, [inputs, walk.hidden[1]]
         try:
             walk.run_block(index)
-            total = _weighted(_rows_first(walk.hidden[0], versions), early)
+            return _rows_first(walk.hidden[0], versions)
         finally:
             walk.hidden = kept
-        return _rows_first(torch.autograd.grad(total, x)[0], versions)
 
-    if _sees(walk.blocks[index], moved, slope, early):
+    moved = _Movement(base, changed, early)
+    if moved.largest and moved.is_of_the_future(walk.blocks[index], before, run, versions):
         raise _refusal(walk.model, f"block {index} lets later positions change earlier ones")
-    changed.copy_(torch.where(early, base, changed))
+    if moved.largest:
+        changed.copy_(torch.where(early, base, changed))
 
 
 @contextmanager
@@ -123,27 +121,31 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
 def _check(model: "PreTrainedModel", versions: Versions) -> None:
     base, changed = (_logits(model, windows) for windows in (versions.base, versions.changed))
     early = versions.early()[..., None]  # (rows, length, 1)
-    moved = _moved(base, changed, early)
-    if not moved:
-        return
+    embeddings = model.get_input_embeddings()
 
-    def slope() -> Tensor:
-        embedded: list[Tensor] = []
-
-        def begin(module, args, output) -> Tensor:
-            embedded.append(output.detach().requires_grad_())
-            return embedded[0].clone()  # which the model may change in place
-
-        handle = model.get_input_embeddings().register_forward_hook(begin)
+    def run(inputs: Tensor) -> Tensor:
+        """The logits with these embeddings in place of the model's."""
+        handle = embeddings.register_forward_hook(lambda *_: inputs.clone())  # which the model may change in place
         try:
-            total = _weighted(_logits(model, versions.base), early)
-            return _rows_first(torch.autograd.grad(total, embedded[0])[0], versions)
+            return _logits(model, versions.base)
         finally:
             handle.remove()
 
-    if _sees(model, moved, slope, early):
-        cut = int(versions.cuts[0]) if len(versions.cuts) == 1 else int(versions.cuts[_first(base, changed, early)])
+    moved = _Movement(base, changed, early)
+    if moved.largest and moved.is_of_the_future(model, _embedded(model, versions), run, versions):
+        cut = int(versions.cuts[moved.first_row])
         raise _refusal(model, f"other tokens from position {cut} on change what it predicts before")
+
+
+def _embedded(model: "PreTrainedModel", versions: Versions) -> Tensor | None:
+    """What the embeddings give out for the first version; None if the model does not ask them."""
+    found: list[Tensor] = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda module, args, out: found.append(out.clone()))
+    try:
+        _logits(model, versions.base)
+    finally:
+        handle.remove()
+    return found[0] if found else None
 
 
 def _refusal(model: "PreTrainedModel", what: str) -> PruneError:
@@ -154,25 +156,51 @@ def _refusal(model: "PreTrainedModel", what: str) -> PruneError:
     )
 
 
-def _sees(module, moved: float, slope, early: Tensor) -> bool:
-    """Whether what moved is more than rounding. slope: the derivative (rows, length, ...) of what is early."""
-    mixture = any("expert" in f"{name} {type(part).__name__}".lower() for name, part in module.named_modules())
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            size = slope().abs().float()
-    except RuntimeError:  # a kernel without a derivative, or weights made in inference mode
-        return moved > (_LARGE if mixture else _SMALL)
-    return bool(size.masked_fill(early, 0).max() > _GRADIENT * size.max()) or (moved > _LARGE and not mixture)
+class _Movement:
+    """By how much the early positions of two outputs (rows, length, ...) differ, in standard deviations."""
 
+    def __init__(self, base: Tensor, changed: Tensor, early: Tensor) -> None:
+        self.base, self.early, self.deviation = base, early, base.float().std()
+        apart = self._apart(changed)
+        self.largest = float(apart.max() / self.deviation) if apart.any() else 0.0
+        self.share = self._share(apart)
+        self.first_row = int(apart.flatten(1).amax(1).argmax())
 
-def _moved(base: Tensor, changed: Tensor, early: Tensor) -> float:
-    """The largest difference where it is early, in standard deviations; what is NaN is for others to report."""
-    largest = (base.float() - changed.float()).abs().nan_to_num(0.0).masked_fill(~early, 0).max()
-    return float(largest / base.float().std()) if largest > 0 else 0.0
+    def _apart(self, other: Tensor) -> Tensor:
+        """What is NaN is for others to report."""
+        return (self.base.float() - other.float()).abs().nan_to_num(0.0).masked_fill(~self.early, 0)
 
+    def _share(self, apart: Tensor) -> float:
+        """The share of early positions that lie more than `_LARGE` apart."""
+        far = (apart > _LARGE * self.deviation).flatten(2).any(2)  # (rows, length)
+        return float(far.sum() / self.early.flatten(2).any(2).sum())
 
-def _first(base: Tensor, changed: Tensor, early: Tensor) -> int:
-    return int((base.float() - changed.float()).abs().masked_fill(~early, 0).flatten(1).amax(1).argmax())
+    def is_of_the_future(self, module, inputs: Tensor | None, run, versions: Versions) -> bool:
+        """Whether it is more than rounding. inputs: of the first version, which `run` makes outputs of."""
+        mixture = any("expert" in f"{name} {type(part).__name__}".lower() for name, part in module.named_modules())
+        if self.largest > _LARGE and not mixture:
+            return True
+        if inputs is None:  # they are not all that travels, so nothing can be tried with others
+            return self.largest > (_LARGE if mixture else _SMALL)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                x = inputs.detach().clone().requires_grad_()
+                slope = torch.autograd.grad(_weighted(run(x), self.early), x)[0]
+            size = _rows_first(slope, versions).abs().float()
+        except RuntimeError:  # a kernel without a derivative, or weights made in inference mode
+            ahead = self.largest > _SMALL and not mixture
+        else:
+            ahead = bool(size.masked_fill(self.early, 0).max() > _GRADIENT * size.max())
+        return ahead or (self.largest > _LARGE and self.share > 4 * self._share_of_rounding(inputs, run))
+
+    def _share_of_rounding(self, inputs: Tensor, run) -> float:
+        """The share of positions that inputs rounded otherwise move as far, the largest of four tries."""
+        generator, largest = torch.Generator().manual_seed(2), 0.0
+        for _ in range(4):
+            rounded = (torch.rand(inputs.shape, generator=generator) < _ROUNDED).to(inputs)
+            moved = run(inputs * (1 + torch.finfo(inputs.dtype).eps * rounded))
+            largest = max(largest, self._share(self._apart(moved)))
+        return largest
 
 
 def _weighted(outputs: Tensor, early: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 import minprune as mp
 from minprune.allocation.sensitivity import sensitivity
 from minprune.evaluation.last_word import grammar, log_likelihood
+from minprune.models import causality
 from minprune.models.causality import check_causal
 
 SMALL = {
@@ -119,18 +120,65 @@ def test_looking_back_is_no_reason_to_refuse():
     check_causal(model, 48)
 
 
-def test_rounding_in_a_mixture_is_told_from_the_future():
-    """An expert that rounds by how many rows it gets, and a router that this sends to another expert."""
+class ExpertChoice(nn.Module):
+    """Each expert takes the tokens of a window that score highest with it: a choice over all positions."""
 
-    class Noisy(nn.Module):
-        def forward(self, hidden):
-            return hidden * (1 + 0.2 * float(hidden.detach().sum() % 1))
+    def __init__(self, mlp, width, take):
+        super().__init__()
+        self.mlp, self.take = mlp, take
+        self.experts = nn.Linear(width, 4, bias=False)
 
+    def forward(self, hidden):
+        scores = self.experts(hidden).float().detach()  # (batch, length, experts)
+        taken = scores.topk(min(self.take, hidden.shape[1]), dim=1).indices
+        gate = torch.zeros_like(scores).scatter(1, taken, 1.0).mean(-1, keepdim=True).to(hidden)
+        return self.mlp(hidden) * gate
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("take", [2, 4])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_experts_that_choose_their_tokens_are_refused(family, take, dtype):
+    model = tiny_model(family, dtype)
+    block = model.transformer.h[1] if family == "gpt2" else model.model.layers[1]
+    torch.manual_seed(0)
+    block.mlp = ExpertChoice(block.mlp, model.config.hidden_size, take).to(dtype)
+    with pytest.raises(mp.PruneError, match="is not causal"):
+        check_causal(model, 24)
+
+
+def test_from_disk_to_disk_experts_that_choose_their_tokens_stop_the_run(tiny_folder, tmp_path, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    own = LlamaMLP.forward
+
+    def forward(self, hidden):
+        chosen = ExpertChoice(lambda x: own(self, x), hidden.shape[-1], 4)
+        with torch.no_grad():
+            chosen.experts.weight.copy_(self.gate_proj.weight[:4])
+        return chosen(hidden)
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    with pytest.raises(mp.PruneError, match="lets later positions"):
+        mp.prune_checkpoint(tiny_folder, tmp_path / "out", torch.randint(3, VOCABULARY, (4, 24)), "wanda", "50%")
+
+
+def test_rounding_at_a_tie_of_two_experts_is_told_from_the_future(monkeypatch):
+    """Experts that a router can hardly tell apart, and inputs that are rounded otherwise by what the last token is."""
     model = tiny_model("mixtral")
-    experts = model.model.layers[0].mlp.experts
-    inner = experts.forward
-    experts.noise = Noisy()
-    experts.forward = lambda hidden, *rest: experts.noise(inner(hidden, *rest))
+    mlp, norm = model.model.layers[1].mlp, model.model.layers[1].post_attention_layernorm
+    eps, width, generator = torch.finfo(torch.float32).eps, model.config.hidden_size, torch.Generator().manual_seed(0)
+    up = torch.randint(2, (2, width), generator=generator).float()  # two ways of rounding
+    with torch.no_grad():
+        apart = torch.randn(len(mlp.gate.weight) - 1, width, generator=generator)
+        mlp.gate.weight[1:] = mlp.gate.weight[0] * (1 + eps * apart)
+        mlp.experts.down_proj *= 8
+    inner = norm.forward
+    norm.forward = lambda hidden: inner(hidden) * (1 + eps * up[(hidden[:, -1:, 0] > 0).long()])
+    with monkeypatch.context() as patched:  # the test is one: without the comparison it would be refused
+        patched.setattr(causality._Movement, "_share_of_rounding", lambda *_: 0.0)
+        with pytest.raises(mp.PruneError, match="is not causal"):
+            check_causal(model, 24)
     check_causal(model, 24)
     model.model.layers[1] = Looks(model.model.layers[1], LEAKS["everything"], 0.01)
     with pytest.raises(mp.PruneError, match="is not causal"):
