@@ -203,7 +203,7 @@ def fit_block(
                 share = min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * share
-                loss = _lost(forward(batch), targets[batch])
+                loss = lost_energy(forward(batch), targets[batch])
                 loss.backward()
                 for (parameter, keep), master in zip(kept.items(), masters, strict=True):
                     master.grad = None if parameter.grad is None else parameter.grad.to(master) * keep
@@ -220,7 +220,7 @@ def fit_block(
     return errors
 
 
-def _lost(out: Tensor, target: Tensor) -> Tensor:
+def lost_energy(out: Tensor, target: Tensor) -> Tensor:
     """The relative error of each token, (..., d_model) both, summed over tokens."""
     wide = torch.promote_types(target.dtype, torch.float32)
     out, target = out.to(wide), target.to(wide)

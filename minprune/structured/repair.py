@@ -3,7 +3,11 @@
 The dense model and the smaller one are walked through side by side. Of each block that is left, the target is the
 dense stream before the next block that is left: where blocks were cut out, it is the stream behind the cut, so that the
 last block before the cut learns to do their work. Which units are gone does not matter: shapes are those of the smaller
-model, and what is zero in its matrices stays zero. The training itself is reconstruct.py's.
+model, and what is zero in its matrices stays zero. The training itself is reconstruction.py's.
+
+Adam steps by its rate whatever the size of the gradient: where a block gives its target already, up to rounding, it
+follows the rounding and leaves the target. So a part of the windows is not trained on, and a block whose error on them
+does not fall is put back as it was.
 """
 
 import time
@@ -13,10 +17,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from minprune.models.layers import decoder_blocks
-from minprune.pipeline.reconstruction import Reconstruction, check_trainable, fit_block, multiplies_bfloat16
+from minprune.models.layers import Layer, decoder_blocks
+from minprune.pipeline.reconstruction import (
+    Reconstruction,
+    check_trainable,
+    fit_block,
+    lost_energy,
+    multiplies_bfloat16,
+)
 from minprune.pipeline.staged import BlockwiseForward
 from minprune.structured.units import layers_by_block
 
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 After = Callable[[int, list[float]], None]
+_JUDGES = 8  # one step of windows in so many is not trained on
 
 
 @torch.no_grad()
@@ -42,7 +53,8 @@ def reconstruct(
     kept: which blocks of `dense` they were. basis (d_model, smaller d_model): in what the stream of the model is
     expressed, None if it is the dense one's. done: the errors of blocks that are trained already; after: called with
     index and errors of each other one. Returns the settings, seconds, and for each block the relative error of its
-    output in each epoch.
+    output before and after, on windows that it was not trained on if there are two steps of them or more; they are the
+    same for a block that training did not help, which stays as it was.
     Raises `PruneError` if no gradient comes through this family's blocks.
     """
     start = time.perf_counter()
@@ -69,8 +81,34 @@ def reconstruct(
         if f"{prefix}.{place}" not in done:
             targets = targets if basis is None else [target @ basis.to(target) for target in targets]
             forward = partial(walks[1].rehearse, place)
-            errors[f"{prefix}.{place}"] = fit_block(blocks[place], layers[place], forward, targets, how)
+            errors[f"{prefix}.{place}"] = fit_or_leave(blocks[place], layers[place], forward, targets, how)
             if after:
                 after(place, errors[f"{prefix}.{place}"])
         walks[1].run_block(place)
     return {**asdict(how), "seconds": time.perf_counter() - start, "errors": errors}
+
+
+def fit_or_leave(
+    block: nn.Module, layers: list[Layer], forward: Callable[[int], Tensor], targets: list[Tensor], how: Reconstruction
+) -> list[float]:
+    """Train a block in place, or leave it as it was; its relative error before and after, as `reconstruct` says.
+
+    forward, targets: as in `fit_block`, which they are for; the last steps judge and are not trained on.
+    """
+    judges = range(len(targets) - max(1, len(targets) // _JUDGES), len(targets)) if len(targets) > 1 else range(1)
+    trained = targets[: judges.start] or targets
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    first = _error(forward, targets, judges)
+    fit_block(block, layers, forward, trained, how)
+    last = _error(forward, targets, judges)
+    if last < first:
+        return [first, last]
+    block.load_state_dict(before)
+    torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was trained
+    return [first, first]
+
+
+def _error(forward: Callable[[int], Tensor], targets: list[Tensor], steps: range) -> float:
+    """The mean relative error of a token over these steps."""
+    lost = sum(float(lost_energy(forward(step), targets[step])) for step in steps)
+    return lost / sum(targets[step][..., 0].numel() for step in steps)

@@ -8,8 +8,11 @@ from tiny import tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
+from minprune.models.causality import evaluating
 from minprune.pipeline.reconstruction import Reconstruction
+from minprune.structured.cut import Cut, apply_cut
 from minprune.structured.depth import block_scores, stream_of, without
+from minprune.structured.repair import reconstruct
 from minprune.structured.units import heads
 
 ALL = ["neurons:25%", "heads:1/2", "blocks:1", "hidden:25%"]
@@ -138,3 +141,34 @@ def test_a_run_that_cannot_end_well_changes_nothing(remove, method, why):
     with pytest.raises(mp.PruneError, match=why):
         mp.shrink(model, tokens, remove, method)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("remove", ["blocks:1", "neurons:50%"])
+def test_a_block_that_training_does_not_bring_nearer_on_other_windows_stays_as_it_was(remove):
+    """At a rate at which Adam only does harm the result is that of the refit alone, bit for bit."""
+    tokens, dense = tiny_tokens(40, 24), tiny_model("llama", num_hidden_layers=3)
+    refitted, trained = copy.deepcopy(dense), copy.deepcopy(dense)
+    mp.shrink(refitted, tokens, remove, repair="refit")
+    harm = Reconstruction(epochs=1, batch_size=8, lr=5.0)
+    report = mp.shrink(trained, tokens, remove, repair="reconstruct", reconstruction=harm)
+    assert all(before == after for before, after in report.reconstruction["errors"].values())
+    for name, value in refitted.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+
+
+def test_blocks_before_the_first_cut_have_nothing_to_learn_and_learn_nothing():
+    """They give their targets exactly: what is left of a gradient there is rounding, which Adam would follow."""
+    tokens, dense = tiny_tokens(40, 24), tiny_model("llama", num_hidden_layers=4)
+    model = copy.deepcopy(dense)
+    cut = reconstruct_without(model, dense, tokens, gone=2)
+    for name, value in model.model.layers[0].state_dict().items():
+        assert torch.equal(value, dense.model.layers[0].state_dict()[name]), name
+    assert cut["errors"]["model.layers.0"] == [0, 0]
+
+
+def reconstruct_without(model, dense, tokens, gone: int) -> dict:
+    """What the repair says of a model without block `gone`, which it has trained towards the dense one."""
+    kept = [block for block in range(len(dense.model.layers)) if block != gone]
+    apply_cut(model, Cut(blocks=kept))
+    with evaluating(model), evaluating(dense):
+        return reconstruct(model, dense, tokens, kept, TRAINED)
