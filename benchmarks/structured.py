@@ -29,8 +29,8 @@ PROTOCOL = {
     "differences of a few per cent are no order",
     "repair": "none; refit: least squares for the kept inputs (width), or for the last matrix before each cut towards "
     "the dense stream behind it (depth); bias: means of missing inputs; reconstruct: refit, then each block trained "
-    "towards the dense one, 2 epochs of 1 window a step at a rate of 0.002, 4 of the 32 windows for the decision whether "
-    "a block is put back as it was",
+    "towards the dense one, 2 epochs of 1 window a step at a rate of 0.002, 4 of the 32 windows for the decision "
+    "whether a block is put back as it was",
     "damp": "what is added to the diagonal in a refit, as a share of its mean",
     "seconds": "of processor time, on one thread of a busy machine",
     "speed": "processor seconds for 24 tokens one by one after a prompt of 8 (median of 5, dense and smaller in turn), "
