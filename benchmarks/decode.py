@@ -3,31 +3,39 @@
 The models take turns, so that other work on the machine meets them all. One thread is timed by its processor time,
 several by the clock.
 
-    python benchmarks/decode.py [book/results/decode.json] [--threads 1] [--rounds 7] [--large]
+    python benchmarks/decode.py [book/results/decode.json] [--rounds 5] [--large]
 
---large: also a Llama of 1.2 billion random weights in bfloat16, which takes up to 5 GB of memory.
+--large: also a Llama of 1.2 billion random weights in bfloat16, which takes up to 7 GB of memory. A file that holds some
+of the models and thread counts already gets the others.
 """
 
 import argparse
+import contextlib
 import copy
 import gc
+import os
 import statistics
 import time
 from pathlib import Path
 
 import torch
-from record import save, short
+from record import load_cells, save, short
 
 import minprune as mp
 from minprune.kernels.build import kernel
+from minprune.kernels.linear import SparseLinear
 
 PATTERNS = ("50%", "70%", "2:4")
 TOKENS = 24
+THREADS = (1, 2)
 PROTOCOL = {
     "task": f"a prompt of 8 tokens, then {TOKENS} tokens by `model.generate` without sampling, batch 1",
     "zeros": "magnitude pruning; where the zeros are does not change the time",
     "time": "the second half of a round minus the first: a round of 1 token is subtracted, so that the prompt costs "
     "nothing; a thread's processor time if there is one thread, else the clock; medians of rounds",
+    "without products": "the same model whose stored matrices answer zeros at once: Python, attention, norms, cache",
+    "memory": "what the process grew by when a stored copy was made beside the dense one: matrices, and embeddings where "
+    "the head shared them",
     "machine": "a virtual one whose two cores other work was using at the same time",
 }
 
@@ -58,54 +66,83 @@ def seconds_a_token(model: torch.nn.Module, clock) -> float:
     return (spent[1] - spent[0]) / TOKENS
 
 
-def measure(name: str, dense: torch.nn.Module, patterns: tuple[str, ...], rounds: int) -> list[dict]:
-    """One cell for each way to hold the model."""
+LARGE = "Llama of 1.2 billion random weights, bfloat16"
+MODELS = {
+    "SmolLM2, float32": lambda: mp.load_model("smollm2", "float32")[0],
+    "SmolLM2, bfloat16": lambda: mp.load_model("smollm2", "bfloat16")[0],
+    LARGE: large_llama,
+}
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds; Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(name: str, model: torch.nn.Module, pattern: str, rounds: int) -> dict:
+    """The model with the matrices of its blocks, and its head, dense and stored; `x dense` is the ratio of the two.
+
+    Both have the same zeros and share all else. Beside them what a token costs that is no product with a matrix.
+    """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    models = {"dense": dense}
-    bytes_ = {"dense": sum(p.nbytes for p in dense.parameters())}
-    for pattern in patterns:
-        pruned = copy.deepcopy(dense)
-        mp.prune(pruned, None, "magnitude", pattern)
-        held = mp.sparsify(pruned, "nm" if pattern == "2:4" else "bitmask")
-        models[pattern], bytes_[pattern] = pruned, held
-        gc.collect()
-    times: dict[str, list[float]] = {kind: [] for kind in models}
+    mp.prune(model, None, "magnitude", pattern)
+    before, dense_bytes = resident(), sum(p.nbytes for p in model.parameters())
+    sparse = copy.deepcopy(model)
+    held = mp.sparsify(sparse, "nm" if pattern == "2:4" else "bitmask")
+    gc.collect()
+    embeddings = sparse.get_input_embeddings().weight.nbytes
+    ways = {"dense": model, "sparse": sparse}
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for round_ in range(rounds + 1):
-        for kind, model in models.items():
-            spent = seconds_a_token(model, clock)
+        for way, one in ways.items():
+            spent = seconds_a_token(one, clock)
             if round_:
-                times[kind].append(spent)
-    cells = []
-    for kind, spent in times.items():
-        ratios = [them / mine for them, mine in zip(times["dense"], spent, strict=True)]
-        cells.append(
-            {"model": name, "pattern": kind, "threads": torch.get_num_threads(), "MB": short(bytes_[kind] / 1e6),
-             "tokens a second": short(1 / statistics.median(spent)), "x dense": short(statistics.median(ratios))}
-        )  # fmt: skip
-        print(cells[-1], flush=True)
-    return cells
+                times[way].append(spent)
+    ratios = [them / mine for them, mine in zip(times["dense"], times["sparse"], strict=True)]
+    rates = {f"{way} tokens a second": short(1 / statistics.median(spent)) for way, spent in times.items()}
+    cell = {"model": name, "pattern": pattern, "threads": torch.get_num_threads(), **rates}
+    cell |= {"x dense": short(statistics.median(ratios)), "x dense, lowest": short(min(ratios))}
+    cell |= {"dense MB": short(dense_bytes / 1e6), "sparse MB": short((held + embeddings) / 1e6)}
+    cell["sparse adds MB to the process"] = short((resident() - before) / 1e6)
+    with no_products():
+        cell["ms a token without products"] = short(1000 * seconds_a_token(sparse, clock))
+    return cell
+
+
+@contextlib.contextmanager
+def no_products():
+    """Within it a stored matrix answers zeros at once: what is left of a token is torch's, Python's and attention's."""
+    forward = SparseLinear.forward
+    SparseLinear.forward = lambda self, X: X.new_zeros(*X.shape[:-1], self.out_features)
+    try:
+        yield
+    finally:
+        SparseLinear.forward = forward
 
 
 def main() -> None:
     """Measure the models, print the cells, and write the file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, nargs="?")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--large", action="store_true")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     if kernel()[0] is None:
         parser.exit(2, f"no kernel to measure: {kernel()[1]}\n")
-    cells = measure("smollm2, float32", mp.load_model("smollm2")[0], PATTERNS, args.rounds)
-    if args.large:
-        gc.collect()
-        dense = large_llama()
-        for pattern in PATTERNS:  # one at a time, for memory
-            cells += measure("Llama of 1.2 billion random weights, bfloat16", dense, (pattern,), args.rounds)
-    if args.output:
-        options = f" --threads {args.threads} --rounds {args.rounds}{' --large' if args.large else ''}"
-        save(args.output, f"python benchmarks/decode.py {args.output.as_posix()}{options}", PROTOCOL, cells)
+    models = {name: make for name, make in MODELS.items() if args.large or name != LARGE}
+    cells = load_cells(args.output) if args.output else []
+    for name, make in models.items():
+        for threads in THREADS:
+            for pattern in PATTERNS:
+                if (name, threads, pattern) in {(c["model"], c["threads"], c["pattern"]) for c in cells}:
+                    continue
+                torch.set_num_threads(threads)
+                cells.append(measure(name, make(), pattern, args.rounds))
+                print(cells[-1], flush=True)
+                gc.collect()
+                if args.output:
+                    options = f" --rounds {args.rounds}{' --large' if args.large else ''}"
+                    save(args.output, f"python benchmarks/decode.py {args.output.as_posix()}{options}", PROTOCOL, cells)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ Each round visits every form in turn, and each form is a row of matrices, so tha
 two visits to it more than a gigabyte of others is read. One thread is timed by its processor time, since others may use
 the machine; several by the clock. Ratios are medians over the rounds of times measured one after the other.
 
-    python benchmarks/kernels.py [book/results/speed.json] [--threads 1] [--rounds 15]
+    python benchmarks/kernels.py [book/results/speed.json] [--rounds 15]
+
+A file that holds some of the types and thread counts already gets the others.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from record import save, short
+from record import load_cells, save, short
 from torch.nn.functional import linear
 
 import minprune as mp
@@ -27,6 +29,8 @@ from minprune.kernels.product import Packed, pack_for_kernel
 
 ROWS, COLUMNS, LAYERS = 2048, 4096, 8
 PATTERNS = ("10%", "20%", "30%", "40%", "50%", "60%", "70%", "90%", "2:4")
+FEWER = ("50%", "70%", "2:4")  # with more than one thread
+THREADS = (1, 2)
 DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 CSR = ("50%", "70%", "90%")
 TOKENS = (4, 16)
@@ -52,7 +56,8 @@ def matrices(dtype: torch.dtype, pattern: str) -> list[Packed]:
         if pattern == "0%":
             made.append(pack_for_kernel(Dense.from_dense(W)))
             continue
-        W *= mp.pattern(pattern).with_default("row").keep(torch.rand(ROWS, COLUMNS, generator=draw))
+        score = torch.rand(ROWS, COLUMNS, generator=draw)
+        W *= mp.pattern(pattern).keep(score) if ":" in pattern else score >= float(pattern.rstrip("%")) / 100
         made.append(pack_for_kernel((NMPacked if pattern == "2:4" else Bitmask).from_dense(W)))
     return made
 
@@ -74,7 +79,7 @@ def forms(dtype: torch.dtype, threads: int) -> list[Form]:
             products = [lambda W=W, x=narrow: linear(x, W.values.view(ROWS, COLUMNS)) for W in dense]
             found.append(({"form": "torch", **label}, products, size * LAYERS))
         found.append(({"form": "own", **label}, _products(dense, x), size * LAYERS))
-        for pattern in PATTERNS if tokens == 1 else ("50%", "2:4"):
+        for pattern in ("50%", "2:4") if tokens > 1 else PATTERNS if threads == 1 else FEWER:
             packed = matrices(dtype, pattern)
             stored = sum(W.nbytes for W in packed)
             found.append(({"form": "sparse", "pattern": pattern, **label}, _products(packed, x), stored))
@@ -140,16 +145,19 @@ def main() -> None:
     """Measure all types, print the cells, and write the file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, nargs="?")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     if kernel()[0] is None:
         parser.exit(2, f"no kernel to measure: {kernel()[1]}\n")
-    cells = [cell for dtype in DTYPES for cell in measure(dtype, args.threads, args.rounds)]
-    if args.output:
-        options = f" --threads {args.threads} --rounds {args.rounds}"
-        save(args.output, f"python benchmarks/kernels.py {args.output.as_posix()}{options}", PROTOCOL, cells)
+    cells = load_cells(args.output) if args.output else []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        for dtype in DTYPES:
+            if (str(dtype)[6:], threads) not in {(cell["dtype"], cell["threads"]) for cell in cells}:
+                cells += measure(dtype, threads, args.rounds)
+                if args.output:
+                    command = f"python benchmarks/kernels.py {args.output.as_posix()} --rounds {args.rounds}"
+                    save(args.output, command, PROTOCOL, cells)
 
 
 if __name__ == "__main__":
