@@ -5,16 +5,18 @@ several by the clock.
 
     python benchmarks/decode.py [book/results/decode.json] [--rounds 5] [--large]
 
---large: also a Llama of 1.2 billion random weights in bfloat16, which takes up to 7 GB of memory. A file that holds some
-of the models and thread counts already gets the others.
+--large: also a Llama of 1.2 billion random weights in bfloat16, which takes up to 7 GB of memory. A file that holds
+some of the models and thread counts already gets the others.
 """
 
 import argparse
 import contextlib
 import copy
 import gc
-import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,20 +24,20 @@ import torch
 from record import load_cells, save, short
 
 import minprune as mp
+from minprune.formats import save_model
 from minprune.kernels.build import kernel
 from minprune.kernels.linear import SparseLinear
 
 PATTERNS = ("50%", "70%", "2:4")
 TOKENS = 24
-THREADS = (1, 2)
 PROTOCOL = {
     "task": f"a prompt of 8 tokens, then {TOKENS} tokens by `model.generate` without sampling, batch 1",
     "zeros": "magnitude pruning; where the zeros are does not change the time",
     "time": "the second half of a round minus the first: a round of 1 token is subtracted, so that the prompt costs "
     "nothing; a thread's processor time if there is one thread, else the clock; medians of rounds",
     "without products": "the same model whose stored matrices answer zeros at once: Python, attention, norms, cache",
-    "memory": "what the process grew by when a stored copy was made beside the dense one: matrices, and embeddings where "
-    "the head shared them",
+    "memory": "resident memory of a process that has loaded the model and generated, less that of one that only has "
+    "torch and transformers; an exported folder, dense and with sparse=True",
     "machine": "a virtual one whose two cores other work was using at the same time",
 }
 
@@ -74,9 +76,32 @@ MODELS = {
 }
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds; Linux."""
+CHILD = """
+import os, sys
+from pathlib import Path
+import torch, transformers, minprune as mp
+from transformers import LlamaForCausalLM
+def held():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = held()
+model, _ = mp.load_model(sys.argv[1], sparse=sys.argv[2] == "sparse")
+model.generate(torch.arange(10, 18)[None], max_new_tokens=4, do_sample=False, pad_token_id=0)
+print(held() - before)
+"""
+
+
+def resident(pattern: str) -> dict:
+    """What a process holds of SmolLM2 in float32, pruned and exported, loaded dense and loaded sparse; Linux."""
+    model, tokenizer = mp.load_model("smollm2", "float32")
+    mp.prune(model, None, "magnitude", pattern)
+    cell: dict = {"model": "SmolLM2, float32", "pattern": pattern, "threads": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, tokenizer, Path(folder) / "model", "nm" if pattern == "2:4" else "bitmask")
+        for way in ("dense", "sparse"):
+            command = [sys.executable, "-W", "ignore", "-c", CHILD, str(Path(folder) / "model"), way]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            cell[f"{way} process MB"] = short(int(done.stdout.split()[-1]) / 1e6)
+    return cell
 
 
 def measure(name: str, model: torch.nn.Module, pattern: str, rounds: int) -> dict:
@@ -86,7 +111,7 @@ def measure(name: str, model: torch.nn.Module, pattern: str, rounds: int) -> dic
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     mp.prune(model, None, "magnitude", pattern)
-    before, dense_bytes = resident(), sum(p.nbytes for p in model.parameters())
+    dense_bytes = sum(p.nbytes for p in model.parameters())
     sparse = copy.deepcopy(model)
     held = mp.sparsify(sparse, "nm" if pattern == "2:4" else "bitmask")
     gc.collect()
@@ -103,7 +128,6 @@ def measure(name: str, model: torch.nn.Module, pattern: str, rounds: int) -> dic
     cell = {"model": name, "pattern": pattern, "threads": torch.get_num_threads(), **rates}
     cell |= {"x dense": short(statistics.median(ratios)), "x dense, lowest": short(min(ratios))}
     cell |= {"dense MB": short(dense_bytes / 1e6), "sparse MB": short((held + embeddings) / 1e6)}
-    cell["sparse adds MB to the process"] = short((resident() - before) / 1e6)
     with no_products():
         cell["ms a token without products"] = short(1000 * seconds_a_token(sparse, clock))
     return cell
@@ -131,17 +155,18 @@ def main() -> None:
         parser.exit(2, f"no kernel to measure: {kernel()[1]}\n")
     models = {name: make for name, make in MODELS.items() if args.large or name != LARGE}
     cells = load_cells(args.output) if args.output else []
-    for name, make in models.items():
-        for threads in THREADS:
+    options = f" --rounds {args.rounds}{' --large' if args.large else ''}"
+    for threads in (1, 0, 2):  # 0: memory
+        for name, make in models.items():
             for pattern in PATTERNS:
-                if (name, threads, pattern) in {(c["model"], c["threads"], c["pattern"]) for c in cells}:
+                done = {(cell["model"], cell["threads"], cell["pattern"]) for cell in cells}
+                if (name, threads, pattern) in done or (threads == 0 and name != "SmolLM2, float32"):
                     continue
-                torch.set_num_threads(threads)
-                cells.append(measure(name, make(), pattern, args.rounds))
+                torch.set_num_threads(threads or 1)
+                cells.append(measure(name, make(), pattern, args.rounds) if threads else resident(pattern))
                 print(cells[-1], flush=True)
                 gc.collect()
                 if args.output:
-                    options = f" --rounds {args.rounds}{' --large' if args.large else ''}"
                     save(args.output, f"python benchmarks/decode.py {args.output.as_posix()}{options}", PROTOCOL, cells)
 
 
