@@ -61,8 +61,8 @@ lab: assets  ## Open the notebooks in JupyterLab
 student: $(STAMP)  ## Write the notebooks without solutions to student/ (minprune grade gives points)
 	@$(BIN)/python -m minprune.course.classroom.student student notebooks/*.ipynb
 
-bench: assets  ## Print the measured ratios: solver, methods, whole pipeline, peak memory
-	@for name in solver methods pipeline peak_memory; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: assets  ## Print the measured ratios: solver, methods, whole pipeline, peak memory, sparse products, tokens a second
+	@for name in solver methods pipeline peak_memory kernels decode; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 results: assets  ## Fill in what is missing of the measured data that pages quote (hours if all of it is)
 	@test -e book/results/intro.json || $(BIN)/python book/results/intro.py
@@ -82,6 +82,8 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/recovery.py book/results/recovery.json
 	@$(BIN)/python benchmarks/gradual.py book/results/gradual.json
 	@$(BIN)/python benchmarks/activations.py book/results/activations.json
+	@$(BIN)/python benchmarks/kernels.py book/results/speed.json
+	@$(BIN)/python benchmarks/decode.py book/results/decode.json
 	@$(BIN)/python benchmarks/structured.py book/results/structured.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
 

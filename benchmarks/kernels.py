@@ -1,8 +1,8 @@
 """A product with one token by the kernel, against torch's and the kernel's own dense product, as ratios in one run.
 
 Each round visits every form in turn, and each form is a row of matrices, so that a matrix comes from memory: between
-two visits to it the others are read, a gigabyte of float32. One thread is timed by its processor time, since others may use
-the machine; several by the clock. Ratios are medians over the rounds of times measured one after the other.
+two visits to it the others are read, a gigabyte of float32. One thread is timed by its processor time, since others may
+use the machine; several by the clock. Ratios are medians over the rounds of times measured one after the other.
 
     python benchmarks/kernels.py [book/results/speed.json] [--rounds 15]
 
