@@ -14,9 +14,6 @@ import contextlib
 import copy
 import gc
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -24,7 +21,6 @@ import torch
 from record import load_cells, save, short
 
 import minprune as mp
-from minprune.formats import save_model
 from minprune.kernels.build import kernel
 from minprune.kernels.linear import SparseLinear
 
@@ -36,8 +32,6 @@ PROTOCOL = {
     "time": "the second half of a round minus the first: a round of 1 token is subtracted, so that the prompt costs "
     "nothing; a thread's processor time if there is one thread, else the clock; medians of rounds",
     "without products": "the same model whose stored matrices answer zeros at once: Python, attention, norms, cache",
-    "memory": "resident memory of a process that has loaded the model and generated, less that of one that only has "
-    "torch and transformers; an exported folder, dense and with sparse=True",
     "machine": "a virtual one whose two cores other work was using at the same time",
 }
 
@@ -74,34 +68,6 @@ MODELS = {
     "SmolLM2, bfloat16": lambda: mp.load_model("smollm2", "bfloat16")[0],
     LARGE: large_llama,
 }
-
-
-CHILD = """
-import os, sys
-from pathlib import Path
-import torch, transformers, minprune as mp
-from transformers import LlamaForCausalLM
-def held():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-before = held()
-model, _ = mp.load_model(sys.argv[1], sparse=sys.argv[2] == "sparse")
-model.generate(torch.arange(10, 18)[None], max_new_tokens=4, do_sample=False, pad_token_id=0)
-print(held() - before)
-"""
-
-
-def resident(pattern: str) -> dict:
-    """What a process holds of SmolLM2 in float32, pruned and exported, loaded dense and loaded sparse; Linux."""
-    model, tokenizer = mp.load_model("smollm2", "float32")
-    mp.prune(model, None, "magnitude", pattern)
-    cell: dict = {"model": "SmolLM2, float32", "pattern": pattern, "threads": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, tokenizer, Path(folder) / "model", "nm" if pattern == "2:4" else "bitmask")
-        for way in ("dense", "sparse"):
-            command = [sys.executable, "-W", "ignore", "-c", CHILD, str(Path(folder) / "model"), way]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            cell[f"{way} process MB"] = short(int(done.stdout.split()[-1]) / 1e6)
-    return cell
 
 
 def measure(name: str, model: torch.nn.Module, pattern: str, rounds: int) -> dict:
@@ -156,14 +122,14 @@ def main() -> None:
     models = {name: make for name, make in MODELS.items() if args.large or name != LARGE}
     cells = load_cells(args.output) if args.output else []
     options = f" --rounds {args.rounds}{' --large' if args.large else ''}"
-    for threads in (1, 0, 2):  # 0: memory
+    for threads in (1, 2):
         for name, make in models.items():
             for pattern in PATTERNS:
                 done = {(cell["model"], cell["threads"], cell["pattern"]) for cell in cells}
-                if (name, threads, pattern) in done or (threads == 0 and name != "SmolLM2, float32"):
+                if (name, threads, pattern) in done:
                     continue
-                torch.set_num_threads(threads or 1)
-                cells.append(measure(name, make(), pattern, args.rounds) if threads else resident(pattern))
+                torch.set_num_threads(threads)
+                cells.append(measure(name, make(), pattern, args.rounds))
                 print(cells[-1], flush=True)
                 gc.collect()
                 if args.output:
