@@ -3,6 +3,7 @@ from . import methods as methods
 from . import patterns as patterns
 from . import plots as plots
 from . import statistics as statistics
+from .compress.quantize import quantize as quantize
 from .course import checks as checks
 from .data.tokens import load_text as load_text
 from .data.tokens import load_tokens as load_tokens

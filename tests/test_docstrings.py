@@ -21,6 +21,7 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "allocation": "allocate.allocate",
     "pipeline": "recipes.Recipe recipes.get_recipe reconstruction.Reconstruction",
     "structured": "removals.Removal removals.removal",
+    "compress": "gptq.gptq gptq.rtn grids.Grid grids.make_grid",
     "training": "activations.pruned_activations adapters.add_adapters callback.KeepZeros distill.Distillation "
     "lottery.Ticket lottery.find_tickets lottery.shares masks.linear_layers masks.magnitude_masks "
     "masks.maintain_sparsity masks.masks_of parametrized.parametrise parametrized.remove_parametrizations "

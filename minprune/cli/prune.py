@@ -1,6 +1,6 @@
 """`minprune prune`: prune a model and write it to a new folder."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +29,7 @@ from minprune.errors import kind_of_layer
 from minprune.output.lock import absolute, lock
 
 if TYPE_CHECKING:
+    from minprune.methods import Method
     from minprune.output.report import LayerRow, Report
     from minprune.patterns import Pattern
     from minprune.pipeline.recipes import Recipe
@@ -82,21 +83,7 @@ def add(commands) -> None:
         help="an option of the method, repeatable; sparsegpt has damp=0.01 and block_size=128",
     )
     add_calibration(parser, "wikipedia, its train split; magnitude needs no text", 64, 512)
-    parser.add_argument(
-        "--batch-size",
-        metavar="B",
-        type=whole(1),
-        help="windows in one forward pass (default: all); fewer take less memory and more time, the result is the same",
-    )
-    parser.add_argument(
-        "--include",
-        metavar="GLOB",
-        action="append",
-        help="prune only layers whose name matches, repeatable (default: all linear layers of the blocks but routers)",
-    )
-    parser.add_argument(
-        "--exclude", metavar="GLOB", action="append", default=[], help="leave these layers dense, repeatable"
-    )
+    add_layers(parser, "prune")
     parser.add_argument(
         "--allocation",
         metavar="TABLE",
@@ -113,6 +100,31 @@ def add(commands) -> None:
     add_test(parser)
     add_place(parser)
     add_output(parser, "MODEL-METHOD-PATTERN")
+    add_verify(parser)
+
+
+def add_layers(parser: ArgumentParser, verb: str) -> None:
+    """--batch-size, --include and --exclude. verb: what is done to the layers."""
+    parser.add_argument(
+        "--batch-size",
+        metavar="B",
+        type=whole(1),
+        help="windows in one forward pass (default: all); fewer take less memory and more time, the result is the same",
+    )
+    parser.add_argument(
+        "--include",
+        metavar="GLOB",
+        action="append",
+        help=f"{verb} only layers whose name matches, repeatable (default: all linear layers of the blocks but "
+        "routers)",
+    )
+    parser.add_argument(
+        "--exclude", metavar="GLOB", action="append", default=[], help="leave these layers as they are, repeatable"
+    )
+
+
+def add_verify(parser: ArgumentParser) -> None:
+    """--verify."""
     parser.add_argument(
         "--verify",
         action="store_true",
@@ -136,13 +148,19 @@ def run(arguments: Namespace) -> None:
     place = check_target(target, arguments.model, arguments.calibration, arguments.test, arguments.allocation)
     with lock(place):
         check_free(place, arguments.overwrite)
-        _prune(arguments, target, recipe, pattern, allocation, options)
+        prune_to_disk(arguments, target, arguments.method, recipe, pattern, allocation, options)
 
 
-def _prune(
-    arguments: Namespace, target: Path, recipe: "Recipe", pattern: "Pattern", allocation: Any, options: dict[str, Any]
+def prune_to_disk(
+    arguments: Namespace,
+    target: Path,
+    method: "str | Method | None",
+    recipe: "Recipe",
+    pattern: "Pattern",
+    allocation: Any,
+    options: dict[str, Any],
 ) -> None:
-    """The work of `run`, while nobody else may write to the target."""
+    """The work of `run`, while nobody else may write to the target. method: None is the recipe's."""
     from minprune.data.tokens import BUNDLED
     from minprune.evaluation.protocol import windows_of
     from minprune.load import load_tokenizer
@@ -150,11 +168,11 @@ def _prune(
     from minprune.output.folder import PAGE
     from minprune.pipeline.checkpoint import prune_checkpoint
 
-    method = get_method(arguments.method or recipe.method)
+    needs = get_method(method or recipe.method).needs
     tokenizer = load_tokenizer(source_of(arguments.model), arguments.model)
     calib, source = None, arguments.calibration or "wikipedia"
     texts: dict[str, Any] = {}
-    if arguments.calibration or method.needs != "nothing" or recipe.reconstruction:
+    if arguments.calibration or needs != "nothing" or recipe.reconstruction:
         calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
         texts["calibration"] = {"source": source, "split": split_of(source, "train"), "seed": arguments.seed}
     test, text = None, arguments.test or (source if calib is not None and source in BUNDLED else None)
@@ -163,12 +181,12 @@ def _prune(
         test, texts["test"] = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2))
     if isinstance(allocation, str):
         allocation = table_by_rule(arguments, target, allocation, calib, pattern)
-    say_on_terminal(f"pruning {arguments.model}")
+    say_on_terminal(f"working on {arguments.model}, block by block")
     report = prune_checkpoint(
         arguments.model,
         target,
         calib,
-        arguments.method,
+        method,
         pattern,
         recipe=recipe,
         allocation=allocation,

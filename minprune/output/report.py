@@ -126,7 +126,12 @@ def made_by(run: Mapping[str, Any]) -> str:
     """How a run is called in one line: 'best (admm) 60%, sparsities by owl'. run: as in minprune.json."""
     how = f"{run['recipe']} ({run['method']})" if run.get("recipe") else run["method"]
     rule = (run.get("allocation") or {}).get("rule")
-    return f"{how} {run['pattern']}" + (f", sparsities by {rule}" if rule else "")
+    what = run["pattern"] + (f", sparsities by {rule}" if rule else "")
+    options = run.get("options") or {}
+    if "bits" in options:  # it rounds
+        levels = f"{options['bits']} bits" + (f" in groups of {options['group']}" if options.get("group") else "")
+        return f"{how} {levels}" + ("" if what == "0%" else f", {what}")
+    return f"{how} {what}"
 
 
 def versions() -> dict[str, str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from minprune.allocation.allocate import Allocation, as_made_by, rule_of
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
+from minprune.methods import Method
 from minprune.models.checks import layer_notes
 from minprune.models.hooks import eager_experts
 from minprune.models.layers import Layer, check_windows
@@ -49,7 +50,7 @@ def prune_checkpoint(
     src: str | Path,
     dst: str | Path,
     calib: Tensor | None,
-    method: str | None = None,
+    method: str | Method | None = None,
     pattern: str | Pattern = "50%",
     *,
     recipe: str | Recipe | None = None,

@@ -21,7 +21,10 @@ from minprune.cli.main import main
 from minprune.errors import kind_of_layer
 from minprune.output.folder import default_name
 
-COMMANDS = ("demo", "prune", "shrink", "recover", "sweep", "eval", "sensitivity", "generate", "info", "export", "grade")
+COMMANDS = (
+    "demo", "prune", "shrink", "quantize", "recover", "sweep", "eval", "sensitivity", "generate", "info", "export",
+    "grade",
+)  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")

@@ -1,0 +1,144 @@
+"""Uniform grids: which values a weight may have when it is stored as a whole number of a few bits.
+
+Neighbouring weights of a row, `group` of them, share a grid of 2^bits levels:
+
+    symmetric     w = s n,            n = -(2^(bits-1) - 1) .. 2^(bits-1) - 1,     s = max |w| / (2^(bits-1) - 1)
+    asymmetric    w = s (q - z),      q = 0 .. 2^bits - 1, z whole,                s = (max - min) / (2^bits - 1)
+    minimum       w = m + s q,        q = 0 .. 2^bits - 1, m any number (Q4_1 of llama.cpp)
+
+The range of the first two holds 0, and 0 is a level of each: a pruned weight stays zero. The last fits the range best
+and has no level at 0. Whole zero points are those of Jacob et al. 2018; SparseGPT fixes the grid in the same way, from
+the dense matrix. Scales are rounded to 11 significant bits, those of a float16, so s n has at most 19 bits: exact in
+float32, and the whole numbers can be had back from the weights alone.
+
+Left out: a search for the scale that loses least, and grids that are not uniform.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minprune.errors import PruneError
+
+GRIDS = ("symmetric", "asymmetric", "minimum")
+BITS = range(2, 9)
+_SIGNIFICANT = 2.0**11  # what the significand of a scale is a whole number of parts of
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels of each weight of a matrix: offset + scale * (code - zero), for codes from `lowest` to `highest`.
+
+    Parameters
+    ----------
+    scales : Tensor (d_out, groups), floating
+        The distance of two levels. Positive.
+    zeros : Tensor (d_out, groups), of whole numbers
+        The code of the value `offset`.
+    offsets : Tensor (d_out, groups), floating
+        All 0 but for a "minimum" grid.
+    lowest, highest : int
+        The range of the codes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.compress.grids import make_grid
+    >>> W = torch.tensor([[-1.0, 0.0, 0.4, 2.0]])
+    >>> grid = make_grid(W, bits=2, group=4, kind="asymmetric")
+    >>> grid.round(W)
+    tensor([[-1.,  0.,  0.,  2.]])
+    """
+
+    scales: Tensor
+    zeros: Tensor
+    offsets: Tensor
+    lowest: int
+    highest: int
+
+    def codes(self, W: Tensor) -> Tensor:
+        """The code of the level next to each weight of W (d_out, d_in), as whole numbers in the dtype of the scales."""
+        scales, zeros, offsets = self.columns(W.shape[1])
+        return ((W - offsets) / scales).round_().add_(zeros).clamp_(self.lowest, self.highest)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """The weights of these codes (d_out, d_in)."""
+        scales, zeros, offsets = self.columns(codes.shape[1])
+        return offsets + scales * (codes - zeros)
+
+    def round(self, W: Tensor) -> Tensor:
+        """The level next to each weight of W (d_out, d_in)."""
+        return self.values(self.codes(W))
+
+    def columns(self, d_in: int) -> tuple[Tensor, Tensor, Tensor]:
+        """scales, zeros and offsets of each weight: (d_out, d_in) each."""
+        group = d_in // self.scales.shape[1]
+        scales, zeros, offsets = (x.repeat_interleave(group, 1) for x in (self.scales, self.zeros, self.offsets))
+        return scales, zeros, offsets
+
+
+def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
+    """The grids that hold the range of each group of W.
+
+    Parameters
+    ----------
+    W : Tensor (d_out, d_in), floating
+        The dense weights.
+    bits : int
+        From 2 to 8.
+    group : int
+        Neighbouring inputs of a row that share a grid, 0 for a whole row. It must divide d_in.
+    kind : {"symmetric", "asymmetric", "minimum"}
+        See above.
+
+    Returns
+    -------
+    Grid
+        In float32, or float64 for such weights.
+
+    Raises
+    ------
+    PruneError
+        If there is no such grid, or the groups do not fit the matrix.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from minprune.compress.grids import make_grid
+    >>> make_grid(torch.tensor([[-7.0, 3.5]]), bits=4, group=2, kind="symmetric").scales
+    tensor([[1.]])
+    """
+    check_grid(bits, group, kind)
+    width = group or W.shape[1]
+    if W.shape[1] % width:
+        raise PruneError(
+            f"groups of {group} do not divide the {W.shape[1]} inputs of a row: use a divisor, or 0 for whole rows"
+        )
+    parts = W.to(torch.promote_types(W.dtype, torch.float32)).unflatten(1, (-1, width))  # (d_out, groups, width)
+    low, high = parts.amin(2), parts.amax(2)  # (d_out, groups)
+    levels, none = 2**bits - 1, torch.zeros_like(low)
+    if kind == "symmetric":
+        half = 2 ** (bits - 1) - 1
+        return Grid(_rounded_scale(torch.maximum(-low, high) / half), none, none, -half, half)
+    if kind == "minimum":
+        return Grid(_rounded_scale((high - low) / levels), none, low, 0, levels)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scales = _rounded_scale((high - low) / levels)
+    return Grid(scales, (-low / scales).round_().clamp_(0, levels), none, 0, levels)
+
+
+def check_grid(bits: int, group: int, kind: str) -> None:
+    """Raise `PruneError` unless there is a grid of that many bits, groups of that size are possible, and so is kind."""
+    if isinstance(bits, bool) or bits not in BITS:
+        raise PruneError(f"{bits!r} bits are not from 2 to 8: use 4")
+    if isinstance(group, bool) or not isinstance(group, int) or group < 0:
+        raise PruneError(f"groups of {group!r} inputs are not possible: use 64, or 0 for whole rows")
+    if kind not in GRIDS:
+        raise PruneError(f"unknown grid {kind!r}: choose one of {', '.join(GRIDS)}")
+
+
+def _rounded_scale(scales: Tensor) -> Tensor:
+    """Scales with 11 significant bits; 1 where all weights of a group are zero, for any scale will do there."""
+    significand, exponent = torch.frexp(torch.where(scales > 0, scales, 1.0))
+    return torch.ldexp((significand * _SIGNIFICANT).round_() / _SIGNIFICANT, exponent)
