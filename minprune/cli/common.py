@@ -12,8 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprune.errors import PruneError
-from minprune.files import read_json, to_json
 from minprune.output.lock import absolute, lock
 
 if TYPE_CHECKING:
@@ -166,23 +164,6 @@ def load(name: str, dtype: str, device: str, sparse: bool = False):
     for key, tensor in [*model.named_parameters(), *stored]:  # embeddings and norms too, which no method looks at
         check_finite(key, tensor, name)
     return model, tokenizer
-
-
-def record_of(model: str) -> dict[str, Any]:
-    """What the minprune.json in a model's folder says, {} if there is none. Raises `PruneError` if it is damaged."""
-    from minprune.output.folder import RECORD
-
-    path = Path(model, RECORD)
-    if not path.is_file():
-        return {}
-    try:
-        record = read_json(path)
-        to_json(record)  # it becomes a part of another one
-    except (PruneError, RecursionError):
-        record = {"method": None}
-    if not all(isinstance(record.get(key, ""), str) for key in ("method", "pattern", "recipe")):
-        raise PruneError(f"{path} is damaged: delete it, and what it says of the model's origin is left out")
-    return record
 
 
 def calm_transformers() -> None:

@@ -13,6 +13,7 @@ from minprune.methods import METHODS
 from minprune.models.layers import find_layers
 from minprune.output.folder import check_space, default_name, output_folder, write_model
 from minprune.output.lock import absolute
+from minprune.output.record import RunRecord
 from minprune.pipeline.prune import prune
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def demo(
             report = prune(model, calib if METHODS[run[0]].needs != "nothing" else None, *run, progress=True)
             rows.append(measure(*run, report.sparsity, report.seconds["total"]))
             if run == WRITTEN:
-                record = {"model": model_name, **report.as_dict()}
+                record = RunRecord.of(report, model=model_name)
                 write_model(partial, model, tokenizer, record, source=model_folder(model_name))
         draw(rows, figure)
     _show(rows, console, f"{text} (test), {test.numel()} tokens")

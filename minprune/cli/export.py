@@ -3,15 +3,15 @@
 from argparse import Namespace
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from minprune.cli.common import MODEL, LayerName, command, console, load, record_of, table_of
+from minprune.cli.common import MODEL, LayerName, command, console, load, table_of
 from minprune.errors import kind_of_layer
-from minprune.output.folder import check_space, default_name, output_folder, rehearse
 from minprune.output.target import check_target
 
 if TYPE_CHECKING:
     from minprune.formats.disk import StoredRow
+    from minprune.output.record import RunRecord
 
 
 def add(commands) -> None:
@@ -50,11 +50,13 @@ def run(arguments: Namespace) -> None:
     from minprune.formats.choose import check_form
     from minprune.formats.disk import write_exported
     from minprune.load import model_folder
+    from minprune.output.folder import check_space, default_name, output_folder, rehearse
+    from minprune.output.record import read_record
 
     check_form(arguments.format)
     target = Path(arguments.output or default_name(arguments.model, arguments.format))
     check_target(target, arguments.model)
-    origin = record_of(arguments.model)
+    origin = read_record(arguments.model)
     with output_folder(target, arguments.overwrite, "export") as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
         record = _record(arguments, str(model.dtype), origin)
@@ -66,10 +68,14 @@ def run(arguments: Namespace) -> None:
     console().print(f"written to {target}", soft_wrap=True)
 
 
-def _record(arguments: Namespace, dtype: str, origin: dict[str, Any]) -> dict[str, Any]:
+def _record(arguments: Namespace, dtype: str, origin: "RunRecord") -> "RunRecord":
     """What minprune.json says of the folder: its origin, and what the minprune.json there says."""
-    record = {"model": arguments.model, "dtype": dtype.removeprefix("torch.")}
-    return record | ({"made from": origin} if origin else {})
+    from minprune.output.record import VERSION, RunRecord
+
+    made_from = {"made from": found} if (found := origin.as_dict()) else {}
+    return RunRecord.model_validate(
+        {"version": VERSION, "model": arguments.model, "dtype": dtype.removeprefix("torch."), **made_from}
+    )
 
 
 def _show(rows: "list[StoredRow]") -> None:

@@ -2,7 +2,6 @@
 
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,10 +213,10 @@ def prune_to_disk(
 def add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
     """Write the page of the run again, with how both models continue the test text, if they are small."""
     from minprune.evaluation.perplexity import generate
-    from minprune.files import read_json
     from minprune.load import load_model
-    from minprune.output.folder import PAGE, RECORD
+    from minprune.output.folder import PAGE
     from minprune.output.page import write_page
+    from minprune.output.record import read_record
 
     if sum(path.stat().st_size for path in target.glob("*.safetensors")) > SMALL:
         return
@@ -227,12 +226,12 @@ def add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
         model, _ = load_model(name, arguments.dtype, arguments.device)
         samples[key] = generate(model, tokenizer, samples["prompt"], min(PROMPT, test.shape[1] // 4))
         del model  # before the next one is loaded
-    write_page(target / PAGE, read_json(target / RECORD), samples)
+    write_page(target / PAGE, read_record(target), samples)
 
 
 def show_report(report: "Report") -> None:
     """The table of a run by kinds of layers, its totals, its perplexities, its notes."""
-    from minprune.output.report import made_by
+    from minprune.output.record import RunRecord
 
     kinds: dict[str, list[LayerRow]] = defaultdict(list)
     for row in report.layers:
@@ -247,7 +246,7 @@ def show_report(report: "Report") -> None:
     out = console()
     out.print(table)
     seconds = report.seconds["total"]
-    out.print(f"{made_by(asdict(report))}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
+    out.print(f"{RunRecord.of(report).made_by}: {report.sparsity:.2%} zeros in {seconds:.1f} s")
     notes = [*report.notes, *(f"{row.name}: {row.note}" for row in report.layers if row.note)]
     for note in notes if len(notes) < 7 else notes[:5]:
         out.print(note)

@@ -15,7 +15,6 @@ from minprune.cli.common import (
     console,
     load,
     number,
-    record_of,
     repeating,
     split_of,
     table_of,
@@ -25,6 +24,7 @@ from minprune.cli.common import (
 from minprune.errors import PruneError
 
 if TYPE_CHECKING:
+    from minprune.output.record import RunRecord
     from minprune.training.distill import Distillation
     from minprune.training.recipe import Recipe, Recovery
 
@@ -98,6 +98,7 @@ def run(arguments: Namespace) -> None:
     from minprune.evaluation.protocol import windows_of
     from minprune.load import model_folder
     from minprune.output.folder import PAGE, check_space, default_name, rehearse, write_model
+    from minprune.output.record import read_record
     from minprune.output.target import check_target
     from minprune.training.distill import Distillation
     from minprune.training.output import STATE, training_folder
@@ -122,7 +123,7 @@ def run(arguments: Namespace) -> None:
     taught = {name: getattr(arguments, name) for name in TAUGHT if getattr(arguments, name) is not None}
     if taught and not arguments.teacher:
         raise PruneError(f"--{next(iter(taught))} says how to learn from a teacher: name the dense model as --teacher")
-    pruned = record_of(arguments.model)
+    pruned = read_record(arguments.model)
     with training_folder(target, arguments.resume, arguments.overwrite) as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
         dtype = model.dtype
@@ -189,11 +190,18 @@ def _state_bytes(model, recipe: "Recipe", save_every: int) -> int:
 
 
 def _record(
-    arguments: Namespace, model, done: "Recovery", data, protocols: dict, teacher: "Distillation | None", pruned: dict
-) -> dict[str, Any]:
+    arguments: Namespace,
+    model,
+    done: "Recovery",
+    data,
+    protocols: dict,
+    teacher: "Distillation | None",
+    pruned: "RunRecord",
+) -> "RunRecord":
     """What minprune.json says of the run, in the words of a pruning run where they mean the same."""
     from minprune.data.tokens import fingerprint
     from minprune.models.checks import sparse_layers
+    from minprune.output.record import RunRecord
     from minprune.output.report import Report
 
     calibration = {
@@ -206,7 +214,7 @@ def _record(
     }
     metadata = {"teacher": arguments.teacher, **{name: getattr(teacher, name) for name in TAUGHT}} if teacher else {}
     options = {**done.as_dict()["recipe"], **metadata}
-    report = Report("recover", pruned.get("pattern", f"{done.zeros:.4g} zeros"), options, calibration)
+    report = Report("recover", pruned.pattern or f"{done.zeros:.4g} zeros", options, calibration)
     report.layers = [_row(layer) for layer in sparse_layers(model)]
     report.seconds = {"total": done.seconds}
     measured = {}
@@ -219,7 +227,8 @@ def _record(
         "device": arguments.device,
     }
     more["command"] = repeating(arguments)
-    return {**more, **report.as_dict(), "perplexity": measured, "rows": done.rows, "pruned": pruned}
+    report.perplexity = measured
+    return RunRecord.of(report, **more, rows=done.rows, pruned=pruned.as_dict())
 
 
 def _row(layer):

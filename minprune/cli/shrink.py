@@ -4,7 +4,7 @@ import argparse
 import math
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minprune.cli.common import (
     MODEL,
@@ -16,16 +16,12 @@ from minprune.cli.common import (
     console,
     load,
     number,
-    record_of,
     repeating,
     say_on_terminal,
     split_of,
     tokens_of,
 )
 from minprune.cli.prune import TEST_WINDOWS, add_samples, show_report
-
-if TYPE_CHECKING:
-    pass
 
 DAMP = 0.01  # as in minprune.methods
 
@@ -120,11 +116,12 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     from minprune.models.extras import copy_files
     from minprune.output.folder import PAGE, WORK, check_space, rehearse, write_errors, write_model
     from minprune.output.page import write_page
+    from minprune.output.record import RunRecord, read_record
     from minprune.output.report import Report
     from minprune.structured.progress import Progress
     from minprune.structured.shrink import run_removals
 
-    before = record_of(arguments.model)
+    before = read_record(arguments.model)
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
     source = arguments.calibration or "wikipedia"
     calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
@@ -140,7 +137,7 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     folder_of_model = model_folder(arguments.model)
     trial = Report("trial", "trial", {}, {"windows": 1, "length": 1})
     size = model.num_parameters()
-    ahead = {**origin, **trial.as_dict(), "parameters": {"before": size, "after": size}}
+    ahead = RunRecord.of(trial, **origin, parameters={"before": size, "after": size})
     rehearse(folder, model, tokenizer, ahead, write_page, folder_of_model)
     check_space(folder, model)
     if test is not None:
@@ -163,7 +160,8 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
         measured |= {"after": perplexity(model, test), "protocol": {"sha256": fingerprint(test), **protocol}}
         report.perplexity = measured
     after = model.num_parameters()
-    record = {**origin, **report.as_dict(), "parameters": {"before": size, "after": after}, "earlier": before}
+    parameters = {"before": size, "after": after}
+    record = RunRecord.of(report, **origin, parameters=parameters, earlier=before.as_dict())
     with write_errors(folder):
         copy_files(folder_of_model, folder)
         write_page(folder / PAGE, record)

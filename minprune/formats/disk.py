@@ -26,6 +26,7 @@ from minprune.models.skeleton import describe_or_refuse, fill_tables, in_use, re
 from minprune.models.tokenizer import write_tokenizer
 from minprune.models.weight_files import one_line
 from minprune.output.folder import output_folder, write_errors, write_record
+from minprune.output.record import RunRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,7 +99,7 @@ def write_exported(
     model: "PreTrainedModel",
     tokenizer: Any,
     form: str = "auto",
-    record: dict[str, Any] | None = None,
+    record: RunRecord | None = None,
     source: Path | None = None,
 ) -> list[StoredRow]:
     """Write the model into the empty `folder`, every matrix of its blocks in the format `form` (see `formats.store`).
@@ -139,7 +140,7 @@ def write_exported(
         index = {"version": VERSION, "files": files, "matrices": entries}
         write_text(folder / INDEX, to_json(index, 1))
         sizes = {"format": form, "bytes": sum(r.bytes for r in rows), "dense_bytes": sum(r.dense_bytes for r in rows)}
-        write_record(folder, (record or {}) | sizes)
+        write_record(folder, (record or RunRecord()).model_copy(update=sizes))
     return rows
 
 

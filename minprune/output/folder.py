@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from minprune.models.extras import add_tensors, copy_files, not_loaded
 from minprune.models.tokenizer import write_tokenizer
 from minprune.output.lock import absolute, lock
 from minprune.output.model_card import model_card
+from minprune.output.record import VERSION, RunRecord, as_record
 from minprune.output.target import PAGE, RECORD, WORK, WRITTEN, check_free, check_left, entries
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def rehearse(
     folder: Path,
     model: "PreTrainedModel",
     tokenizer,
-    record: dict[str, Any],
-    page: Callable[[Path, dict[str, Any]], None] | None = None,
+    record: RunRecord,
+    page: Callable[[Path, RunRecord], None] | None = None,
     source: Path | None = None,
 ) -> int:
     """Write all but the weights, and remove it again: what cannot be written is found out before the work, not after.
@@ -194,7 +195,7 @@ def write_model(
     folder: Path,
     model: "PreTrainedModel",
     tokenizer,
-    record: dict[str, Any],
+    record: RunRecord | Mapping[str, Any],
     weight_map: dict[str, str] | None = None,
     source: Path | None = None,
 ) -> None:
@@ -219,13 +220,14 @@ def write_model(
             add_tensors(folder, not_loaded(model, source))
             copy_files(source, folder)
         write_text(folder / "README.md", model_card(record))
-        write_record(folder, record)
+        write_record(folder, as_record(record))
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_record(folder: Path, record: RunRecord) -> None:
     """Write minprune.json, which lists what else is in the folder: all that minprune may replace some day."""
     files = [name for name in entries(folder) if name.split("/")[0] != WORK]
-    write_text(folder / RECORD, to_json(record | {"files": files}, 2))
+    complete = record.model_copy(update={"version": VERSION, "files": files})
+    write_text(folder / RECORD, to_json(complete.as_dict(), 2))
 
 
 @contextmanager

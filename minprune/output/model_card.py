@@ -6,13 +6,13 @@ so nothing in them becomes Markdown or HTML.
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.files import check_regular, whole_characters
-from minprune.output.report import made_by
+from minprune.output.record import RunRecord, as_record
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -26,29 +26,28 @@ _BUNDLED = {
 }
 
 
-def model_card(record: dict[str, Any], source: Path | None = None) -> str:
+def model_card(found: RunRecord | Mapping[str, Any], source: Path | None = None) -> str:
     """A model card in Markdown, with the YAML header that model hubs read, from what minprune.json says.
 
     source: the folder of the model that this one was made from, whose card tells licence and languages; by default
-    `record["model"]`, if that is a folder.
+    the model that the record names, if that is a folder.
     """
     import yaml
 
-    model = str(record.get("model", ""))
+    record = as_record(found)
+    model = record.model or ""
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     header |= {"tags": ["pruned", "sparse", "minprune"], **inherited(model, source)}
-    command = whole_characters(shlex.join(record.get("command") or ()))
+    command = whole_characters(shlex.join(record.command))
     ticks = max(map(len, re.findall("`+", command)), default=0)
     return _template().render(
         header=Verbatim(yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000)),
         name=Path(model).name or "a model",
-        made=made_by(record),
-        zeros=f"{record['sparsity']:.2%}",
-        layers=len(record["layers"]),
-        smaller={key: f"{record['parameters'][key]:,}" for key in ("before", "after")}
-        if "parameters" in record
-        else None,
-        version=record["versions"]["minprune"],
+        made=record.made_by,
+        zeros=f"{record.sparsity:.2%}",
+        layers=len(record.layers),
+        smaller={key: f"{count:,}" for key, count in record.parameters} if record.parameters else None,
+        version=record.versions.get("minprune", ""),
         rows=list(_rows(record)),
         command=Verbatim(command),
         fence=Verbatim("`" * max(3, ticks + 1)),  # longer than any that the command has
@@ -113,27 +112,28 @@ def _template() -> "Template":
     ).get_template("card.jinja")
 
 
-def _rows(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(record: RunRecord) -> Iterator[tuple[str, str]]:
     """What the table says: name and value."""
-    if record.get("recipe"):
-        yield "recipe", record["recipe"]
-    yield "method", record["method"]
-    yield "pattern", record["pattern"]
-    for key, value in record.get("options", {}).items():
+    if record.recipe:
+        yield "recipe", record.recipe
+    yield "method", record.method
+    yield "pattern", record.pattern
+    for key, value in record.options.items():
         yield f"option {key}", str(value)
-    if allocation := record.get("allocation"):
-        table = allocation["table"]
+    if record.allocation.model_fields_set:
+        table = record.allocation.table
         spread = f", {min(table.values()):.2%} to {max(table.values()):.2%}" if table else ""
-        yield "allocation", f"{allocation['rule'] or 'a table'}{spread}"
-    if (how := record.get("reconstruction")) and how.get("errors"):
-        yield "reconstruction", f"of each block, {how['epochs']} epochs of {how['batch_size']} windows a step"
-    if calibration := record.get("calibration") or {}:
-        source = " ".join(str(calibration[key]) for key in ("source", "split") if calibration.get(key))
-        yield "calibration", f"{calibration['windows']} x {calibration['length']} tokens {source}".strip()
-        if calibration.get("seed") is not None:
-            yield "seed", str(calibration["seed"])
-    if measured := record.get("perplexity"):
-        protocol = measured["protocol"]
-        source = " ".join(str(protocol[key]) for key in ("text", "split") if protocol.get(key))
-        where = f"{protocol['windows']} x {protocol['window']} tokens {source}".strip()
-        yield f"perplexity on {where}", f"{measured['before']:,.2f} before, {measured['after']:,.2f} after"
+        yield "allocation", f"{record.allocation.rule or 'a table'}{spread}"
+    if (how := record.reconstruction).errors:
+        yield "reconstruction", f"of each block, {how.epochs} epochs of {how.batch_size} windows a step"
+    if (calibration := record.calibration).windows:
+        source = " ".join(part for part in (calibration.source, calibration.split) if part)
+        yield "calibration", f"{calibration.windows} x {calibration.length} tokens {source}".strip()
+        if calibration.seed is not None:
+            yield "seed", str(calibration.seed)
+    measured = record.perplexity
+    if measured.before is not None and measured.after is not None:
+        protocol = measured.protocol
+        source = " ".join(part for part in (protocol.text, protocol.split) if part)
+        where = f"{protocol.windows} x {protocol.window} tokens {source}".strip()
+        yield f"perplexity on {where}", f"{measured.before:,.2f} before, {measured.after:,.2f} after"

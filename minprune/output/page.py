@@ -9,17 +9,20 @@ import re
 import shlex
 import statistics
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from minprune.errors import four_digits, kind_of_layer
 from minprune.files import whole_characters, write_text
-from minprune.output.report import made_by
+from minprune.output.record import Perplexity, Reconstruction, RunRecord, as_record
+from minprune.output.report import LayerRow
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
 _FEW = 6  # entries of a table that are not folded away
 _ELSEWHERE = {
+    "version",
     "layers",
     "seconds",
     "versions",
@@ -31,38 +34,39 @@ _ELSEWHERE = {
 }  # of the record; the rest is the recipe
 
 
-def write_page(path: str | Path, record: dict[str, Any], samples: dict[str, str] | None = None) -> None:
+def write_page(path: str | Path, record: RunRecord | Mapping[str, Any], samples: dict[str, str] | None = None) -> None:
     """Write the page of one run to `path`.
 
-    record: the dict of minprune.json: `Report.as_dict()` with the recipe and, if it was measured, "perplexity" with
-    "before" and "after". samples: a text's beginning and its continuation by the dense and by the pruned model, as
-    {"prompt": ..., "before": ..., "after": ...}. Raises `OSError` if the file cannot be written.
+    record: what minprune.json says, or a dict with its keys, such as `Report.as_dict()`. samples: a text's beginning
+    and its continuation by the dense and by the pruned model, as {"prompt": ..., "before": ..., "after": ...}.
+    Raises `OSError` if the file cannot be written.
     """
     write_text(Path(path), whole_characters(render(record, samples)))
 
 
-def render(record: dict[str, Any], samples: dict[str, str] | None = None) -> str:
+def render(found: RunRecord | Mapping[str, Any], samples: dict[str, str] | None = None) -> str:
     """The page as one string of HTML; see `write_page`."""
-    layers = record["layers"]
+    record = as_record(found)
+    layers = record.layers
     return template("page.html").render(
-        title=f"{record.get('model', 'a model')}, {made_by(record)}",
+        title=f"{record.model or 'a model'}, {record.made_by}",
         facts=_facts(record),
         figures=_figures(layers, _when(record)),
-        notes=[*record.get("notes", []), *(f"{row['name']}: {row['note']}" for row in layers if row.get("note"))],
+        notes=[*record.notes, *(f"{row.name}: {row.note}" for row in layers if row.note)],
         samples=samples,
         lists=[
             ("Recipe", _recipe(record)),
-            ("Reconstruction of the blocks", _reconstruction(record.get("reconstruction") or {})),
-            ("Perplexity was measured on", _protocol(record.get("perplexity") or {})),
-            ("Seconds", [(key, four_digits(value)) for key, value in record.get("seconds", {}).items()]),
-            ("Versions", list(record.get("versions", {}).items())),
+            ("Reconstruction of the blocks", _reconstruction(record.reconstruction)),
+            ("Perplexity was measured on", _protocol(record.perplexity)),
+            ("Seconds", [(key, four_digits(value)) for key, value in record.seconds.items()]),
+            ("Versions", list(record.versions.items())),
         ],
         layers=[
             {
-                **row,
-                "zeros": f"{row['sparsity']:.2%}",
-                "lost": "-" if row["error"] is None else f"{row['error']:.3g}",
-                "took": f"{row['seconds']:.2f}",
+                **asdict(row),
+                "zeros": f"{row.sparsity:.2%}",
+                "lost": "-" if row.error is None else f"{row.error:.3g}",
+                "took": f"{row.seconds:.2f}",
             }
             for row in layers
         ],
@@ -80,17 +84,16 @@ def template(name: str):
     return Environment(autoescape=True, loader=PackageLoader("minprune.output")).get_template(name)
 
 
-def _facts(record: dict) -> list[tuple[str, str, str]]:
+def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     """The few numbers at the top: name, value, unit."""
-    facts = [("zeros", f"{record['sparsity']:.2%}", "of the weights in these layers")]
-    if size := record.get("parameters"):
-        facts = [("parameters", f"{size['after'] / 1e6:,.1f} M", f"of {size['before'] / 1e6:,.1f} M")]
-    measured = record.get("perplexity") or {}
-    if {"before", "after"} <= set(measured):
-        before, after = measured["before"], measured["after"]
+    facts = [("zeros", f"{record.sparsity:.2%}", "of the weights in these layers")]
+    if size := record.parameters:
+        facts = [("parameters", f"{size.after / 1e6:,.1f} M", f"of {size.before / 1e6:,.1f} M")]
+    before, after = record.perplexity.before, record.perplexity.after
+    if before is not None and after is not None:
         facts.append(("perplexity before", four_digits(before), "dense"))
         facts.append(("perplexity after", four_digits(after), f"{four_digits(after / before)} times dense"))
-    errors = sorted(row["error"] for row in record["layers"] if row["error"] is not None)
+    errors = sorted(row.error for row in record.layers if row.error is not None)
     if errors:
         facts.append(
             (
@@ -99,18 +102,18 @@ def _facts(record: dict) -> list[tuple[str, str, str]]:
                 f"the median layer's, {errors[-1]:.3g} at most{_when(record)}",
             )
         )
-    if "total" in record.get("seconds", {}):
-        facts.append(("time", four_digits(record["seconds"]["total"]), "seconds of pruning"))
+    if "total" in record.seconds:
+        facts.append(("time", four_digits(record.seconds["total"]), "seconds of pruning"))
     return facts
 
 
-def _when(record: dict) -> str:
-    return ", before the blocks were reconstructed" if (record.get("reconstruction") or {}).get("errors") else ""
+def _when(record: RunRecord) -> str:
+    return ", before the blocks were reconstructed" if record.reconstruction.errors else ""
 
 
-def _figures(layers: list[dict], when: str) -> list[tuple[str, str, list[dict]]]:
+def _figures(layers: list[LayerRow], when: str) -> list[tuple[str, str, list[dict]]]:
     """Heading, explanation and charts of layer error and of zeros, one chart for each type of layer."""
-    known = [row["error"] for row in layers if row["error"] is not None]
+    known = [row.error for row in layers if row.error is not None]
     positive = [error for error in known if 0 < error < math.inf]
     text = "There were no calibration tokens to measure it on."
     charts = []
@@ -119,18 +122,18 @@ def _figures(layers: list[dict], when: str) -> list[tuple[str, str, list[dict]]]
         high = max(math.ceil(math.log10(max(positive, default=1.0))), low + 1)
         ticks = {10.0**k: f"{10.0**k:g}" if k > -4 else f"1e{k}" for k in range(low, high + 1)}
 
-        def place(row: dict) -> float | None:
-            error = row["error"]
+        def height(row: LayerRow) -> float | None:
+            error = row.error
             return (math.log10(error) - low) / (high - low) if error is not None and 0 < error < math.inf else None
 
         charts = _charts(
-            layers, place, {(math.log10(t) - low) / (high - low): label for t, label in ticks.items()}, False
+            layers, height, {(math.log10(t) - low) / (high - low): label for t, label in ticks.items()}, False
         )
         text = (
             f"Share of a layer's output, on its calibration inputs, that pruning changed{when}; against depth, on one "
             "logarithmic scale for all types. A hollow mark has none: the error is zero or was not measured."
         )
-    zeros = _charts(layers, lambda row: row["sparsity"], {0.0: "0 %", 0.5: "50 %", 1.0: "100 %"}, True)
+    zeros = _charts(layers, lambda row: row.sparsity, {0.0: "0 %", 0.5: "50 %", 1.0: "100 %"}, True)
     return [
         ("Layer error by depth and type", text, charts),
         ("Zeros by depth and type", "Share of a layer's weights that are zero, against depth.", zeros),
@@ -138,12 +141,12 @@ def _figures(layers: list[dict], when: str) -> list[tuple[str, str, list[dict]]]
 
 
 def _charts(
-    layers: list[dict], place: Callable[[dict], float | None], ticks: dict[float, str], bars: bool
+    layers: list[LayerRow], height: Callable[[LayerRow], float | None], ticks: dict[float, str], bars: bool
 ) -> list[dict[str, Any]]:
-    """One chart for each type of layer, one mark for each layer. place: a mark's height in 0..1, None: unknown."""
-    kinds: dict[str, list[tuple[int, dict]]] = defaultdict(list)
+    """One chart for each type of layer, one mark for each layer. height: of a mark, in 0..1, None: unknown."""
+    kinds: dict[str, list[tuple[int, LayerRow]]] = defaultdict(list)
     for row in layers:
-        kind, depth = _kind_and_depth(row["name"])
+        kind, depth = _kind_and_depth(row.name)
         kinds[kind].append((depth, row))
     deepest = max((depth for rows in kinds.values() for depth, _ in rows), default=0)
     step = (_WIDTH - _LEFT - 8) / (deepest + 1)  # of one block
@@ -151,17 +154,17 @@ def _charts(
     def x(depth: int) -> float:
         return round(_LEFT + 4 + step * (depth + 0.5), 2)
 
-    def y(height: float) -> float:
-        return round(_BOTTOM - height * (_BOTTOM - _TOP), 2)
+    def y(share: float) -> float:
+        return round(_BOTTOM - share * (_BOTTOM - _TOP), 2)
 
     return [
         {
             "kind": kind,
             "bars": round(0.7 * step, 2) if bars else 0,
-            "ticks": [(y(height), label) for height, label in ticks.items()],
+            "ticks": [(y(share), label) for share, label in ticks.items()],
             "depths": [(_LEFT, "block 0", "start"), *([(_WIDTH - 4, deepest, "end")] if deepest else [])],
             "marks": [
-                {"x": x(depth), "y": y(place(row) or 0), "known": place(row) is not None, "title": _title(row)}
+                {"x": x(depth), "y": y(height(row) or 0), "known": height(row) is not None, "title": _title(row)}
                 for depth, row in rows
             ],
         }
@@ -175,17 +178,16 @@ def _kind_and_depth(name: str) -> tuple[str, int]:
     return (kind_of_layer(found[2]), int(found[1])) if found else (name, 0)
 
 
-def _title(row: dict) -> str:
-    error = "unknown" if row["error"] is None else f"{row['error']:.3g}"
-    return f"{row['name']}: error {error}, {row['sparsity']:.2%} zeros"
+def _title(row: LayerRow) -> str:
+    error = "unknown" if row.error is None else f"{row.error:.3g}"
+    return f"{row.name}: error {error}, {row.sparsity:.2%} zeros"
 
 
-def _recipe(record: dict) -> list[tuple[str, Any]]:
+def _recipe(record: RunRecord) -> list[tuple[str, Any]]:
     """All that the record says of how it was made; of a long table, which is folded away, {"summary", "rows"}."""
-    chosen = record.get("allocation") or {}
-    allocation_rows = {"allocation rule": chosen.get("rule"), "allocation": chosen.get("table")}
+    allocation_rows = {"allocation rule": record.allocation.rule, "allocation": record.allocation.table}
     rows: list[tuple[str, Any]] = []
-    for key, value in {**record, **allocation_rows}.items():
+    for key, value in {**record.as_dict(), **allocation_rows}.items():
         if key in _ELSEWHERE or not value:
             continue
         if key == "allocation" and len(value) > _FEW:
@@ -196,18 +198,16 @@ def _recipe(record: dict) -> list[tuple[str, Any]]:
     return rows
 
 
-def _protocol(measured: dict) -> list[tuple[str, str]]:
+def _protocol(measured: Perplexity) -> list[tuple[str, str]]:
     """How a perplexity was measured: all that the record holds beside the two numbers."""
-    rest = {key: value for key, value in measured.items() if key not in ("before", "after")}
-    nested = rest.pop("protocol", None)
-    rest |= nested if isinstance(nested, dict) else {} if nested is None else {"protocol": nested}
+    rest = {**(measured.model_extra or {}), **measured.protocol.as_dict()}
     return [(key, _words(value)) for key, value in rest.items()]
 
 
-def _reconstruction(how: dict) -> list[tuple[str, str]]:
+def _reconstruction(how: Reconstruction) -> list[tuple[str, str]]:
     """Its settings, and of the errors of all blocks in all epochs the median block's first and last."""
-    ends = [(errors[0], errors[-1]) for errors in how.get("errors", {}).values() if errors]
-    settings = [(key, _words(value)) for key, value in how.items() if key != "errors"]
+    ends = [(errors[0], errors[-1]) for errors in how.errors.values() if errors]
+    settings = [(key, _words(value)) for key, value in how.as_dict().items() if key != "errors"]
     if not ends:
         return settings
     first, last = (statistics.median(column) for column in zip(*ends, strict=True))

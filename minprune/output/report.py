@@ -1,11 +1,9 @@
 """What a pruning run reports."""
 
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from minprune.files import to_json, write_text
 
@@ -120,18 +118,6 @@ class Report:
     def to_json(self, path: str | Path) -> None:
         """Write everything to a JSON file."""
         write_text(Path(path), to_json(self.as_dict(), 2))
-
-
-def made_by(run: Mapping[str, Any]) -> str:
-    """How a run is called in one line: 'best (admm) 60%, sparsities by owl'. run: as in minprune.json."""
-    how = f"{run['recipe']} ({run['method']})" if run.get("recipe") else run["method"]
-    rule = (run.get("allocation") or {}).get("rule")
-    what = run["pattern"] + (f", sparsities by {rule}" if rule else "")
-    options = run.get("options") or {}
-    if "bits" in options:  # it rounds
-        levels = f"{options['bits']} bits" + (f" in groups of {options['group']}" if options.get("group") else "")
-        return f"{how} {levels}" + ("" if what == "0%" else f", {what}")
-    return f"{how} {what}"
 
 
 def versions() -> dict[str, str]:

@@ -29,6 +29,7 @@ from minprune.models.hooks import eager_experts
 from minprune.models.layers import Layer, check_windows
 from minprune.output.folder import check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
+from minprune.output.record import RunRecord
 from minprune.output.report import LayerRow, Report, versions
 from minprune.output.target import PAGE, check_target
 from minprune.patterns import Pattern
@@ -157,7 +158,7 @@ def prune_checkpoint(
             plan = plan.with_batch_size(next(iter(journal.lines.values()))["batch_size"])
         said = texts or {}
 
-        def described(report: Report, perplexities: dict[str, float]) -> dict[str, Any]:
+        def described(report: Report, perplexities: dict[str, float]) -> RunRecord:
             report.calibration |= said.get("calibration", {})
             if test is not None:
                 protocol = {
@@ -168,16 +169,16 @@ def prune_checkpoint(
                     "dtype": facts["dtype"],
                 }
                 report.perplexity = {**perplexities, "protocol": protocol}
-            return {
-                "model": str(src),
-                "dtype": facts["dtype"],
-                "device": device,
-                "include": include,
-                "exclude": exclude,
-                "sequential": sequential,
-                "command": list(command),
-                **report.as_dict(),
-            }
+            return RunRecord.of(
+                report,
+                model=str(src),
+                dtype=facts["dtype"],
+                device=device,
+                include=include,
+                exclude=exclude,
+                sequential=sequential,
+                command=list(command),
+            )
 
         log = RunLog(plan, layer_notes(source.model, plan.layers), progress)
         shown.enter_context(log.bar)  # else it would stay on the terminal when a check fails
@@ -229,7 +230,7 @@ def _hidden_bytes(model: Any, calib: Tensor | None, test: Tensor | None, guided:
     return 2 * tokens * model.get_input_embeddings().weight.shape[-1] * model.dtype.itemsize
 
 
-def _finish(source: Checkpoint, journal: Journal, record: dict[str, Any]) -> None:
+def _finish(source: Checkpoint, journal: Journal, record: RunRecord) -> None:
     """Write all that is not in a block's file; minprune.json comes last."""
     if weight_map := source.weight_map():
         journal.write(source.file_of(None), source.tensors(None))

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from minprune.output.model_card import escaped, inherited, model_card
+from minprune.output.report import LayerRow
 
 RECORD = {
     "model": "smollm2",
     "method": "wanda",
     "pattern": "2:4",
     "sparsity": 0.5,
-    "layers": [{}],
+    "layers": [LayerRow("model.layers.0.mlp.up_proj", (8, 16), 0.5, 0.1, 0.2)],
     "versions": {"minprune": "0.1.0"},
     "options": {"damp": 0.01},
     "calibration": {"windows": 4, "length": 16, "source": "wikipedia", "split": "train", "seed": 7},
