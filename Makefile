@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+JOBS   ?= 2
 JB     := $(BIN)/jupyter-book build . -W --keep-going -q
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
@@ -43,7 +44,7 @@ lint: $(STAMP)
 
 unit: assets
 	@echo "== unit tests"
-	@$(BIN)/python -m pytest -m 'not slow'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist worksteal
 
 notebooks: assets  ## Run every notebook and compare its outputs with the committed ones
 	@echo "== notebooks (nbval)"
