@@ -48,8 +48,8 @@ unit: assets
 
 notebooks: assets  ## Run every notebook and compare its outputs with the committed ones
 	@echo "== notebooks (nbval)"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with \
-		notebooks/sanitize.cfg notebooks -n $(JOBS) --dist loadfile
+	@OMP_NUM_THREADS=1 PYTEST_ADDOPTS="$$PYTEST_ADDOPTS -n $(JOBS) --dist loadfile" \
+		$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-sanitize-with notebooks/sanitize.cfg notebooks
 
 book: $(STAMP)  ## Build the book from the executed notebooks, warnings as errors
 	@echo "== book"
