@@ -33,7 +33,7 @@ test: lint unit notebooks book  ## Everything that CI runs: lint, unit tests, no
 	@echo "== all green"
 
 test-slow: assets  ## What takes too long for `make test`
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600
 
 lint: $(STAMP)
 	@echo "== lint"
@@ -85,7 +85,6 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/gradual.py book/results/gradual.json
 	@$(BIN)/python benchmarks/activations.py book/results/activations.json
 	@$(BIN)/python benchmarks/kernels.py book/results/speed.json
-	@$(BIN)/python benchmarks/decode.py book/results/decode.json
 	@$(BIN)/python benchmarks/structured.py book/results/structured.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
 

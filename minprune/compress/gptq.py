@@ -152,7 +152,7 @@ def gptq(
             if groups and j % groups.m == 0:
                 here = slice(j, j + groups.m)
                 kept[here] &= torch.as_tensor(groups.keep_places(_scores(w[here], gain[here], there[here])))
-            code = ((w[j] - offsets[j]) / scales[j]).round_().add_(zeros[j]).clamp_(levels.lowest, levels.highest)
+            code = levels.codes_at(w[j], scales[j], zeros[j], offsets[j])  # (d_out,)
             q = (offsets[j] + scales[j] * (code - zeros[j])).mul_(kept[j])
             E[j] = (w[j] - q) * gain[j]
             w[j] = q

@@ -59,8 +59,11 @@ class Grid:
 
     def codes(self, W: Tensor) -> Tensor:
         """The code of the level next to each weight of W (d_out, d_in), as whole numbers in the dtype of the scales."""
-        scales, zeros, offsets = self.columns(W.shape[1])
-        return ((W - offsets) / scales).round_().add_(zeros).clamp_(self.lowest, self.highest)
+        return self.codes_at(W, *self.columns(W.shape[1]))
+
+    def codes_at(self, w: Tensor, scales: Tensor, zeros: Tensor, offsets: Tensor) -> Tensor:
+        """The same for weights of any shape, each with the scale, zero and offset in its place."""
+        return ((w - offsets) / scales).round_().add_(zeros).clamp_(self.lowest, self.highest)
 
     def values(self, codes: Tensor) -> Tensor:
         """The weights of these codes (d_out, d_in)."""

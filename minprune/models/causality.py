@@ -7,7 +7,8 @@ rows by an expert's matrix, which may round otherwise, and at a near tie its rou
 anything moves, the derivative decides: that of an earlier output with respect to a later input is exactly zero in a
 causal model, in any dtype, since a masked weight is exactly zero. A choice has no derivative, though (experts that
 choose their tokens compare all positions): where a mixture moves by more than rounding, it has to move as much when
-its inputs are moved by no more than rounding.
+its inputs are moved by no more than rounding. In bfloat16 that alone can change as many choices as the future does, so
+there such a mixture may pass.
 """
 
 from collections.abc import Iterable, Iterator

@@ -37,7 +37,9 @@ def model_card(found: RunRecord | Mapping[str, Any], source: Path | None = None)
     record = as_record(found)
     model = record.model or ""
     header: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    header |= {"tags": ["pruned", "sparse", "minprune"], **inherited(model, source)}
+    bits = record.options.get("bits")
+    tags = (["quantized"] if bits else []) + ([] if bits and record.pattern == "0%" else ["pruned", "sparse"])
+    header |= {"tags": [*tags, "minprune"], **inherited(model, source)}
     command = whole_characters(shlex.join(record.command))
     ticks = max(map(len, re.findall("`+", command)), default=0)
     return _template().render(
@@ -46,6 +48,7 @@ def model_card(found: RunRecord | Mapping[str, Any], source: Path | None = None)
         made=record.made_by,
         zeros=f"{record.sparsity:.2%}",
         layers=len(record.layers),
+        bits=bits,
         smaller={key: f"{count:,}" for key, count in record.parameters} if record.parameters else None,
         version=record.versions.get("minprune", ""),
         rows=list(_rows(record)),

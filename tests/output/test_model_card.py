@@ -144,3 +144,17 @@ def test_a_card_that_is_a_pipe_or_no_text_is_passed_over(tmp_path):
     (tmp_path / "README.md").write_bytes(b"\xff\xfe---\n")
     assert inherited(str(tmp_path)) == {} == inherited(str(tmp_path / "missing"))
     assert inherited("org/Model") == {"base_model": "org/Model"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options", "tags"),
+    [
+        ("50%", {}, ["pruned", "sparse", "minprune"]),
+        ("0%", {"bits": 4}, ["quantized", "minprune"]),
+        ("2:4", {"bits": 4}, ["quantized", "pruned", "sparse", "minprune"]),
+    ],
+)
+def test_the_tags_say_what_the_run_did(pattern, options, tags):
+    card = model_card({"method": "gptq", "pattern": pattern, "options": options, "sparsity": 0.5})
+    assert yaml.safe_load(card.split("---")[1])["tags"] == tags
+    assert ("rounded to 4 bits" in card) == bool(options)
