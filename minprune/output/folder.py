@@ -119,10 +119,13 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _finish(partial: Path, path: Path) -> None:
-    """Rename a complete .partial. What is large in `WORK` goes before that, so that a kill leaves none of it."""
-    for scrap in (partial / WORK).iterdir():
-        if scrap.name != _KIND:
-            shutil.rmtree(scrap) if scrap.is_dir() else scrap.unlink()
+    """Rename a complete .partial.
+
+    Before that only the hidden states go, which are large and not needed where all blocks are finished. With the rest
+    of `WORK` a run that is killed here goes on without doing anything again.
+    """
+    for hidden in (partial / WORK).glob("hidden-*"):
+        hidden.unlink()
     try:
         move(partial, path)
     except OSError as error:

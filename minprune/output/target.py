@@ -48,7 +48,8 @@ def check_free(path: Path, overwrite: bool) -> None:
             raise PruneError(f"{path} exists already: choose another output or overwrite it with --overwrite")
         listed = _listed(path)
         for name in entries(path):
-            if not (re.fullmatch(_ALWAYS, name) or (re.fullmatch(_UNLISTED, name) if not listed else name in listed)):
+            known = re.fullmatch(f"{_ALWAYS}|{_OF_A_RUN}", name)  # of a run killed before it had tidied up
+            if not (known or (re.fullmatch(_UNLISTED, name) if not listed else name in listed)):
                 raise PruneError(
                     f"{path} holds {name!r}, which minprune did not write: move it elsewhere or choose another output"
                 )

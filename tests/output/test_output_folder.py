@@ -222,6 +222,29 @@ def test_what_a_run_needed_is_gone_before_the_output_has_its_name(tmp_path, monk
     assert entries(tmp_path) == ["out"] and entries(tmp_path / "out") == ["minprune.json"]
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_a_run_goes_on_with_stays_until_the_output_has_its_name(tmp_path, monkeypatch, moment):
+    needed = {"recipe.json", "journal.jsonl", "training.state", "block-00001.safetensors", "files", "kind"}
+
+    def killed(*_, **__):
+        raise Killed
+
+    with pytest.raises(Killed), output_folder(tmp_path / "out", kept=lambda: "all of it") as partial:
+        for name in needed - {"kind"}:
+            (partial / "unfinished" / name).write_text("minprune.json" if name == "files" else name)
+        (partial / "minprune.json").write_text("{}")
+        if moment == "before":
+            monkeypatch.setattr(output, "move", killed)
+        else:
+            monkeypatch.setattr(output.shutil, "rmtree", killed)
+    monkeypatch.undo()
+    where = "out.partial" if moment == "before" else "out"
+    assert entries(tmp_path) == [where] and set(os.listdir(tmp_path / where / "unfinished")) == needed
+    if moment == "after":  # and it is no stranger there
+        finish(tmp_path / "out", "new")
+        assert entries(tmp_path / "out") == ["minprune.json"]
+
+
 def test_too_little_room_is_said_before_the_work(tmp_path, tiny_folder, monkeypatch):
     model, _ = mp.load_model(tiny_folder)
     usage = namedtuple("usage", "total used free")

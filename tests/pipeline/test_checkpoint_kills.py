@@ -15,6 +15,7 @@ from test_checkpoint import write_checkpoint
 from tiny import tiny_tokens
 
 import minprune as mp
+from minprune.output import folder
 from minprune.pipeline import journal
 from minprune.pipeline.staged import BlockPruner
 
@@ -140,4 +141,23 @@ def test_a_kill_within_any_write_leaves_what_was_there(tmp_path, monkeypatch):
             except Killed:
                 assert not (tmp_path / "out").exists()
     assert at > 3
+    assert weights(tmp_path / "out") == weights(tmp_path / "plain")
+
+
+def test_a_kill_before_the_output_has_its_name_costs_no_block(tmp_path, monkeypatch):
+    src = write_checkpoint(tmp_path / "src", num_hidden_layers=2)
+    mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), **OPTIONS)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "move", killed)
+        with pytest.raises(Killed):
+            mp.prune_checkpoint(src, tmp_path / "out", tiny_tokens(), **OPTIONS)
+    monkeypatch.setattr(BlockPruner, "prune", killed)
+    mp.prune_checkpoint(src, tmp_path / "out", tiny_tokens(), resume=True, **OPTIONS)
     assert weights(tmp_path / "out") == weights(tmp_path / "plain")
