@@ -24,6 +24,10 @@ class PruneError(ValueError):
     """
 
 
+class PeerError(PruneError):
+    """What went wrong was in another process of the same run, which has told its reason."""
+
+
 @contextmanager
 def logged_to_stderr() -> Iterator[None]:
     """While open, what the package logs is shown: one line on stderr for each message."""

@@ -10,8 +10,9 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minprune.errors import PruneError
 
@@ -75,6 +76,37 @@ def to_json(value: Any, indent: int | None = None) -> str:
     the text that Python shows of it.
     """
     return json.dumps(_plain(value), indent=indent, default=repr, allow_nan=False) + "\n"
+
+
+class JsonLine(NamedTuple):
+    """A line of a file of JSON lines. value: what it holds, None for what is no JSON. end: the byte behind it.
+
+    whole: whether it ends with a line break; a run that is killed while it writes leaves a last line without one.
+    """
+
+    text: bytes
+    value: Any
+    end: int
+    whole: bool
+
+
+def json_lines(path: Path) -> Iterator[JsonLine]:
+    """The lines of a file, [] if there is none; which of them may be damaged is for the reader to say."""
+    content, end = path.read_bytes() if path.exists() else b"", 0
+    for text in content.split(b"\n"):
+        whole, end = end + len(text) < len(content), end + len(text) + 1
+        if text or whole:
+            try:
+                yield JsonLine(text, parse_json(text.decode()), end, whole)
+            except ValueError:
+                yield JsonLine(text, None, end, whole)
+
+
+def append_json(path: Path, value: Any) -> None:
+    """Add a line to a file and have it on the disk before this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_json(value))
+        flush(file)
 
 
 def whole_characters(text: str) -> str:

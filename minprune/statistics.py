@@ -128,6 +128,33 @@ class Statistics:
         return self
 
     @exact_arithmetic()
+    def packed(self) -> Tensor:
+        """All sums in one new vector, as they travel between processes; of the Gram matrix the computed half.
+
+        Those of the same inputs in several parts can be added up; see `unpacked`.
+        """
+        halves = [] if self._gram is None else [half.flatten() for half in self._halves(self._gram)]
+        return torch.cat([self._sum, self._sq_norm, *halves])
+
+    @exact_arithmetic()
+    def unpacked(self, sums: Tensor, tokens: int) -> "Statistics":
+        """New statistics of that many tokens, like these, with the sums that `packed` gives."""
+        d = self.d_in
+        other = Statistics(d, self._gram is not None, self._sum.dtype, self._sum.device)
+        other.tokens, other._sum, other._sq_norm = tokens, sums[:d].clone(), sums[d : 2 * d].clone()
+        if other._gram is not None:
+            start = 2 * d
+            for half in other._halves(other._gram):
+                half.copy_(sums[start : start + half.numel()].view(half.shape))
+                start += half.numel()
+            other._upper_is_stale = True
+        return other
+
+    def _halves(self, gram: Tensor) -> list[Tensor]:
+        """Views of the panels of the matrix, on and below its diagonal."""
+        return [gram[start:, start : start + _PANEL] for start in range(0, self.d_in, _PANEL)]
+
+    @exact_arithmetic()
     def permuted(self, order: Tensor) -> "Statistics":
         """New statistics, those of the same inputs in another order, X[:, order]. order (d_in,) int64."""
         gram = None if self._gram is None else self.gram[order][:, order]

@@ -18,8 +18,9 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "least_squares.exact admm.admm alps.alps swaps.swaps channel_permutation.channel_permutation",
     "formats": "Bitmask BSR CSC CSR Dense NMPacked SparseMatrix predicted_bytes save_model store",
     "kernels": "linear.SparseLinear",
-    "allocation": "allocate.allocate",
-    "pipeline": "recipes.Recipe recipes.get_recipe reconstruction.Reconstruction",
+    "allocation": "allocate.allocate sensitivity.Sensitivity sensitivity.sensitivity",
+    "course": "checks.core.Exercise checks.core.Verdict",
+    "pipeline": "recipes.Recipe recipes.get_recipe recipes.resolve_recipe reconstruction.Reconstruction",
     "structured": "removals.Removal removals.removal",
     "compress": "gptq.gptq gptq.rtn grids.Grid grids.make_grid",
     "training": "activations.pruned_activations adapters.add_adapters callback.KeepZeros distill.Distillation "

@@ -198,7 +198,25 @@ def _resting(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What pruning one group of layers costs: mean KL(dense || pruned) in nats per token, all else left dense."""
+    """What pruning one group of layers costs, all else left dense.
+
+    Parameters
+    ----------
+    group : str
+        The block, type or layer.
+    layers : int
+        How many layers it has.
+    parameters : int
+        How many weights.
+    cost : float
+        The mean of KL(dense || pruned), in nats a token.
+
+    Examples
+    --------
+    >>> from minprune.allocation.sensitivity import Sensitivity
+    >>> Sensitivity("model.layers.0", layers=7, parameters=3_538_944, cost=0.02).cost
+    0.02
+    """
 
     group: str
     layers: int
@@ -219,9 +237,40 @@ def sensitivity(
 ) -> list[Sensitivity]:
     """Prune one group of layers at a time with Wanda and measure what it costs; the model is unchanged afterwards.
 
-    calib: (windows, length) int64; costs are measured on the last quarter of the windows, two at most, and the norms
-    taken on the others. by: "block", "type" or "layer". include, exclude: globs, as in `prune`.
-    Raises `PruneError` for a pattern that does not fit, unreadable or fewer than two windows, or another `by`.
+    Parameters
+    ----------
+    model : PreTrainedModel
+    calib : Tensor of int64, (windows, length)
+        Costs are measured on the last quarter of the windows, two at most, and the norms taken on the others.
+    pattern : str or Pattern, default "50%"
+        The zeros of the group that is pruned.
+    by : str, default "block"
+        What a group is: "block", "type" or "layer".
+    include, exclude : iterable of str
+        Globs of layers' names, as in `prune`.
+    progress : bool, default False
+        Show a bar.
+
+    Returns
+    -------
+    list of Sensitivity
+        One for each group, in the model's order.
+
+    Raises
+    ------
+    PruneError
+        For a pattern that does not fit, unreadable or fewer than two windows, or another `by`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from minprune.allocation.sensitivity import sensitivity
+    >>> size = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    >>> model = LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=3)).eval()
+    >>> rows = sensitivity(model, torch.arange(160).reshape(8, 20) % 50, "2:4")
+    >>> [row.layers for row in rows], all(row.cost > 0 for row in rows)
+    ([7, 7, 7], True)
     """
     check_compiled(model)
     layers, chosen = find_layers(model, include, exclude), read_pattern(pattern)

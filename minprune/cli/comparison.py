@@ -11,8 +11,9 @@ from minprune.evaluation.perplexity import generate, perplexity
 from minprune.load import load_model, model_folder
 from minprune.methods import METHODS
 from minprune.models.layers import find_layers
-from minprune.output.folder import check_space, default_name, output_folder, write_model
+from minprune.output.folder import OutputFolder, default_name
 from minprune.output.lock import absolute
+from minprune.output.model_files import check_space, write_model
 from minprune.output.record import RunRecord
 from minprune.pipeline.prune import prune
 
@@ -59,7 +60,7 @@ def demo(
         raise PruneError(f"cannot write to {folder} ({error.strerror}): choose another output") from None
     method, pattern = WRITTEN
     target, figure = folder / default_name(model_name, method, pattern), folder / "perplexity.png"
-    with output_folder(target, overwrite=True) as partial:
+    with OutputFolder(target, overwrite=True).open() as partial:
         _log.info(f"loading {model_name} and the texts")
         model, tokenizer = load_model(model_name)
         check_space(partial, model)

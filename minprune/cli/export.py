@@ -50,14 +50,15 @@ def run(arguments: Namespace) -> None:
     from minprune.formats.choose import check_form
     from minprune.formats.disk import write_exported
     from minprune.load import model_folder
-    from minprune.output.folder import check_space, default_name, output_folder, rehearse
+    from minprune.output.folder import OutputFolder, default_name
+    from minprune.output.model_files import check_space, rehearse
     from minprune.output.record import read_record
 
     check_form(arguments.format)
     target = Path(arguments.output or default_name(arguments.model, arguments.format))
     check_target(target, arguments.model)
     origin = read_record(arguments.model)
-    with output_folder(target, arguments.overwrite, "export") as folder:
+    with OutputFolder(target, "export", arguments.overwrite).open() as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
         record = _record(arguments, str(model.dtype), origin)
         source = model_folder(arguments.model)

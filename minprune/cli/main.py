@@ -16,7 +16,8 @@ from pathlib import Path
 from minprune import __version__
 from minprune.cli import demo, eval, export, generate, grade, info, prune, quantize, recover, sensitivity, shrink, sweep
 from minprune.cli.common import say
-from minprune.errors import PruneError, logged_to_stderr
+from minprune.cli.ranks import is_first, joined
+from minprune.errors import PeerError, PruneError, logged_to_stderr
 
 LONGEST = 1000  # characters of an error line
 # in the order of `minprune --help`
@@ -34,10 +35,12 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, _interrupt_once)
     try:
         arguments = _read(sys.argv[1:] if argv is None else argv)
-        with logged_to_stderr():
+        with joined(arguments.command, getattr(arguments, "device", "cpu")), logged_to_stderr():
             arguments.run(arguments)
         sys.stdout.flush()
         return 0
+    except PeerError as error:
+        return _fail(str(error), 2) if is_first() else 2  # one line for all
     except PruneError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt as stop:

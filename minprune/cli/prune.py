@@ -24,8 +24,9 @@ from minprune.cli.common import (
     whole,
 )
 from minprune.cli.prune_options import read_allocation, read_options, table_by_rule
+from minprune.cli.ranks import is_first, reserved
 from minprune.errors import kind_of_layer
-from minprune.output.lock import absolute, lock
+from minprune.output.lock import absolute
 
 if TYPE_CHECKING:
     from minprune.methods import Method
@@ -135,7 +136,7 @@ def run(arguments: Namespace) -> None:
     """Prune a model, block by block, to a folder that appears only when it is complete."""
     from minprune.methods import get_method
     from minprune.output.folder import default_name
-    from minprune.output.target import check_free, check_target
+    from minprune.output.target import check_target
     from minprune.patterns import pattern as read_pattern
     from minprune.pipeline.recipes import get_recipe
 
@@ -145,8 +146,7 @@ def run(arguments: Namespace) -> None:
     allocation: Any = read_allocation(arguments.allocation) if arguments.allocation else None
     target = Path(arguments.output or default_name(arguments.model, arguments.recipe or name, str(pattern)))
     place = check_target(target, arguments.model, arguments.calibration, arguments.test, arguments.allocation)
-    with lock(place):
-        check_free(place, arguments.overwrite)
+    with reserved(place, arguments.overwrite):
         prune_to_disk(arguments, target, arguments.method, recipe, pattern, allocation, options)
 
 
@@ -164,7 +164,7 @@ def prune_to_disk(
     from minprune.evaluation.protocol import windows_of
     from minprune.load import load_tokenizer
     from minprune.methods import get_method
-    from minprune.output.folder import PAGE
+    from minprune.output.target import PAGE
     from minprune.pipeline.checkpoint import prune_checkpoint
 
     needs = get_method(method or recipe.method).needs
@@ -204,6 +204,8 @@ def prune_to_disk(
         verify=arguments.verify,
         **options,
     )
+    if not is_first():
+        return
     show_report(report)
     if test is not None:
         add_samples(arguments, absolute(target), tokenizer, test)
@@ -214,9 +216,9 @@ def add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
     """Write the page of the run again, with how both models continue the test text, if they are small."""
     from minprune.evaluation.perplexity import generate
     from minprune.load import load_model
-    from minprune.output.folder import PAGE
     from minprune.output.page import write_page
     from minprune.output.record import read_record
+    from minprune.output.target import PAGE
 
     if sum(path.stat().st_size for path in target.glob("*.safetensors")) > SMALL:
         return

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from minprune.cli.common import MODEL, add_calibration, add_output, add_place, add_test, command, whole
 from minprune.cli.prune import add_layers, add_verify, prune_to_disk
-from minprune.output.lock import lock
+from minprune.cli.ranks import reserved
 
 
 def add(commands) -> None:
@@ -70,7 +70,7 @@ def run(arguments: Namespace) -> None:
     from minprune.compress.grids import check_grid
     from minprune.compress.quantize import quantizer
     from minprune.output.folder import default_name
-    from minprune.output.target import check_free, check_target
+    from minprune.output.target import check_target
     from minprune.patterns import pattern as read_pattern
     from minprune.pipeline.recipes import get_recipe
 
@@ -82,6 +82,5 @@ def run(arguments: Namespace) -> None:
     zeros = [str(pattern)] if pattern.sparsity else []
     target = Path(arguments.output or default_name(arguments.model, arguments.method, f"{arguments.bits}bit", *zeros))
     place = check_target(target, arguments.model, arguments.calibration, arguments.test)
-    with lock(place):
-        check_free(place, arguments.overwrite)
+    with reserved(place, arguments.overwrite):
         prune_to_disk(arguments, target, method, get_recipe(None), pattern, None, options)

@@ -97,9 +97,10 @@ def run(arguments: Namespace) -> None:
     from minprune.data.tokens import fingerprint
     from minprune.evaluation.protocol import windows_of
     from minprune.load import model_folder
-    from minprune.output.folder import PAGE, check_space, default_name, rehearse, write_model
+    from minprune.output.folder import default_name
+    from minprune.output.model_files import check_space, rehearse, write_model
     from minprune.output.record import read_record
-    from minprune.output.target import check_target
+    from minprune.output.target import PAGE, check_target
     from minprune.training.distill import Distillation
     from minprune.training.output import STATE, training_folder
     from minprune.training.page import write_curves

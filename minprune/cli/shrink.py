@@ -84,8 +84,7 @@ def add(commands) -> None:
 def run(arguments: Namespace) -> None:
     """Make a model smaller and write it to a folder that appears only when it is complete."""
     from minprune.errors import PruneError
-    from minprune.output.folder import WORK, default_name, output_folder
-    from minprune.output.lock import absolute
+    from minprune.output.folder import OutputFolder, default_name
     from minprune.output.target import check_target
     from minprune.structured.progress import started
     from minprune.structured.removals import REPAIRS, removals
@@ -95,15 +94,15 @@ def run(arguments: Namespace) -> None:
         raise PruneError(f"unknown repair {arguments.repair!r}: choose one of {', '.join(REPAIRS)}")
     target = Path(arguments.output or default_name(arguments.model, *(str(one) for one, _ in plan)))
     check_target(target, arguments.model, arguments.calibration, arguments.test)
-    work = absolute(target).with_name(absolute(target).name + ".partial") / WORK
+    output = OutputFolder(target, "shrink", arguments.overwrite, arguments.resume)
 
     def kept() -> str:
-        return f"what is finished is kept in {work.parent}: continue with --resume" if started(work) else ""
+        return f"what is finished is kept in {output.partial}: continue with --resume" if started(output.work) else ""
 
-    with output_folder(target, arguments.overwrite, "shrink", arguments.resume, kept) as folder:
+    with output.open(kept) as folder:
         tokenizer, test = _shrink(arguments, plan, folder)
     if test is not None:
-        add_samples(arguments, absolute(target), tokenizer, test)
+        add_samples(arguments, output.path, tokenizer, test)
     console().print(f"written to {target}", soft_wrap=True)
 
 
@@ -114,10 +113,11 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     from minprune.evaluation.protocol import windows_of
     from minprune.load import model_folder
     from minprune.models.extras import copy_files
-    from minprune.output.folder import PAGE, WORK, check_space, rehearse, write_errors, write_model
+    from minprune.output.model_files import check_space, rehearse, write_errors, write_model
     from minprune.output.page import write_page
     from minprune.output.record import RunRecord, read_record
     from minprune.output.report import Report
+    from minprune.output.target import PAGE, WORK
     from minprune.structured.progress import Progress
     from minprune.structured.shrink import run_removals
 

@@ -25,7 +25,8 @@ from minprune.models.layers import Layer, block_layers, head_layers
 from minprune.models.skeleton import describe_or_refuse, fill_tables, in_use, read_config, read_generation
 from minprune.models.tokenizer import write_tokenizer
 from minprune.models.weight_files import one_line
-from minprune.output.folder import output_folder, write_errors, write_record
+from minprune.output.folder import OutputFolder
+from minprune.output.model_files import write_errors, write_record
 from minprune.output.record import RunRecord
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def save_model(
     >>> {row.format for row in save_model(model, tokenizer, "exported", "nm")}
     {'nm 2:4'}
     """
-    with output_folder(path, overwrite) as folder:
+    with OutputFolder(Path(path), overwrite=overwrite).open() as folder:
         return write_exported(folder, model, tokenizer, form)
 
 

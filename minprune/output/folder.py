@@ -1,27 +1,19 @@
-"""Writing a pruned model to a folder that is either complete or not there."""
+"""The folder of an output, which is either complete or not there: one writer, one kind of run, resumed or replaced."""
 
-import copy
 import ctypes
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from minprune.errors import PruneError
-from minprune.files import to_json, write_text
-from minprune.models.extras import add_tensors, copy_files, not_loaded
-from minprune.models.tokenizer import write_tokenizer
+from minprune.files import write_text
 from minprune.output.lock import absolute, lock
-from minprune.output.model_card import model_card
-from minprune.output.record import VERSION, RunRecord, as_record
-from minprune.output.target import PAGE, RECORD, WORK, WRITTEN, check_free, check_left, entries
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from minprune.output.target import WORK, check_free, check_left, partial_of
 
 _KIND = "kind"  # a file in it: which command began the run; so another run may go on in the folder, or remove it
 _EXCHANGE, _HERE = 2, -100  # renameat2's RENAME_EXCHANGE and AT_FDCWD
@@ -33,73 +25,105 @@ def default_name(model: str, *made: str) -> str:
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
 
 
-@contextmanager
-def output_folder(
-    path: str | Path,
-    overwrite: bool = False,
-    kind: str = "write",
-    resume: bool = False,
-    kept: Callable[[], str] = str,
-) -> Iterator[Path]:
-    """Yield the folder `PATH.partial`, which is renamed to `path` if the block ends well; see `lock`.
+@dataclass(frozen=True)
+class OutputFolder:
+    """A folder that is either complete or not there. Until it is, its run works in `partial`.
 
-    If the block fails or is interrupted, the folder is removed if this run made it, unless `kept()` says, for the
-    exception, what is worth going on with. In the folder is another, `WORK`, for what is not part of the output.
-
-    kind: of run, such as "prune". resume: go on in what an earlier run of the same kind left at `PATH.partial`.
-    overwrite: replace that, or a folder that minprune finished earlier. One in which there is anything that no run
-    wrote is never replaced. Raises `PruneError` before the block if `path` cannot become the output: enter this
-    before any long work.
+    path: where the output will be. kind: of run, such as "prune"; only the same kind goes on with what a run left.
+    overwrite: replace what is there if an earlier run finished or left it. resume: go on in what one left.
+    One in which there is anything that no run wrote is never replaced.
     """
-    path = absolute(path)
-    with lock(path):
-        partial, new = _claim(path, kind, overwrite, resume)
-        try:
-            yield partial
-        except BaseException as error:  # Ctrl-C included
-            said = kept()
-            if not said:
-                if new:
-                    shutil.rmtree(partial, ignore_errors=True)
+
+    path: Path
+    kind: str = "write"
+    overwrite: bool = False
+    resume: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "path", absolute(self.path))
+
+    @property
+    def partial(self) -> Path:
+        """`PATH.partial`, the output as far as it is."""
+        return partial_of(self.path)
+
+    @property
+    def work(self) -> Path:
+        """The folder in `partial` for what is not part of the output."""
+        return self.partial / WORK
+
+    @contextmanager
+    def open(self, kept: Callable[[], str] = str) -> Iterator[Path]:
+        """Yield `partial`, which is renamed to `path` if the block ends well; nobody else writes there, see `lock`.
+
+        If the block fails or is interrupted, the folder is removed if this run made it, unless `kept()` says, for the
+        exception, what is worth going on with. Raises `PruneError` before the block if `path` cannot become the output:
+        enter this before any long work.
+        """
+        with lock(self.path):
+            new = self._claim()
+            try:
+                yield self.partial
+            except BaseException as error:  # Ctrl-C included
+                said = kept()
+                if not said:
+                    if new:
+                        shutil.rmtree(self.partial, ignore_errors=True)
+                    raise
+                if isinstance(error, KeyboardInterrupt):
+                    raise KeyboardInterrupt(f"interrupted; {said}") from None
+                if isinstance(error, PruneError):
+                    raise type(error)(f"{error}; {said}") from error
+                error.add_note(said)
                 raise
-            if isinstance(error, KeyboardInterrupt):
-                raise KeyboardInterrupt(f"interrupted; {said}") from None
-            if isinstance(error, PruneError):
-                raise PruneError(f"{error}; {said}") from error
-            error.add_note(said)
-            raise
-        _finish(partial, path)
+            self._finish()
 
+    def _claim(self) -> bool:
+        """Make `partial` a folder of this kind of run from now on; whether it was made anew."""
+        partial = self.partial
+        check_free(self.path, self.overwrite)
+        try:
+            if os.path.lexists(partial):
+                found = _kind_of(partial)
+                if self.resume and found == self.kind:
+                    return False
+                if self.resume and found:
+                    raise PruneError(
+                        f"{partial} was left by another command, minprune {found}: overwrite it or choose another "
+                        "output"
+                    )
+                if found and not self.overwrite:
+                    raise PruneError(
+                        f"{partial} is in the way: a run was stopped; resume or overwrite it, or choose another output"
+                    )
+                if found is None and not _is_empty(partial):
+                    raise PruneError(
+                        f"{partial} is in the way: no such run left it; move it elsewhere, or choose another output"
+                    )
+                if found:
+                    check_left(partial)
+                shutil.rmtree(partial)
+            self.work.mkdir(parents=True)
+            write_text(self.work / _KIND, self.kind)
+        except OSError as error:
+            raise PruneError(f"cannot write to {self.path.parent} ({error.strerror}): choose another output") from None
+        return True
 
-def _claim(path: Path, kind: str, overwrite: bool, resume: bool) -> tuple[Path, bool]:
-    """(`PATH.partial`, a folder of this kind of run from now on; whether it was made anew)."""
-    partial = path.with_name(path.name + ".partial")
-    check_free(path, overwrite)
-    try:
-        if os.path.lexists(partial):
-            found = _kind_of(partial)
-            if resume and found == kind:
-                return partial, False
-            if resume and found:
-                raise PruneError(
-                    f"{partial} was left by another command, minprune {found}: overwrite it or choose another output"
-                )
-            if found and not overwrite:
-                raise PruneError(
-                    f"{partial} is in the way: a run was stopped; resume or overwrite it, or choose another output"
-                )
-            if found is None and not _is_empty(partial):
-                raise PruneError(
-                    f"{partial} is in the way: no such run left it; move it elsewhere, or choose another output"
-                )
-            if found:
-                check_left(partial)
-            shutil.rmtree(partial)
-        (partial / WORK).mkdir(parents=True)
-        write_text(partial / WORK / _KIND, kind)
-    except OSError as error:
-        raise PruneError(f"cannot write to {path.parent} ({error.strerror}): choose another output") from None
-    return partial, True
+    def _finish(self) -> None:
+        """Rename `partial`, which is complete.
+
+        Before that only the hidden states go, which are large and not needed where all blocks are finished. With the
+        rest of `work` a run that is killed here goes on without doing anything again.
+        """
+        for hidden in self.work.glob("hidden-*"):
+            hidden.unlink()
+        try:
+            move(self.partial, self.path)
+        except OSError as error:
+            raise PruneError(
+                f"cannot rename {self.partial} to {self.path} ({error.strerror}): it is complete, so move it by hand"
+            ) from error
+        shutil.rmtree(self.path / WORK, ignore_errors=True)
 
 
 def _kind_of(partial: Path) -> str | None:
@@ -116,142 +140,6 @@ def _kind_of(partial: Path) -> str | None:
 
 def _is_empty(folder: Path) -> bool:
     return not folder.is_symlink() and folder.is_dir() and not any(folder.iterdir())
-
-
-def _finish(partial: Path, path: Path) -> None:
-    """Rename a complete .partial.
-
-    Before that only the hidden states go, which are large and not needed where all blocks are finished. With the rest
-    of `WORK` a run that is killed here goes on without doing anything again.
-    """
-    for hidden in (partial / WORK).glob("hidden-*"):
-        hidden.unlink()
-    try:
-        move(partial, path)
-    except OSError as error:
-        raise PruneError(
-            f"cannot rename {partial} to {path} ({error.strerror}): it is complete, so move it by hand"
-        ) from error
-    shutil.rmtree(path / WORK, ignore_errors=True)
-
-
-def check_space(folder: Path, model: "PreTrainedModel", there: int = 0) -> None:
-    """Raise `PruneError` if the disk that `folder` is on has less room than the model's parameters need.
-
-    there: bytes of them that are on the disk already.
-    """
-    needed = sum(_size(parameter) for parameter in model.parameters()) - there
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise PruneError(
-            f"the model needs {needed / 1e6:,.1f} MB and {folder.parent} has {free / 1e6:,.1f} MB left: free some "
-            "space or choose another output"
-        )
-
-
-def rehearse(
-    folder: Path,
-    model: "PreTrainedModel",
-    tokenizer,
-    record: RunRecord,
-    page: Callable[[Path, RunRecord], None] | None = None,
-    source: Path | None = None,
-) -> int:
-    """Write all but the weights, and remove it again: what cannot be written is found out before the work, not after.
-
-    folder: of `output_folder`. record: as minprune.json will be, with any numbers. page: writes the page of such a
-    record. source: as for `write_model`. Returns how many bytes there were. Raises `PruneError` with the reason.
-    """
-    scratch = folder / WORK / "rehearsal"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed in here
-    try:
-        with write_errors(folder):
-            scratch.mkdir(exist_ok=True)
-            _write_config(scratch, model)
-            write_tokenizer(scratch, tokenizer)
-            if source:
-                copy_files(source, scratch)
-            if page:
-                page(scratch / PAGE, record)
-                write_text(scratch / "README.md", model_card(record))
-            write_record(scratch, record)
-            write_text(folder / WORK / WRITTEN, "\n".join(entries(scratch)))
-        return sum(path.stat().st_size for path in scratch.rglob("*") if path.is_file())
-    except (PruneError, MemoryError):
-        raise
-    except Exception as error:  # of many kinds, for each of the libraries that write
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise PruneError(f"the output could not be written in the end ({said}): correct the model's files") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _write_config(folder: Path, model: "PreTrainedModel") -> None:
-    config = copy.deepcopy(model.config)
-    config.dtype, config.architectures = model.dtype, [type(model).__name__]
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-
-
-def write_model(
-    folder: Path,
-    model: "PreTrainedModel",
-    tokenizer,
-    record: RunRecord | Mapping[str, Any],
-    weight_map: dict[str, str] | None = None,
-    source: Path | None = None,
-) -> None:
-    """Write what `AutoModelForCausalLM.from_pretrained(folder)` needs, the tokenizer, a model card, and minprune.json.
-
-    record: what minprune.json says; it is written last. weight_map: the file of each tensor by name, if the weights are
-    in the folder already. source: the folder of the model that this one was made from; what it holds beside a model
-    (tensors that the library does not load, processors, a licence) is copied. Raises `PruneError` if the disk is full
-    or anything else keeps the files from being written.
-    """
-    with write_errors(folder):
-        if weight_map:
-            _write_config(folder, model)
-            state = model.state_dict()
-            size = {"total_size": sum(_size(state[name]) for name in weight_map)}
-            index = {"metadata": size, "weight_map": weight_map}
-            write_text(folder / "model.safetensors.index.json", to_json(index, 2))
-        else:
-            model.save_pretrained(folder)
-        write_tokenizer(folder, tokenizer)
-        if source:
-            add_tensors(folder, not_loaded(model, source))
-            copy_files(source, folder)
-        write_text(folder / "README.md", model_card(record))
-        write_record(folder, as_record(record))
-
-
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Write minprune.json, which lists what else is in the folder: all that minprune may replace some day."""
-    files = [name for name in entries(folder) if name.split("/")[0] != WORK]
-    complete = record.model_copy(update={"version": VERSION, "files": files})
-    write_text(folder / RECORD, to_json(complete.as_dict(), 2))
-
-
-@contextmanager
-def write_errors(folder: Path) -> Iterator[None]:
-    """What keeps a file in the folder from being written becomes a `PruneError`, as for a full disk."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise PruneError(
-            f"cannot write the model to {folder.parent} ({_plain(error)}): free some space or choose another output"
-        ) from None
-
-
-def _size(tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _plain(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).removeprefix("Error while serializing: ")
 
 
 def move(partial: Path, path: Path) -> None:

@@ -19,7 +19,8 @@ _UNLISTED = (  # in an output whose record lists no files
 
 WRITTEN = "files"  # a file in `WORK`: the names of what a run will write beside its weights, see `rehearse`
 _OF_A_RUN = (  # in PATH.partial, beside what its output may hold
-    rf"{WORK}/(kind|{WRITTEN}|recipe\.json|journal\.jsonl|(hidden|block)-\d+\.safetensors|training\.state|rehearsal(/.*)?)"
+    rf"{WORK}/(kind|{WRITTEN}|recipe\.json|journal\.jsonl|(hidden|block)-\d+\.safetensors|training\.state|rehearsal(/.*)?|"
+    r"removals\.json|basis\.safetensors|model-\d+(/.*)?)"
 )
 
 
@@ -29,7 +30,7 @@ def check_target(target: str | Path, *inputs: str | Path | None) -> Path:
     inputs: paths, beside names of the hub or of bundled models and texts, which are no paths, and None.
     """
     path = absolute(target)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     for name in _paths(inputs):
         found = Path(name).resolve()
         if found == path:
@@ -37,6 +38,11 @@ def check_target(target: str | Path, *inputs: str | Path | None) -> Path:
         if found.is_relative_to(path) or found.is_relative_to(partial):
             raise PruneError(f"{name}, which is read, lies in {target}, the output: choose another --output")
     return path
+
+
+def partial_of(path: Path) -> Path:
+    """Where a run works until the output at `path` is complete."""
+    return path.with_name(path.name + ".partial")
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ again, and takes the finished blocks from their files.
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,17 @@ from minprune.methods import Method
 from minprune.models.checks import layer_notes
 from minprune.models.hooks import eager_experts
 from minprune.models.layers import Layer, check_windows
-from minprune.output.folder import check_space, rehearse, write_errors, write_model
+from minprune.output.model_files import check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
 from minprune.output.record import RunRecord
 from minprune.output.report import LayerRow, Report, versions
-from minprune.output.target import PAGE, check_target
+from minprune.output.target import PAGE, check_target, partial_of
 from minprune.patterns import Pattern
 from minprune.pipeline.disk_run import DiskRun
-from minprune.pipeline.journal import Journal, table_of, unfinished
-from minprune.pipeline.layer_pruner import LayerPruner, RunLog
+from minprune.pipeline.journal import Follower, Journal, table_of, unfinished
+from minprune.pipeline.layer_pruner import RunLog
 from minprune.pipeline.plan import PruningPlan, make_plan
+from minprune.pipeline.ranks import Ranks
 from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import resolved
 from minprune.pipeline.sources import Checkpoint
@@ -72,6 +73,9 @@ def prune_checkpoint(
     **options: Any,
 ) -> Report:
     """Prune a model from disk to disk, block by block; see `minprune.prune`.
+
+    Where `torch.distributed` is initialised, as by `torchrun -m minprune prune`, all of its processes call this with
+    the same arguments and share the work; see `minprune.pipeline.ranks`. The first one writes.
 
     Parameters
     ----------
@@ -123,8 +127,9 @@ def prune_checkpoint(
     0.5
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
-    check_target(dst, src)
-    with unfinished(dst, resume, overwrite) as journal, ExitStack() as shown:
+    target, ranks = check_target(dst, src), Ranks.current()
+    opened = unfinished(dst, resume, overwrite) if ranks.first else nullcontext(Follower(partial_of(target)))
+    with ranks.until_failure(), opened as journal, ExitStack() as shown:
         chosen = resolve_recipe(recipe, calib, method, allocation, options)
         rule = rule_of(chosen.allocation)
         if resume and rule and (table := table_of(dst, rule)):
@@ -136,6 +141,10 @@ def prune_checkpoint(
             check_windows(source.model, test)
             if test.shape[1] < 2:
                 raise PruneError("test windows of 1 token predict nothing: use length 2 or more")
+        if chosen.reconstruction and ranks.size > 1:
+            raise PruneError(
+                "blocks are not trained by several processes yet: use one, or a method without a reconstruction"
+            )
         how, skipped = resolved(chosen.reconstruction, source.model, plan) if chosen.reconstruction else (None, "")
         facts = {
             "method": plan.name,
@@ -154,6 +163,8 @@ def prune_checkpoint(
             "versions": versions(),
         }
         journal.begin(facts, len(source.blocks))
+        ranks.check_alike({**facts, "device": source.device.type})
+        journal.lines = ranks.of_first(lambda: journal.lines)
         if batch_size is None and journal.lines:  # another number would round differently
             plan = plan.with_batch_size(next(iter(journal.lines.values()))["batch_size"])
         said = texts or {}
@@ -180,27 +191,31 @@ def prune_checkpoint(
                 command=list(command),
             )
 
-        log = RunLog(plan, layer_notes(source.model, plan.layers), progress)
+        plan, test = ranks.share(plan), test if ranks.first else None
+        log = RunLog(plan, layer_notes(source.model, plan.layers), progress and ranks.first)
         shown.enter_context(log.bar)  # else it would stay on the terminal when a check fails
-        trial = described(_preview(plan), {"before": 1.0, "after": 1.0})
-        ahead = 2 * rehearse(
-            journal.folder, source.model, source.tokenizer, trial, write_page, source.folder
-        )  # the journal says it again
-        ahead += _hidden_bytes(source.model, calib, test, how is not None)
-        ahead += sum(tensor.nbytes for tensor in source.left.values())
-        ahead += source.bytes_ahead()
-        check_space(journal.folder, source.model, journal.bytes() - ahead)
-        if not source.streamed:
+        if ranks.first:
+            trial = described(_preview(plan), {"before": 1.0, "after": 1.0})
+            ahead = 2 * rehearse(
+                journal.folder, source.model, source.tokenizer, trial, write_page, source.folder
+            )  # the journal says it again
+            ahead += _hidden_bytes(source.model, calib, test, how is not None)
+            ahead += sum(tensor.nbytes for tensor in source.left.values())
+            ahead += source.bytes_ahead()
+            check_space(journal.folder, source.model, journal.bytes() - ahead)
+        if not source.streamed and ranks.first:
             _log.warning(source.notes[0])
         with eager_experts(source.model, plan.layers):
             guide = (how, skipped) if how else None
-            job = DiskRun(source, LayerPruner(plan, log), journal, test, sequential, guide, start)
+            job = DiskRun(source, ranks.pruner(plan, log), journal, test, sequential, guide, start)
             perplexities = job.all_blocks()
             job.compare()
         report = log.report(plan, job.seconds())
         report.notes += source.notes + job.notes
-        record = described(report, perplexities)
-        _finish(source, journal, record)
+        report.notes += [f"by {ranks.size} processes"] if ranks.size > 1 else []
+        if ranks.first:
+            _finish(source, journal, described(report, perplexities))
+        ranks.gather(None)  # none of them says that it is ready before the output is
     return report
 
 

@@ -75,7 +75,7 @@ class DiskRun:
                     self.walks["targets"] = self.targets.dense
             for name, parts in batches.items():
                 products = self.targets.products if self.targets and name == "calib" else nullcontext
-                if parts:
+                if parts or (name == "calib" and plan.calib is not None):  # a process may have no windows
                     self.walks[name] = BlockwiseForward(source.model, parts, products)
         complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))
         if complete and self._alone() and (saved := journal.hidden()):  # else the first block's input is all there is
@@ -142,7 +142,7 @@ class DiskRun:
 
     def _alone(self) -> bool:
         """Whether hidden states are all that has to be kept at the boundary of two blocks."""
-        return bool(self.walks) and all(walk.alone for walk in self.walks.values())
+        return self.pruner.alone and bool(self.walks) and all(walk.alone for walk in self.walks.values())
 
     def compare(self) -> None:
         """Hold the rows against the model once more: all that is in memory is written from there in the end."""

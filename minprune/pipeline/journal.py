@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minprune.errors import PruneError, short
-from minprune.files import flush, parse_json, read_json, sha256, to_json, write_text
-from minprune.output.folder import output_folder, write_errors
+from minprune.files import append_json, flush, json_lines, read_json, sha256, to_json, write_text
+from minprune.output.folder import OutputFolder
 from minprune.output.lock import absolute
-from minprune.output.target import WORK
+from minprune.output.model_files import write_errors
+from minprune.output.target import WORK, partial_of
 from minprune.output.typed import Line, checked
 
 _RECIPE, _JOURNAL = "recipe.json", "journal.jsonl"
@@ -69,7 +70,7 @@ class Journal:
             for block, line in self.read_lines().items()
             if block < blocks and {row["name"] for row in line["rows"]} <= names
         }
-        write_text(self.work / _JOURNAL, "".join(map(_with_checksum, self.lines.values())))
+        write_text(self.work / _JOURNAL, "".join(to_json(_with_checksum(line)) for line in self.lines.values()))
         self.blocks = blocks
 
     def finished(self, block: int) -> Path | None:
@@ -99,9 +100,8 @@ class Journal:
             line["hidden"] = {"file": name, "sha256": self.write(f"{WORK}/{name}", hidden())}
             self._saved = time.perf_counter()
             self._cost = self._saved - start
-        with write_errors(self.folder), (self.work / _JOURNAL).open("a", encoding="utf-8") as journal:
-            journal.write(_with_checksum(line))
-            flush(journal)
+        with write_errors(self.folder):
+            append_json(self.work / _JOURNAL, _with_checksum(line))
         self.lines[block] = line
         if line["hidden"]:
             for path in self.work.glob("hidden-*"):
@@ -134,19 +134,27 @@ class Journal:
 
     def read_lines(self) -> dict[int, dict[str, Any]]:
         """The journal on the disk; a line that is damaged, or was not completed before a crash, does not count."""
-        path = self.work / _JOURNAL
         found: dict[int, dict[str, Any]] = {}
-        for text in path.read_bytes().splitlines() if path.exists() else []:
+        for _, line, _, _ in json_lines(self.work / _JOURNAL):
             with suppress(ValueError):
-                line = parse_json(text.decode())
                 if isinstance(line, dict) and line.pop("line", None) == _digest(line):
                     found[line["block"]] = checked(line, Line)
         return found
 
 
+class Follower(Journal):
+    """The same for a process that reads along while another one writes: it writes nothing."""
+
+    def begin(self, recipe: dict[str, Any], blocks: int) -> None:
+        self.blocks = blocks
+
+    def add(self, block: int, file: str, tensors: dict[str, Tensor], hidden: Hidden, more: dict[str, Any]) -> None:
+        pass
+
+
 @contextmanager
 def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) -> Iterator[Journal]:
-    """Yield the `Journal` of `PATH.partial`, which is renamed to `path` if the block ends well; see `output_folder`.
+    """Yield the `Journal` of `PATH.partial`, which is renamed to `path` if the block ends well; see `OutputFolder`.
 
     If the block fails or is interrupted, the folder is kept if it holds a finished block, and the exception says so.
     resume: go on in a `PATH.partial` that is there already. overwrite: replace one, or a finished output of minprune.
@@ -157,7 +165,7 @@ def unfinished(path: str | Path, resume: bool = False, overwrite: bool = False) 
     def kept() -> str:
         return "".join(journal.kept() for journal in journals)
 
-    with output_folder(path, overwrite, "prune", resume, kept) as partial:
+    with OutputFolder(Path(path), "prune", overwrite, resume).open(kept) as partial:
         journals.append(Journal(partial))
         yield journals[0]
 
@@ -167,7 +175,7 @@ def table_of(path: str | Path, rule: str | None) -> dict[str, float] | None:
 
     A rule may take long, and on other hardware it may find others.
     """
-    left = absolute(path).with_name(absolute(path).name + ".partial") / WORK / _RECIPE
+    left = partial_of(absolute(path)) / WORK / _RECIPE
     found = _read(left).get("allocation") if rule and left.exists() else None
     same = isinstance(found, dict) and found.get("rule") == rule and isinstance(found.get("table"), dict)
     return found["table"] if found and same else None
@@ -185,8 +193,8 @@ def _digest(line: dict[str, Any]) -> str:
     return hashlib.sha256(to_json(line).encode()).hexdigest()
 
 
-def _with_checksum(line: dict[str, Any]) -> str:
-    return to_json({**line, "line": _digest(line)})
+def _with_checksum(line: dict[str, Any]) -> dict[str, Any]:
+    return {**line, "line": _digest(line)}
 
 
 def _intact(path: Path, digest: str) -> bool:

@@ -94,6 +94,8 @@ class RunLog:
 class LayerPruner:
     """Prunes the layers of a plan, one at a time, and writes each into the log."""
 
+    alone = True  # whether all calibration tokens of the run are this process's
+
     def __init__(self, plan: PruningPlan, log: RunLog):
         self.plan, self.log = plan, log
 
@@ -139,6 +141,12 @@ class LayerPruner:
         torch.clear_autocast_cache()  # a caller's autocast may remember the dense weight in its own type
         note = "; ".join(note for note in (*notes, result.note) if note)
         self.log.record(layer, row_of(layer, note, error, seconds))
+
+    def prune_group(self, observed: dict[Layer, Statistics]) -> list[Layer]:
+        """Prune layers on what was observed of their inputs; which they were."""
+        for layer, stats in observed.items():
+            self.prune(layer, stats)
+        return list(observed)
 
     def prune_on_forward(self) -> InputCallback:
         """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""

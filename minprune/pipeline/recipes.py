@@ -136,10 +136,35 @@ def get_recipe(recipe: str | Recipe | None) -> Recipe:
 def resolve_recipe(
     recipe: str | Recipe | None, calib: Tensor | None, method: Any, allocation: Allocation, options: dict[str, Any]
 ) -> Recipe:
-    """The recipe (see `get_recipe`) with what is given beside it in place of its own.
+    """The recipe with what is given beside it in place of its own.
 
-    method: a name or a `Method`. A recipe's options go with its method. Raises `PruneError` if blocks cannot be
-    reconstructed for want of tokens.
+    Parameters
+    ----------
+    recipe : str, Recipe or None
+        As for `get_recipe`.
+    calib : Tensor of int64, (windows, length), or None
+        Calibration tokens.
+    method : str, Method or None
+        In place of the recipe's. A recipe's options go with its method.
+    allocation : dict, str, callable or None
+        In place of the recipe's, as for `prune`.
+    options : dict
+        Of the method.
+
+    Returns
+    -------
+    pipeline.recipes.Recipe
+
+    Raises
+    ------
+    PruneError
+        If blocks are to be reconstructed and there are no tokens, or for an unknown name.
+
+    Examples
+    --------
+    >>> from minprune.pipeline.recipes import resolve_recipe
+    >>> resolve_recipe(None, None, "wanda", None, {}).method
+    'wanda'
     """
     chosen = get_recipe(recipe)
     if calib is None and chosen.reconstruction:

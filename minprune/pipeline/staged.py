@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minprune.errors import PruneError
 from minprune.models.forward import BlockwiseForward
 from minprune.models.hooks import capture_inputs, once, run_to_head
 from minprune.models.layers import Layer
@@ -52,14 +53,14 @@ class BlockPruner:
         """
         forward, pruner = self.forward, self.pruner
         todo = [x for x in pruner.plan.layers_under(f"{forward.prefix}.{index}.") if x not in pruner.log.rows]
-        if len(forward.batches) == 1 and not whole_block:  # one pass: each layer is pruned right before it is applied
+        if len(forward.batches) == 1 and not whole_block and pruner.alone:  # one pass: each layer right before its use
             with capture_inputs(todo, once(pruner.prune_on_forward())):
                 if stay:
                     forward.rehearse(index, 0)
                 else:
                     forward.run_block(index)
             return
-        if todo and not whole_block:  # a stage ends before it could be seen that a layer comes again
+        if todo and not whole_block and forward.batches:  # a stage ends before a layer could be seen to come again
             with capture_inputs(todo, once(lambda layer, X: None)):
                 forward.rehearse(index, 0)
         while todo:
@@ -68,11 +69,10 @@ class BlockPruner:
                 group.start_batch()
                 with suppress(_Enough), capture_inputs(todo, group.receive):
                     forward.rehearse(index, batch)
-            for layer, observed in group.observed.items():
-                pruner.prune(layer, observed)
-            if not group.observed:
+            done = pruner.prune_group(group.observed)
+            if not done:
                 break  # experts that no token reached
-            todo = [layer for layer in todo if layer not in group.observed]
+            todo = [layer for layer in todo if layer not in done]
         if not stay:
             forward.run_block(index)
 
@@ -86,8 +86,7 @@ class BlockPruner:
                     group.start_batch()
                     with forward.products():
                         run_to_head(forward.model, batch)
-            for head, observed in group.observed.items():
-                pruner.prune(head, observed)
+            pruner.prune_group(group.observed)
 
 
 class _Group:
@@ -132,7 +131,10 @@ class _Group:
     def _at_once(self, X: Tensor) -> int:
         """How many experts' Gram matrices, (d_in, d_in) each, are kept at once."""
         size = torch.promote_types(X.dtype, torch.float32).itemsize
-        return max(1, _EXPERTS_GRAMS // (size * X.shape[-1] ** 2))
+        count = max(1, _EXPERTS_GRAMS // (size * X.shape[-1] ** 2))
+        if not self.pruner.alone and count < len(self.todo):  # which came first is another for each process
+            raise PruneError("the Gram matrices of all experts do not fit at once: prune this model with one process")
+        return count
 
     def _observe(self, layer: Layer, X: Tensor) -> None:
         if X is self.tensor and X._version == self.version:  # the statistics of this tensor are taken already

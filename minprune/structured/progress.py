@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minprune.errors import PruneError
 from minprune.files import read_json, sha256, to_json, write_text
 from minprune.models.layers import decoder_blocks
-from minprune.output.folder import write_errors
+from minprune.output.model_files import write_errors
 from minprune.output.report import LayerRow, Report
 from minprune.structured.cut import become
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minprune.errors import PruneError
-from minprune.files import check_regular, flush, parse_json, to_json
+from minprune.files import JsonLine, check_regular, json_lines
 from minprune.output.typed import SweepRun, checked
 
 _BEGINNING = b'{"method": '  # of every line
@@ -100,30 +100,21 @@ def continue_runs(path: Path, protocol: dict) -> list[dict]:
 
 def _lines(path: Path) -> Iterator[tuple[dict, int]]:
     """Each run and the byte at which its line ends. A last line without its line break is torn, and left out."""
-    content, end = path.read_bytes() if path.exists() else b"", 0
-    for number, line in enumerate(content.split(b"\n"), 1):
-        whole, end = end + len(line) < len(content), end + len(line) + 1
-        if whole and (run := _run(line)):
-            yield run, end
-        elif whole or line[: len(_BEGINNING)] != _BEGINNING[: len(line)]:  # of another's file nothing may be cut off
+    for number, line in enumerate(json_lines(path), 1):
+        if line.whole and (run := _run(line)):
+            yield run, line.end
+        elif line.whole or line.text[: len(_BEGINNING)] != _BEGINNING[: len(line.text)]:  # nothing of others is cut off
             raise PruneError(f"line {number} of {path} is not a run of a sweep: choose another file")
 
 
-def _run(line: bytes) -> dict | None:
+def _run(line: JsonLine) -> dict | None:
     try:
-        run = checked(parse_json(line.decode()), SweepRun)
+        run = checked(line.value, SweepRun)
     except ValueError:
         return None
     for name in ("perplexity", "dense", "relative"):
         run[name] = {text: math.inf if value is None else value for text, value in run[name].items()}
     return run if "processor" in run["seconds"] and run["relative"].keys() == run["perplexity"].keys() else None
-
-
-def append_run(path: Path, run: dict) -> None:
-    """Add a run's line to the file at path and see it onto the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(to_json(run))
-        flush(file)
 
 
 def _difference(theirs: Any, ours: Any, name: str = "") -> str | None:

@@ -23,6 +23,7 @@ from minprune.data.tokens import fingerprint, load_tokens
 from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
 from minprune.evaluation.protocol import windows_of
+from minprune.files import append_json
 from minprune.methods import get_method
 from minprune.models.layers import find_layers
 from minprune.output.lock import absolute, lock
@@ -30,7 +31,7 @@ from minprune.output.report import versions
 from minprune.patterns import pattern as read_pattern
 from minprune.pipeline.prune import prune
 from minprune.pipeline.recipes import RECIPES
-from minprune.sweep.results import DENSE, RunKey, append_run, continue_runs, key_of
+from minprune.sweep.results import DENSE, RunKey, continue_runs, key_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,7 +101,7 @@ def sweep(
                     raise
                 found[cell] = {**cell._asdict(), "failed": str(reason)}
             else:
-                append_run(path, found[cell])
+                append_json(path, found[cell])
             _log.info(f"{number}/{len(missing)} {_sentence(found[cell])}")
         return [found[cell] for cell in cells]
 

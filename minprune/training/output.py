@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minprune.output.folder import WORK, output_folder
-from minprune.output.lock import absolute
+from minprune.output.folder import OutputFolder
+from minprune.output.target import WORK
 
 STATE = f"{WORK}/training.state"
 
@@ -16,13 +16,14 @@ def training_folder(path: str | Path, resume: bool = False, overwrite: bool = Fa
 
     If the block fails or is interrupted, the folder stays if there is a state in it, and the exception says so. resume:
     go on in what such a run left, from its state or, if it was killed before there was one, anew. overwrite: begin anew
-    in its place, or in that of a finished output of minprune; see `output_folder`.
+    in its place, or in that of a finished output of minprune; see `OutputFolder`.
     Raises `PruneError` before the block if `path` cannot become the output.
     """
-    partial = absolute(path).with_name(absolute(path).name + ".partial")
+    output = OutputFolder(Path(path), "recover", overwrite, resume)
+    partial = output.partial
 
     def kept() -> str:
         return f"its last state is kept in {partial}: continue with --resume" if (partial / STATE).exists() else ""
 
-    with output_folder(path, overwrite, "recover", resume, kept):
+    with output.open(kept):
         yield partial

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
+from minprune.structured import progress
 from minprune.structured import shrink as module
 
 
@@ -100,6 +101,25 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(shrink, more, why):
     code, out, err = shrink(*more)
     assert code == 2 and why in err and err.count("\n") == 1 and not out
     assert not Path("out").exists() and not Path("out.partial").exists()
+
+
+@pytest.mark.parametrize("at", ["second removal", "block"])
+def test_what_a_stopped_run_left_is_replaced_if_asked(shrink, monkeypatch, at):
+    stops = {"second removal": "after_block", "block": "_write"}[at]  # one removal is made; one block is trained
+
+    def stop(made, *_):
+        if at == "second removal" or made.errors:
+            raise KeyboardInterrupt
+        original(made)
+
+    original = getattr(progress.Progress, stops)
+    with monkeypatch.context() as patched:
+        patched.setattr(progress.Progress, stops, stop)
+        assert shrink("--repair", "reconstruct", "--no-test")[0] == 130
+    Path("out.partial/unfinished/thesis.txt").write_text("years of work")
+    assert "thesis.txt" in shrink("--no-test", "--overwrite")[2]
+    Path("out.partial/unfinished/thesis.txt").unlink()
+    assert shrink("--no-test", "--overwrite")[0] == 0
 
 
 def test_a_finished_output_is_replaced_only_if_asked(shrink):

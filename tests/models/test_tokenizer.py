@@ -9,7 +9,8 @@ import torch
 import minprune as mp
 from minprune.formats import save_model
 from minprune.load import load_tokenizer
-from minprune.output.folder import output_folder, write_model
+from minprune.output.folder import OutputFolder
+from minprune.output.model_files import write_model
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_dropout_changes_no_window_and_stays_in_what_is_written(dropping, tiny_f
     for each in (tokenizer, load_tokenizer(folder, folder)):
         assert torch.equal(mp.load_tokens(each, text_file, samples=4, length=16, seed=0), expected)
     report = mp.prune(model, expected, method="magnitude", pattern="50%")
-    with output_folder(tmp_path / "out") as partial:
+    with OutputFolder(tmp_path / "out").open() as partial:
         write_model(partial, model, tokenizer, report.as_dict())
     save_model(model, tokenizer, tmp_path / "exported")
     for written in (tmp_path / "out", tmp_path / "exported"):

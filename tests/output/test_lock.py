@@ -13,12 +13,17 @@ from pathlib import Path
 import pytest
 
 import minprune as mp
-from minprune.output.folder import output_folder
+from minprune.output.folder import OutputFolder
 from minprune.output.lock import absolute, lock
 from minprune.pipeline.journal import unfinished
 from minprune.sweep.results import read_runs
 from minprune.sweep.sweep import sweep
 from minprune.training.output import training_folder
+
+
+def output_folder(path, kept=str, **more):
+    return OutputFolder(path, **more).open(kept)
+
 
 FOLDERS = {"output_folder": output_folder, "unfinished": unfinished, "training_folder": training_folder}
 OWNER = """
@@ -26,9 +31,9 @@ import sys
 from importlib import import_module
 
 homes = {"output_folder": "output.folder", "unfinished": "pipeline.journal", "training_folder": "training.output"}
-home = homes[sys.argv[1]]
-folder = getattr(import_module(f"minprune.{home}"), sys.argv[1])
-with folder(sys.argv[2]) as made:
+home = import_module(f"minprune.{homes[sys.argv[1]]}")
+plain = sys.argv[1] == "output_folder"
+with home.OutputFolder(sys.argv[2]).open() if plain else getattr(home, sys.argv[1])(sys.argv[2]) as made:
     (getattr(made, "folder", made) / "shard").write_text("theirs")
     print("ready", flush=True)
     sys.stdin.readline()

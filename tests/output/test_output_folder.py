@@ -17,10 +17,15 @@ import minprune as mp
 from minprune import files
 from minprune.files import write_text
 from minprune.output import folder as output
-from minprune.output.folder import check_space, output_folder, write_model
+from minprune.output.folder import OutputFolder
+from minprune.output.model_files import check_space, write_model
 from minprune.pipeline import checkpoint
 from minprune.pipeline.journal import unfinished
 from minprune.training.output import training_folder
+
+
+def output_folder(path, kept=str, **more):
+    return OutputFolder(path, **more).open(kept)
 
 
 def finish(path, content="{}"):

@@ -8,7 +8,7 @@ import pytest
 from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
-from minprune.output.folder import write_record
+from minprune.output.model_files import write_record
 from minprune.output.page import render
 from minprune.output.record import VERSION, RunRecord, read_record
 

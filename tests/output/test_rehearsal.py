@@ -12,8 +12,8 @@ from test_checkpoint import BLOCKS, stopped, write_checkpoint
 from tiny import tiny_tokens
 
 import minprune as mp
-from minprune.output import folder as output
-from minprune.output.folder import check_space
+from minprune.output import model_files as output
+from minprune.output.model_files import check_space
 from minprune.pipeline import checkpoint
 from minprune.pipeline.journal import Journal
 from minprune.pipeline.layer_pruner import LayerPruner

@@ -120,7 +120,7 @@ def test_a_licence_that_cannot_be_copied_costs_no_work(run, licensed, text_file,
 def test_what_is_copied_is_asked_of_the_disk(run, licensed, monkeypatch):
     asked = []
     for command in ("prune", "export"):
-        home = {"prune": "minprune.pipeline.checkpoint", "export": "minprune.output.folder"}[command]
+        home = {"prune": "minprune.pipeline.checkpoint", "export": "minprune.output.model_files"}[command]
         monkeypatch.setattr(f"{home}.check_space", lambda folder, model, there: asked.append(-there))
         more = MAGNITUDE if command == "prune" else ()
         for number, size in enumerate((1, 50_001)):

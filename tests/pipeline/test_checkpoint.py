@@ -19,7 +19,7 @@ import minprune as mp
 from minprune.cli.main import main
 from minprune.cli.prune_options import table_by_rule
 from minprune.evaluation.perplexity import perplexity
-from minprune.output import folder as output
+from minprune.output import model_files as output
 from minprune.pipeline import journal
 from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.recipes import Recipe

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from minprune.course.checks.core import Case, Exercise, Wrong
+from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 from minprune.patterns import keep_largest
 
@@ -26,32 +26,26 @@ set_cost = Exercise(
     title="what removing a set of inputs costs if the other inputs make up for it",
     reference=_set_cost,
     difficulty=3,
-    wrong=(
-        Wrong(
-            "nobody helps",
-            lambda W, H, S: (W[:, S] @ H[S][:, S] * W[:, S]).sum(),
-            "This is the cost if the other inputs stay as they are. Which matrix stands in its place when they help?",
-        ),
-        Wrong(
-            "single costs added up",
-            lambda W, H, S: (W[:, S].square().sum(0) / torch.linalg.inv(H).diagonal()[S]).sum(),
-            "The costs of the inputs, each removed alone, were added up. Gone together they cannot help each other.",
-        ),
-        Wrong(
-            "the inverse itself",
-            lambda W, H, S: (W[:, S] @ torch.linalg.inv(H)[S][:, S] * W[:, S]).sum(),
-            "The part of the inverse was multiplied with. Its own inverse belongs there.",
-        ),
-        Wrong(
-            "inverse of a part",
-            lambda W, H, S: (W[:, S] @ torch.linalg.inv(H[S][:, S]) * W[:, S]).sum(),
-            "The part of H was inverted. Take the inverse of all of H first, then its part, then the inverse of that.",
-        ),
-        Wrong(
-            "half of it",
-            lambda W, H, S: _set_cost(W, H, S) / 2,
-            "Half of it. The loss of this book, tr(D H D^T), has no factor 1/2.",
-        ),
+    wrong=mistakes(
+        {
+            "nobody helps": lambda W, H, S: (W[:, S] @ H[S][:, S] * W[:, S]).sum(),
+            "single costs added up": lambda W, H, S: (
+                W[:, S].square().sum(0) / torch.linalg.inv(H).diagonal()[S]
+            ).sum(),
+            "the inverse itself": lambda W, H, S: (W[:, S] @ torch.linalg.inv(H)[S][:, S] * W[:, S]).sum(),
+            "inverse of a part": lambda W, H, S: (W[:, S] @ torch.linalg.inv(H[S][:, S]) * W[:, S]).sum(),
+            "half of it": lambda W, H, S: _set_cost(W, H, S) / 2,
+        },
+        """
+        nobody helps: This is the cost if the other inputs stay as they are. Which matrix stands in its place
+         when they help?
+        single costs added up: The costs of the inputs, each removed alone, were added up. Gone together they
+         cannot help each other.
+        the inverse itself: The part of the inverse was multiplied with. Its own inverse belongs there.
+        inverse of a part: The part of H was inverted. Take the inverse of all of H first, then its part, then
+         the inverse of that.
+        half of it: Half of it. The loss of this book, tr(D H D^T), has no factor 1/2.
+        """,
     ),
     cases=lambda: [
         Case("one input of five", (normal(3, 5, seed=1300).double(), _hessian(5, 1301), torch.tensor([2]))),
@@ -78,38 +72,29 @@ group_heads = Exercise(
     title="which query heads stay when the same number has to go from each group that shares keys and values",
     reference=_group_heads,
     difficulty=2,
-    wrong=(
-        Wrong(
-            "one ranking for all",
-            lambda scores, groups, gone: keep_largest(scores[None], gone * groups)[0],
-            "The heads were ranked together, so that some group may lose more than the others. No configuration can "
-            "say that: rank inside each group.",
-        ),
-        Wrong(
-            "heads dealt out in turn",
-            lambda scores, groups, gone: keep_largest(scores.view(-1, groups).T, gone).T.reshape(-1),
-            "Head h was taken to belong to group h modulo their number. Heads of a group are neighbours.",
-        ),
-        Wrong(
-            "the best went",
-            lambda scores, groups, gone: _group_heads(-scores, groups, gone),
-            "The heads with the highest scores went. A score says what a head is worth.",
-        ),
-        Wrong(
-            "inverted mask",
-            lambda scores, groups, gone: ~_group_heads(scores, groups, gone),
-            "The mask is the opposite of what was asked for: True means *kept*.",
-        ),
-        Wrong(
-            "last of the ties first",
-            lambda scores, groups, gone: keep_largest(scores.view(groups, -1).flip(1), gone).flip(1).reshape(-1),
-            "The count is right, but of equal scores the *lower* index is to go first.",
-        ),
-        Wrong(
-            "so many in all",
-            lambda scores, groups, gone: keep_largest(scores[None], gone)[0],
-            "That many heads went in all. That many are to go from *each* group.",
-        ),
+    wrong=mistakes(
+        {
+            "one ranking for all": lambda scores, groups, gone: keep_largest(scores[None], gone * groups)[0],
+            "heads dealt out in turn": lambda scores, groups, gone: keep_largest(
+                scores.view(-1, groups).T, gone
+            ).T.reshape(-1),
+            "the best went": lambda scores, groups, gone: _group_heads(-scores, groups, gone),
+            "inverted mask": lambda scores, groups, gone: ~_group_heads(scores, groups, gone),
+            "last of the ties first": lambda scores, groups, gone: (
+                keep_largest(scores.view(groups, -1).flip(1), gone).flip(1).reshape(-1)
+            ),
+            "so many in all": lambda scores, groups, gone: keep_largest(scores[None], gone)[0],
+        },
+        """
+        one ranking for all: The heads were ranked together, so that some group may lose more than the others.
+         No configuration can say that: rank inside each group.
+        heads dealt out in turn: Head h was taken to belong to group h modulo their number. Heads of a group are
+         neighbours.
+        the best went: The heads with the highest scores went. A score says what a head is worth.
+        inverted mask: The mask is the opposite of what was asked for: True means *kept*.
+        last of the ties first: The count is right, but of equal scores the *lower* index is to go first.
+        so many in all: That many heads went in all. That many are to go from *each* group.
+        """,
     ),
     cases=lambda: [
         Case("nine heads in three groups, as in SmolLM2", (normal(9, seed=1320).abs(), 3, 1)),
@@ -138,33 +123,36 @@ slim_mlp = Exercise(
     title="gate, up and down of an MLP without the neurons that a mask does not keep",
     reference=_slim_mlp,
     difficulty=2,
-    wrong=(
-        Wrong(
-            "zeros instead of cuts",
-            lambda gate, up, down, keep: (gate * keep[:, None], up * keep[:, None], down * keep),
-            "The neurons are zero and still there. The matrices are to be smaller.",
-        ),
-        Wrong(
-            "inverted mask",
-            lambda gate, up, down, keep: _slim_mlp(gate, up, down, ~keep),
-            "What the mask keeps is gone, and the rest is left: True means *kept*.",
-        ),
-        Wrong(
-            "the gate of other neurons",
-            lambda gate, up, down, keep: (_first_rows(gate, keep), up[keep], down[:, keep]),
-            "The gate has its first rows, not those of the kept neurons. Every shape fits, and every neuron has "
-            "somebody else's gate.",
-        ),
-        Wrong(
-            "the first so many",
-            lambda gate, up, down, keep: (_first_rows(gate, keep), _first_rows(up, keep), _first_rows(down.T, keep).T),
-            "The right number of neurons stayed, but the first ones, not those that the mask keeps.",
-        ),
-        Wrong(
-            "down left whole",
-            lambda gate, up, down, keep: (gate[keep], up[keep], down.clone()),
-            "The down projection still reads all neurons, so its product with the smaller ones has no shape.",
-        ),
+    wrong=mistakes(
+        {
+            "zeros instead of cuts": lambda gate, up, down, keep: (
+                gate * keep[:, None],
+                up * keep[:, None],
+                down * keep,
+            ),
+            "inverted mask": lambda gate, up, down, keep: _slim_mlp(gate, up, down, ~keep),
+            "the gate of other neurons": lambda gate, up, down, keep: (
+                _first_rows(gate, keep),
+                up[keep],
+                down[:, keep],
+            ),
+            "the first so many": lambda gate, up, down, keep: (
+                _first_rows(gate, keep),
+                _first_rows(up, keep),
+                _first_rows(down.T, keep).T,
+            ),
+            "down left whole": lambda gate, up, down, keep: (gate[keep], up[keep], down.clone()),
+        },
+        """
+        zeros instead of cuts: The neurons are zero and still there. The matrices are to be smaller.
+        inverted mask: What the mask keeps is gone, and the rest is left: True means *kept*.
+        the gate of other neurons: The gate has its first rows, not those of the kept neurons. Every shape fits,
+         and every neuron has somebody else's gate.
+        the first so many: The right number of neurons stayed, but the first ones, not those that the mask
+         keeps.
+        down left whole: The down projection still reads all neurons, so its product with the smaller ones has
+         no shape.
+        """,
     ),
     cases=lambda: [
         Case("three of six neurons", _mlp(4, 6, 1330, [1, 2, 5])),

@@ -28,7 +28,8 @@ from minprune.course.checks.values import (
     unfit,
     with_article,
 )
-from minprune.course.outcome import Failure, Outcome, run
+from minprune.course.checks.words import explain_error, explain_slope, tally, unwritten
+from minprune.course.outcome import Outcome, run
 from minprune.errors import PruneError
 
 SECONDS = 30.0  # for an answer in a notebook, all cases together
@@ -78,7 +79,25 @@ def mistakes(functions: Mapping[str, Callable | list[Callable]], messages: str) 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says of an answer. bug: the name of the recognised mistake, or None; points: earned."""
+    """What a check says of an answer.
+
+    Parameters
+    ----------
+    exercise : str
+    passed : bool
+    message : str
+        For the learner: what was right, or what went wrong and where to look.
+    bug : str or None
+        The name of the mistake that was recognised.
+    points : int, default 0
+        What the answer earns.
+
+    Examples
+    --------
+    >>> from minprune import checks
+    >>> checks.magnitude_mask(lambda W, sparsity: W > 0).passed
+    False
+    """
 
     exercise: str
     passed: bool
@@ -101,11 +120,33 @@ class Verdict:
 class Exercise:
     """A function to be written, and all it takes to judge one. Calling it with an answer gives a `Verdict`.
 
-    chapter: its number. title: what the function does, in a line. difficulty: 1 to 5, also the points.
-    cases: returns the arguments to try, the same at every call. The reference returns a number, a tensor, or a
-    tuple or list of these; answers may return the same as NumPy arrays or nested lists. Booleans and integers are
-    compared exactly and must not be floats, floats within rtol and atol. On arguments that are to be refused the
-    reference raises. slope: the place of the argument in which the result must have the right gradient, as a loss has.
+    Parameters
+    ----------
+    name : str
+        What it is called in `minprune.checks`.
+    chapter : int
+    title : str
+        What the function does, in a line.
+    reference : callable
+        The right answer: a number, a tensor, or a tuple or list of these. What is to be refused it raises on.
+    wrong : tuple of Wrong
+        The mistakes that are told by name, see `mistakes`.
+    cases : callable
+        Returns the arguments to try, a sequence of `Case`, the same at every call.
+    difficulty : int, default 1
+        From 1 to 5, also the points.
+    rtol, atol : float
+        How close numbers must be. Booleans and integers are compared exactly and must not be floats.
+    slope : int or None
+        The place of the argument in which the result must have the right gradient, as a loss has.
+
+    Examples
+    --------
+    >>> from minprune.course.checks.core import Case, Exercise, mistakes
+    >>> wrong = mistakes({"twice": lambda x: 2 * x}, "twice: That is double the number, not its square.")
+    >>> square = Exercise("square", 1, "x squared", lambda x: x * x, wrong, lambda: [Case("three", (3.0,))])
+    >>> print(square(lambda x: x + x))
+    ✗ square: not yet (twice). That is double the number, not its square.
     """
 
     name: str
@@ -151,7 +192,9 @@ class Exercise:
             return self._fail(matching[0].message, matching[0].name)
         told = next((i for i in wrongs if is_small(cases[i].args) and not expected[i].error), wrongs[0])
         message = self._explain(cases[told], expected[told], got[told])
-        return self._fail(message if _unwritten(got[told]) else f"{message}{_tally(cases, wrongs)}")
+        return self._fail(
+            message if unwritten(got[told]) else f"{message}{tally([case.label for case in cases], wrongs)}"
+        )
 
     def agree(self, one: Callable, other: Callable) -> bool:
         """Whether two functions cannot be told apart by the cases of this exercise."""
@@ -211,7 +254,7 @@ class Exercise:
             came = f"raised {got.error.name}" if got.error else "returned a result"
             return f"{where} your function {came}. It should raise {expected.error.name}: {expected.error.text}."
         if got.error:
-            return _explain_error(where, got.error)
+            return explain_error(where, got.error)
         if got.changed:
             return (
                 f"{where} your function changed its argument {got.changed}. Work on a copy: the caller still needs it."
@@ -237,16 +280,7 @@ class Exercise:
                 name = "your result" if len(wanted) == 1 else f"item {number} of your result"
                 held = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
                 return f"{where} {name} should hold {held}, and holds floats ({floats}). The values are right."
-        return self._explain_slope(where, got)
-
-    def _explain_slope(self, where: str, got: Outcome) -> str:
-        name = list(inspect.signature(self.reference).parameters)[self.slope or 0]
-        if got.slope is None:
-            return (
-                f"{where} the value is right, but it has no gradient in `{name}`, so nothing could learn from it. Stay "
-                "with tensors of torch from beginning to end, without `.item()`, `.detach()` or NumPy."
-            )
-        return f"{where} the value is right, but its gradient in `{name}` is not. Is a part of it detached?"
+        return explain_slope(where, list(inspect.signature(self.reference).parameters)[self.slope or 0], got)
 
 
 def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:
@@ -262,35 +296,3 @@ def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:
 def _runs(function: Callable, cases: Sequence[Case]) -> Iterator[Outcome]:
     for case in cases:
         yield run(function, case.args)
-
-
-def _tally(cases: Sequence[Case], wrongs: Sequence[int]) -> str:
-    """Which cases were right and which were not, as one more sentence; of a single case there is nothing to say."""
-    if len(wrongs) == len(cases):
-        return f" None of the {len(cases)} cases is right." if len(cases) > 1 else ""
-    right = [case.label for i, case in enumerate(cases) if i not in wrongs]
-    return f" Right on {_listed(right)}; wrong on {_listed([cases[i].label for i in wrongs])}."
-
-
-def _listed(labels: Sequence[str], most: int = 4) -> str:
-    """Labels in a line, no more than `most` by name."""
-    rest = len(labels) - most
-    return "; ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _unwritten(got: Outcome) -> bool:
-    return got.error is not None and "builtins.NotImplementedError" in got.error.kinds
-
-
-def _explain_error(where: str, error: Failure) -> str:
-    if _unwritten(Outcome(error=error)):
-        return "Nothing is written yet: replace the line that raises NotImplementedError."
-    line = f" in its line {error.line}" if error.line else ""
-    reason = error.text.splitlines() or ["no message"]
-    if reason[0].endswith(":"):  # what was expected stands in the next lines
-        reason = [" ".join(" ".join(reason).split())]
-    return f"{where} your function raised {error.name}{line}: {_short(reason[0])}."
-
-
-def _short(text: str, most: int = 300) -> str:
-    return text if len(text) <= most else f"{text[:most]} ..."

@@ -1,0 +1,64 @@
+"""What a command does when torchrun has started it several times: the first process speaks, all of them work."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+
+from minprune.errors import PruneError
+from minprune.output.lock import lock
+from minprune.output.target import check_free
+
+SHARED = ("prune", "quantize")  # the commands that several processes can do together
+
+
+@contextmanager
+def joined(command: str, device: str) -> Iterator[None]:
+    """Join the other processes of a torchrun, if this is one. Of all but the first, only errors are seen.
+
+    Raises `PruneError` for a command that is done by one process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+        yield
+        return
+    if command not in SHARED:
+        raise PruneError(
+            f"minprune {command} works in one process: start it without torchrun, which is for {', '.join(SHARED)}"
+        )
+    import torch
+    import torch.distributed as dist
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=1))  # a solve may take long
+    try:
+        with ExitStack() as stack:
+            if dist.get_rank():
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+                logging.disable(logging.CRITICAL)
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks and writes: the first of a torchrun's, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def reserved(place: Path, overwrite: bool) -> Iterator[None]:
+    """Be the only run that writes an output, which has to be free."""
+    if not is_first():  # the first process of this run has seen to it
+        yield
+        return
+    with lock(place):
+        check_free(place, overwrite)
+        yield

@@ -1,0 +1,49 @@
+"""Sentences of a verdict that need to know nothing of the exercise."""
+
+from collections.abc import Sequence
+
+from minprune.course.outcome import Failure, Outcome
+
+
+def explain_slope(where: str, name: str, got: Outcome) -> str:
+    """What is wrong with a gradient in the argument of that name."""
+    if got.slope is None:
+        return (
+            f"{where} the value is right, but it has no gradient in `{name}`, so nothing could learn from it. Stay "
+            "with tensors of torch from beginning to end, without `.item()`, `.detach()` or NumPy."
+        )
+    return f"{where} the value is right, but its gradient in `{name}` is not. Is a part of it detached?"
+
+
+def tally(labels: Sequence[str], wrongs: Sequence[int]) -> str:
+    """Which cases were right and which were not, as one more sentence; of a single case there is nothing to say."""
+    if len(wrongs) == len(labels):
+        return f" None of the {len(labels)} cases is right." if len(labels) > 1 else ""
+    right = [label for i, label in enumerate(labels) if i not in wrongs]
+    return f" Right on {_listed(right)}; wrong on {_listed([labels[i] for i in wrongs])}."
+
+
+def _listed(labels: Sequence[str], most: int = 4) -> str:
+    """Labels in a line, no more than `most` by name."""
+    rest = len(labels) - most
+    return "; ".join(labels[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def unwritten(got: Outcome) -> bool:
+    """Whether there is no answer yet, only the line that the student edition has."""
+    return got.error is not None and "builtins.NotImplementedError" in got.error.kinds
+
+
+def explain_error(where: str, error: Failure) -> str:
+    """What an exception of the answer comes to."""
+    if unwritten(Outcome(error=error)):
+        return "Nothing is written yet: replace the line that raises NotImplementedError."
+    line = f" in its line {error.line}" if error.line else ""
+    reason = error.text.splitlines() or ["no message"]
+    if reason[0].endswith(":"):  # what was expected stands in the next lines
+        reason = [" ".join(" ".join(reason).split())]
+    return f"{where} your function raised {error.name}{line}: {_short(reason[0])}."
+
+
+def _short(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else f"{text[:most]} ..."

@@ -1,0 +1,63 @@
+"""One of several processes: prunes what it is told to from disk to disk, and says what came of each job.
+
+python ranks_worker.py RANK SIZE RENDEZVOUS JOBS, a JSON list of keyword arguments of `prune_checkpoint`. Beside them a
+job may hold "calib", a file of tokens, and "fail", (rank, how, after so many blocks): "die", "raise" or "stop".
+"""
+
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+import minprune as mp
+from minprune.pipeline.ranks import SharedPruner
+from minprune.pipeline.staged import BlockPruner
+
+
+def main(rank: int, size: int, rendezvous: str, jobs: str) -> None:
+    real = BlockPruner.prune
+    for number, job in enumerate(json.loads(jobs)):
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}.{number}", rank=rank, world_size=size)
+        who, how, blocks = job.pop("fail", (None, None, None))
+
+        def prune(walk, index, *rest, who=who, how=how, blocks=blocks):
+            if rank == who and index == blocks:
+                if how == "die":
+                    os._exit(3)
+                raise {"raise": mp.PruneError("this text is bad"), "stop": KeyboardInterrupt()}[how]
+            return real(walk, index, *rest)
+
+        BlockPruner.prune = prune
+        SharedPruner.last = None
+        calib = torch.load(job.pop("calib"))
+        try:
+            report = mp.prune_checkpoint(calib=calib, **job)
+            said = {"errors": [row.error for row in report.layers], "notes": report.notes, "sent": SharedPruner.last}
+        except BaseException as error:
+            said = {"failed": type(error).__name__, "message": str(error)}
+        print(json.dumps({"rank": rank, "job": number, **said}), flush=True)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Counting:
+    """Keep how much a pruner has sent when it is done with its last group."""
+
+    def __init__(self, real):
+        self.real = real
+
+    def __get__(self, pruner, kind):
+        def prune_group(observed):
+            done = self.real(pruner, observed)
+            SharedPruner.last = pruner.sent
+            return done
+
+        return prune_group
+
+
+if __name__ == "__main__":
+    SharedPruner.prune_group = Counting(SharedPruner.prune_group)
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

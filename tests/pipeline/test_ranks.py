@@ -1,0 +1,229 @@
+"""Several processes prune one model: the model of one process, whatever their number, and none waits for the dead."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import loud_tokens, tiny_model
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+import minprune as mp
+from minprune.pipeline.ranks import pack
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+ROOT = Path(mp.__file__).parents[1]
+BLOCKS = 3
+JOBS = {  # name -> (family, options)
+    "llama sparsegpt": ("llama", {"method": "sparsegpt", "pattern": "50%", "batch_size": 2}),
+    "llama wanda 2:4": ("llama", {"method": "wanda", "pattern": "2:4"}),
+    "llama two-pass": ("llama", {"method": "ria", "pattern": "50%", "sequential": False}),
+    "gpt2 admm": ("gpt2", {"method": "admm", "pattern": "50%"}),
+    "mixtral sparsegpt": ("mixtral", {"method": "sparsegpt", "pattern": "2:4"}),
+    "llama magnitude": ("llama", {"method": "magnitude", "pattern": "50%"}),
+}
+
+
+def write_model(folder, family):
+    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(96)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    deeper = {"n_layer": BLOCKS} if family == "gpt2" else {"num_hidden_layers": BLOCKS}
+    tiny_model(family, torch.float32, **deeper).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model of each family, and the tokens that all are calibrated on."""
+    place = tmp_path_factory.mktemp("ranks")
+    for family in {family for family, _ in JOBS.values()}:
+        write_model(place / family, family)
+    torch.save(loud_tokens(), place / "calib.pt")
+    return place
+
+
+def job(place, name, output, **more):
+    family, options = JOBS[name]
+    return {"src": str(place / family), "dst": str(output), "calib": str(place / "calib.pt"), **options, **more}
+
+
+def start(size, jobs, rendezvous):
+    """What each process says of each job, by (rank, job); and how each has ended."""
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, WORKER, str(rank), str(size), str(rendezvous), json.dumps(jobs)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=surroundings,
+        )
+        for rank in range(size)
+    ]
+    try:
+        said = [json.loads(line) for process in running for line in process.communicate(timeout=300)[0].splitlines()]
+    finally:
+        for process in running:
+            process.kill()
+    return {(one["rank"], one["job"]): one for one in said}, [process.returncode for process in running]
+
+
+def tensors(folder):
+    return {name: value for path in sorted(folder.glob("*.safetensors")) for name, value in load_file(path).items()}
+
+
+def assert_same_model(folder, other, most=0.001):
+    """The same tensors, and the same zeros but for a few where two scores are nearly equal. Returns their number."""
+    mine, theirs = tensors(folder), tensors(other)
+    assert mine.keys() == theirs.keys() and len(mine) > 10
+    flipped = sum(int(((value == 0) != (theirs[name] == 0)).sum()) for name, value in mine.items())
+    assert flipped <= most * sum(value.numel() for value in mine.values())
+    close = [torch.isclose(value, theirs[name], rtol=1e-3, atol=1e-4).float().mean() for name, value in mine.items()]
+    assert float(torch.stack(close).mean()) > 0.995
+    return flipped
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """Every job by one process: name -> (folder, errors)."""
+    found = {}
+    for name in JOBS:
+        given = job(place, name, place / f"alone {name}")
+        calib = torch.load(given.pop("calib"))
+        report = mp.prune_checkpoint(given.pop("src"), given.pop("dst"), calib, **given)
+        found[name] = (place / f"alone {name}", [row.error for row in report.layers])
+    return found
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, place):
+    """Every job by so many processes: (their number, what they said)."""
+    size = request.param
+    jobs = [job(place, name, place / f"{size} {name}") for name in JOBS]
+    said, codes = start(size, jobs, place / f"rendezvous {size}")
+    assert codes == [0] * size
+    return size, said
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_several_processes_make_the_model_of_one(place, alone, together, name):
+    size, said = together
+    number = list(JOBS).index(name)
+    folder, errors = alone[name]
+    assert_same_model(place / f"{size} {name}", folder)
+    for rank in range(size):
+        assert said[rank, number]["errors"] == said[0, number]["errors"]
+    ours = said[0, number]["errors"]
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(errors), rtol=1e-3, atol=1e-5)
+    assert f"by {size} processes" in said[0, number]["notes"]
+
+
+def test_the_layer_errors_of_equal_masks_are_equal(alone, together):
+    _, said = together
+    number = list(JOBS).index("llama magnitude")  # which masks do not depend on any sum
+    ours = torch.tensor(said[0, number]["errors"])
+    torch.testing.assert_close(ours, torch.tensor(alone["llama magnitude"][1]), rtol=1e-5, atol=0)
+
+
+def test_what_is_sent_is_half_of_each_gram_matrix_and_the_weights(place, together):
+    size, said = together
+    number = list(JOBS).index("llama sparsegpt")
+    config = json.loads((place / "llama" / "config.json").read_text())
+    d, inner, groups = config["hidden_size"], config["intermediate_size"], config["num_key_value_heads"]
+    narrow = d * groups // config["num_attention_heads"]
+    inputs = [d, d, d, inner]  # of q/k/v, o, gate/up, down
+    panels = sum(sum(min(144, n - at) * (n - at) for at in range(0, n, 144)) + 2 * n for n in inputs)
+    weights = 2 * d * d + 2 * narrow * d + 3 * d * inner
+    for rank in range(size):
+        assert said[rank, number]["sent"] == BLOCKS * 4 * (panels + weights)
+
+
+def test_a_process_without_a_window_takes_part(place, tmp_path):
+    torch.save(loud_tokens()[:3], tmp_path / "three.pt")
+    few = {**job(place, "llama sparsegpt", tmp_path / "shared"), "calib": str(tmp_path / "three.pt")}
+    said, codes = start(4, [few], tmp_path / "rendezvous")
+    assert codes == [0] * 4 and {one["notes"][-1] for one in said.values()} == {"by 4 processes"}
+    mp.prune_checkpoint(place / "llama", tmp_path / "alone", loud_tokens()[:3], **JOBS["llama sparsegpt"][1])
+    assert_same_model(tmp_path / "shared", tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("who", "how"), [(0, "die"), (1, "die"), (1, "raise"), (0, "stop")])
+def test_who_fails_ends_the_run_of_all_and_another_number_goes_on(place, alone, tmp_path, who, how):
+    output = tmp_path / "out"
+    begun = time.monotonic()
+    failing = job(place, "llama sparsegpt", output, fail=(who, how, 2))
+    said, codes = start(3, [failing], tmp_path / "rendezvous")
+    assert time.monotonic() - begun < 60  # most of it is the start of Python
+    for rank in {0, 1, 2} - {who}:
+        assert said[rank, 0]["failed"] == "PeerError" and "another process" in said[rank, 0]["message"]
+    assert codes[who] == 3 if how == "die" else said[who, 0]["failed"] in ("PruneError", "KeyboardInterrupt")
+    assert not output.exists()
+    again = job(place, "llama sparsegpt", output, resume=True)
+    said, codes = start(2, [again], tmp_path / "again")
+    assert codes == [0, 0] and any("resumed with 2 of 2" in note for note in said[0, 0]["notes"])
+    assert_same_model(output, alone["llama sparsegpt"][0])
+
+
+def test_different_arguments_are_refused_by_all(place, tmp_path):
+    said = [
+        subprocess.Popen(
+            [sys.executable, WORKER, str(rank), "2", str(tmp_path / "rendezvous"),
+             json.dumps([job(place, "llama wanda 2:4", tmp_path / "out", exclude=["*.0.*"] if rank else [])])],
+            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in said:
+        assert "process 1 was given another model" in json.loads(process.communicate(timeout=120)[0])["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def torchrun(*words, size=2, folder):
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size),
+         "-m", "minprune", *map(str, words)],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_command_line_under_torchrun(place, tmp_path, text_file):
+    options = ("--method", "wanda", "--calibration", text_file, "--samples", 4, "--length", 16, "--test", text_file)
+    done = torchrun("prune", place / "llama", *options, "--output", "out", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to out") == 1 and done.stdout.count("perplexity") == 1
+    assert "by 2 processes" in done.stdout
+    again = torchrun("prune", place / "llama", *options, "--output", "out", folder=tmp_path)
+    assert again.returncode and sum(line.startswith("minprune: ") for line in again.stderr.splitlines()) == 1
+    assert "--overwrite" in again.stderr
+    other = torchrun("info", place / "llama", folder=tmp_path)
+    assert other.returncode and "minprune info works in one process" in other.stderr
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.integers(1, 3))
+def test_the_packing_is_within_a_third_of_the_best(costs, ranks):
+    def longest(owners):
+        return max(sum(c for c, owner in zip(costs, owners, strict=True) if owner == r) for r in range(ranks))
+
+    best = min(longest(owners) for owners in itertools.product(range(ranks), repeat=len(costs)))
+    assert longest(pack(costs, ranks)) <= (4 / 3) * best
+
+
+@given(st.integers(1, 300), st.integers(0, 5), st.booleans())
+def test_packed_sums_add_up_to_those_of_all_inputs(d, tokens, gram):
+    X = torch.randn(2 * tokens + 1, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
+    parts = [mp.Statistics(d, gram, torch.float64).update(part) for part in (X[:tokens], X[tokens:])]
+    found = parts[0].unpacked(parts[0].packed() + parts[1].packed(), len(X))
+    assert found.tokens == len(X)
+    torch.testing.assert_close(found.sq_norm, X.square().sum(0))
+    torch.testing.assert_close(found.mean, X.mean(0))
+    if gram:
+        torch.testing.assert_close(found.gram, X.T @ X)
