@@ -20,7 +20,9 @@ import minprune as mp
 from minprune.evaluation.perplexity import read_perplexity
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
+from minprune.structured.removals import removal
 from minprune.structured.shrink import shrink
+from minprune.structured.sites import slice_sites
 
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised to float32)",
@@ -36,6 +38,7 @@ PROTOCOL = {
     "speed": "processor seconds for 24 tokens one by one after a prompt of 8 (median of 5, dense and smaller in turn), "
     "dense / smaller, and the same for reading 256 tokens at once; float32, one thread",
 }
+SLICES = ("slicegpt", "outputs", "channels", "sites")  # sites: as published, with adapters
 NARROW = Recipe("obs", reconstruction=Reconstruction(epochs=0, bfloat16=True))  # forward products in bfloat16
 TRAINED = Reconstruction(lr=0.002, batch_size=1, epochs=2)
 
@@ -53,7 +56,7 @@ def _cells() -> list[dict[str, Any]]:
     cells += [_cell("blocks:3", "influence", "refit"), _cell("neurons:25%", "obd", "reconstruct", 1.0)]
     cells += [_cell(what, "speed", "") for what in ("neurons:25%", "blocks:8", "hidden:25%")]
     cells += [_cell("neurons:50%", "obd", "refit", 1.0), _cell("heads:1/3", "obd", "refit", 1.0)]
-    cells += [_cell("hidden:25%", how, "none") for how in ("slicegpt", "channels")]
+    cells += [_cell(f"hidden:{share}%", how, "none") for share in (25, 12.5) for how in SLICES]
     cells += [_cell(f"neurons:{share}", how, repair, damp) for share, how, repair, damp in more]
     cells += [_cell("neurons:50%", "obd", "reconstruct", 1.0)]
     cells += [_cell("neurons:25%", how, "refit", 1.0) for how in ("magnitude", "taylor")]
@@ -87,9 +90,14 @@ def recompute(remove: str, method: str, repair: str, damp: float) -> dict[str, A
         options: dict[str, Any] = {"reconstruction": TRAINED, "damp": damp}
         if not remove.startswith(("blocks", "hidden")):
             options["recipe"] = NARROW
-        with torch.autocast("cpu", torch.bfloat16, enabled=remove.startswith("blocks")):
-            report = shrink(model, calib, remove, method, repair, **options)
-        found = {"seconds": round(time.process_time() - start, 1), "notes": report.notes[:1]}
+        if method == "sites":
+            width = model.config.hidden_size
+            slice_sites(model, calib, width - removal(remove).of(width))
+            notes: list[str] = []
+        else:
+            with torch.autocast("cpu", torch.bfloat16, enabled=remove.startswith("blocks")):
+                notes = shrink(model, calib, remove, method, repair, **options).notes[:1]
+        found = {"seconds": round(time.process_time() - start, 1), "notes": notes}
     with torch.autocast("cpu", torch.bfloat16):
         found = {"perplexity": short(read_perplexity(model, test))} | found
     return found | {"parameters": model.num_parameters()}

@@ -56,7 +56,7 @@ def add(commands) -> None:
         help="how to choose (of several removals, those that know it take it):\n"
         "obs (default), obd, wanda, activation, flap, magnitude, l2, taylor, fisher: neurons, heads, groups\n"
         "influence (default), attention, angle, taylor, loss, greedy: blocks\n"
-        "slicegpt (default), channels: hidden; only channels keeps embeddings tied",
+        "slicegpt (default), outputs, channels: hidden; only channels keeps embeddings tied",
     )
     parser.add_argument(
         "--repair",

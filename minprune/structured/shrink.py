@@ -60,8 +60,8 @@ def shrink(
     method : str, optional
         How to choose. Neurons, heads and groups: "obs" (default), "obd" (Wanda's scores squared), "wanda",
         "activation", "flap", "magnitude", "l2", "taylor" or "fisher". Blocks: "influence" (default), "attention",
-        "angle", "taylor", "loss" or "greedy". Channels: "slicegpt" (default) or "channels". A name that some of the
-        removals know is meant for them.
+        "angle", "taylor", "loss" or "greedy". Channels: "slicegpt" (default), "outputs" or "channels". A name that
+        some of the removals know is meant for them.
     repair : {"refit", "none", "bias", "reconstruct"}, default "refit"
         "refit" solves by least squares for the kept inputs of each pruned matrix, and for the last matrix before each
         cut; "bias" has a bias say the means of missing inputs; "reconstruct" is "refit", and at the end each block is

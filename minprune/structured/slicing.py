@@ -7,8 +7,8 @@ it is, so with the norms' weights g folded into the matrices behind them
 
 compute the same. With Q the principal axes of the stream (its outer products added up over all sites and tokens), the
 last axes hold little and are cut off. Published SliceGPT (Ashkboos et al. 2024) has a Q for each site and an extra
-matrix where two meet; one Q for all needs none, and what is left is a plain model of the family, if its norms are told:
-they average over d' < d channels now and should divide as before, so
+matrix where two meet (sites.py); one Q for all needs none, and what is left is a plain model of the family, if its
+norms are told: they average over d' < d channels now and should divide as before, so
 
     eps  <-  eps d / d'        and each weight of a norm  <-  sqrt(d / d').
 
@@ -30,12 +30,13 @@ from minprune.errors import PruneError
 from minprune.models.layers import Layer, block_layers, decoder_blocks, is_tied
 from minprune.structured.cut import Cut, become, built
 from minprune.structured.depth import stream_of
+from minprune.structured.output_aware import output_axes
 from minprune.structured.units import heads, neurons
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WAYS = ("slicegpt", "channels")
+WAYS = ("slicegpt", "channels", "outputs")
 
 
 @torch.no_grad()
@@ -47,23 +48,32 @@ def slice_stream(model: "PreTrainedModel", calib: Tensor, kept: int, how: str) -
     """
     if how not in WAYS:
         raise PruneError(f"unknown way to choose channels, {how!r}: choose one of {', '.join(WAYS)}")
-    Q = loud_channels(model, calib, kept) if how == "channels" else principal_axes(model, calib)[:, :kept]
+    parts_of_stream(model)
+    if how == "slicegpt":
+        Q = principal_axes(model, calib)[:, :kept]
+    else:
+        Q = (loud_channels if how == "channels" else output_axes)(model, calib, kept)
     smaller = built(model, rotated(model, Q))
-    window = calib[:1, :64].to(model.device)
     with projected(model, Q):
-        expected = model(input_ids=window, use_cache=False).logits.float()
+        check_sliced(model, smaller, calib)
+    become(model, smaller)
+    return Q
+
+
+def check_sliced(model: "PreTrainedModel", smaller: "PreTrainedModel", calib: Tensor) -> None:
+    """Raise `PruneError` if the smaller model does not compute what the larger one does as it is set up now."""
+    window = calib[:1, :64].to(model.device)
+    expected = model(input_ids=window, use_cache=False).logits.float()
     gap = (smaller(input_ids=window, use_cache=False).logits.float() - expected).abs().max()
     if not gap < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1) * expected.abs().max():
         raise _refusal(model, "what it computes is not what its matrices and norms say")
-    become(model, smaller)
-    return Q
 
 
 @contextmanager
 def projected(model: "PreTrainedModel", Q: Tensor) -> Iterator[None]:
     """While open, all that is written to the stream is projected on Q (d_model, d'), the model being as it was."""
     P = Q @ Q.T
-    names = set(_parts(model)[1])
+    names = set(parts_of_stream(model)[1])
     writers = [layer.module for layer in block_layers(model) if f"{layer.name}.weight" in names]
     project = [
         module.register_forward_hook(lambda _, args, out: (out.double() @ P.to(out.device)).to(out.dtype))
@@ -105,44 +115,48 @@ def loud_channels(model: "PreTrainedModel", calib: Tensor, kept: int) -> Tensor:
 
 @torch.no_grad()
 @exact_arithmetic()
-def rotated(model: "PreTrainedModel", Q: Tensor) -> Cut:
+def rotated(model: "PreTrainedModel", Q: Tensor | list[Tensor]) -> Cut:
     """The cut that expresses the stream in the basis Q (d_model, d'), orthonormal columns; the norms are told.
 
-    A Q of zeros and ones leaves the norms' weights where they are, and the embeddings tied. Raises `PruneError` for a
-    family whose stream is not read through norms, or has other readers and writers than matrices.
+    Q may be a list of bases, one a site (see sites.py). A Q of zeros and ones leaves the norms' weights where they are,
+    and the embeddings tied. Raises `PruneError` for a family whose stream is not read through norms, or has other
+    readers and writers than matrices.
     """
-    readers, writers, norms = _parts(model)
-    d, kept = Q.shape
-    selects = bool(((Q == 0) | (Q == 1)).all())
+    readers, writers, norms = parts_of_stream(model)
+    bases = Q if isinstance(Q, list) else [Q] * len(norms)
+    d, kept = bases[0].shape
+    selects = not isinstance(Q, list) and bool(((Q == 0) | (Q == 1)).all())
     eps = _eps(model)
     config: dict[str, Any] = {"hidden_size": kept, eps: getattr(model.config.get_text_config(), eps) * d / kept}
     config["head_dim"] = heads(model)[0].width
     state = model.state_dict()
     scale = (d / kept) ** 0.5
     values: dict[str, Tensor] = {}
-    for name in norms:
+    for name, basis in zip(norms, bases, strict=True):
         g = state[name].double()
-        values[name] = (Q.T @ g if selects else g.new_ones(kept)) * scale
+        values[name] = (basis.T @ g if selects else g.new_ones(kept)) * scale
     for name, norm in readers.items():
         W = state[name].double()
-        values[name] = (W if selects else W * state[norm].double()) @ Q
-    for name in writers:
-        values[name] = Q.T @ state[name].double()
+        values[name] = (W if selects else W * state[norm].double()) @ bases[norms.index(norm)]
+    for name, basis in zip(writers, bases[1:], strict=True):
+        values[name] = basis.T @ state[name].double()
         if (bias := name.replace(".weight", ".bias")) in state:
-            values[bias] = Q.T @ state[bias].double()
+            values[bias] = basis.T @ state[bias].double()
     embeddings, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
     tied = is_tied(model, Layer("", model.get_output_embeddings()))
-    values[embeddings] = state[embeddings].double() @ Q
+    values[embeddings] = state[embeddings].double() @ bases[0]
     if selects and tied:
         values[head] = values[embeddings]
     else:
         config["tie_word_embeddings"] = False
-        values[head] = (state[head].double() * (1 if selects else state[norms[-1]].double())) @ Q
+        values[head] = (state[head].double() * (1 if selects else state[norms[-1]].double())) @ bases[-1]
     return Cut(config, values={name: value.to(model.dtype).contiguous() for name, value in values.items()})
 
 
-def _parts(model: "PreTrainedModel") -> tuple[dict[str, str], list[str], list[str]]:
-    """(readers -> the norm before each, writers, norms; the last norm is that before the head), names of tensors.
+def parts_of_stream(model: "PreTrainedModel") -> tuple[dict[str, str], list[str], list[str]]:
+    """(readers -> the norm before each, writers, norms), names of tensors, in the order in which they are used.
+
+    Writer k adds to what norm k + 1 reads; the last norm is the head's.
 
     Raises `PruneError` unless each block is: norm, attention, norm, MLP, and all norms are RMSNorms without a bias.
     """
