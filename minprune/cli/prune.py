@@ -104,12 +104,19 @@ def add(commands) -> None:
 
 
 def add_layers(parser: ArgumentParser, verb: str) -> None:
-    """--batch-size, --include and --exclude. verb: what is done to the layers."""
+    """--batch-size, --precision, --include and --exclude. verb: what is done to the layers."""
     parser.add_argument(
         "--batch-size",
         metavar="B",
         type=whole(1),
         help="windows in one forward pass (default: all); fewer take less memory and more time, the result is the same",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="T",
+        default="auto",
+        help="of products in forward passes: float32,\nbfloat16 (faster where the hardware knows it),\n"
+        "or auto: float32, but for a recipe that says otherwise",
     )
     parser.add_argument(
         "--include",
@@ -193,6 +200,7 @@ def prune_to_disk(
         exclude=arguments.exclude,
         batch_size=arguments.batch_size,
         sequential=not arguments.two_pass,
+        precision=arguments.precision,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
         dtype=arguments.dtype,

@@ -121,6 +121,7 @@ class RunRecord(_Part):
     recipe: Text = ""
     allocation: ChosenSparsities = Field(default_factory=ChosenSparsities)
     batch_size: int | None = None
+    precision: Text | None = None
     parameters: Parameters | None = None
     rows: list[RecoveryRow] = Field(default_factory=list)
     pruned: dict[str, Any] = Field(default_factory=dict)

@@ -76,6 +76,8 @@ class Report:
         "rule", the name of what chose the sparsities (None for a user's table), and "table"; empty if they are alike.
     batch_size : int or None
         Windows that went through the model at once; None without calibration.
+    precision : str or None
+        The type of matrix products in the forward passes of the calibration windows; None without calibration.
 
     Examples
     --------
@@ -98,6 +100,7 @@ class Report:
     recipe: str = ""
     allocation: dict = field(default_factory=dict)
     batch_size: int | None = None
+    precision: str | None = None
 
     @property
     def sparsity(self) -> float:

@@ -61,6 +61,7 @@ def prune_checkpoint(
     exclude: Iterable[str] = (),
     batch_size: int | None = None,
     sequential: bool = True,
+    precision: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
     dtype: str | torch.dtype = "auto",
@@ -83,7 +84,7 @@ def prune_checkpoint(
         The folder or the Hugging Face id of a model.
     dst : str or Path
         The folder to make. It appears when it is complete.
-    calib, method, pattern, recipe, allocation, include, exclude, batch_size, sequential, progress
+    calib, method, pattern, recipe, allocation, include, exclude, batch_size, sequential, precision, progress
         As for `minprune.prune`.
     resume : bool, default False
         Go on where an earlier run with the same recipe was stopped. Its folder is `DST.partial`. The tensors are
@@ -130,12 +131,12 @@ def prune_checkpoint(
     target, ranks = check_target(dst, src), Ranks.current()
     opened = unfinished(dst, resume, overwrite) if ranks.first else nullcontext(Follower(partial_of(target)))
     with ranks.until_failure(), opened as journal, ExitStack() as shown:
-        chosen = resolve_recipe(recipe, calib, method, allocation, options)
+        chosen = resolve_recipe(recipe, calib, method, allocation, options, precision)
         rule = rule_of(chosen.allocation)
         if resume and rule and (table := table_of(dst, rule)):
             chosen = replace(chosen, allocation=as_made_by(rule, table))
         source = open_checkpoint(src, dtype, device)
-        plan = make_plan(source.model, calib, pattern, chosen, include, exclude, batch_size)
+        plan = make_plan(source.model, calib, pattern, chosen, include, exclude, batch_size, precision)
         _check_apart(source, plan.layers)
         if test is not None:
             check_windows(source.model, test)
@@ -151,7 +152,7 @@ def prune_checkpoint(
             "pattern": plan.pattern,
             "options": plan.options,
             "reconstruction": how and {key: value for key, value in asdict(how).items() if key != "bfloat16"},
-            "products in bfloat16": bool(how and how.bfloat16),
+            "products in bfloat16": bool(how.bfloat16 if how else plan.bfloat16),
             "layers": {layer.name: str(plan.patterns[layer]) for layer in plan.layers},
             "allocation": plan.allocation or None,
             "sequential": sequential,

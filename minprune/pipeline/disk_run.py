@@ -74,7 +74,8 @@ class DiskRun:
                 if self.targets.dense.batches:  # none where nothing is trained
                     self.walks["targets"] = self.targets.dense
             for name, parts in batches.items():
-                products = self.targets.products if self.targets and name == "calib" else nullcontext
+                calibrating = self.targets.products if self.targets else plan.products
+                products = calibrating if name == "calib" else nullcontext
                 if parts or (name == "calib" and plan.calib is not None):  # a process may have no windows
                     self.walks[name] = BlockwiseForward(source.model, parts, products)
         complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))

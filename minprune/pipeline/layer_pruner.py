@@ -88,13 +88,21 @@ class RunLog:
             recipe=plan.recipe,
             allocation=dict(plan.allocation),
             batch_size=plan.batch_size,
+            precision=self._precision(plan),
         )
+
+    def _precision(self, plan: PruningPlan) -> str | None:
+        if plan.calib is None:
+            return None
+        narrow = self.reconstruction.get("bfloat16", plan.bfloat16)
+        return "bfloat16" if narrow else str(plan.layers[0].weight.dtype).removeprefix("torch.")
 
 
 class LayerPruner:
     """Prunes the layers of a plan, one at a time, and writes each into the log."""
 
     alone = True  # whether all calibration tokens of the run are this process's
+    one_pass = True  # whether a layer can be pruned when its input arrives, if all windows are in one batch
 
     def __init__(self, plan: PruningPlan, log: RunLog):
         self.plan, self.log = plan, log

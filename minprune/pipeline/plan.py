@@ -1,6 +1,7 @@
 """PruningPlan: what a run will do, checked before it does anything. Chapter 08."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from minprune.models.memory import windows_at_once
 from minprune.models.passes import check_forward
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
+from minprune.pipeline.precision import check_precision, narrow_products
 from minprune.pipeline.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class PruningPlan:
 
     calib: (windows, length) int64 on the model's device, or None; batches: the same, split into what goes through the
     model at once. from_memory: whether the batch size follows from the memory that was free. allocation: as in a
-    `Report`. pattern, recipe: as they are written in it.
+    `Report`. pattern, recipe: as they are written in it. bfloat16: whether a float32 model's forward products are taken
+    in that type.
     """
 
     layers: list[Layer]
@@ -43,11 +46,18 @@ class PruningPlan:
     calib: Tensor | None = None
     batches: tuple[Tensor, ...] = ()
     from_memory: bool = False
+    bfloat16: bool = False
 
     @property
     def batch_size(self) -> int | None:
         """Windows that go through the model at once; None without calibration."""
         return len(self.batches[0]) if self.batches else None
+
+    def products(self) -> AbstractContextManager[Any]:
+        """Open around each forward pass of the calibration windows."""
+        if self.calib is None or not self.bfloat16:
+            return nullcontext()  # as the caller has it
+        return narrow_products(self.calib.device.type, True)
 
     @property
     def sparsity(self) -> float:
@@ -81,12 +91,14 @@ def make_plan(
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
     batch_size: int | None = None,
+    precision: str = "auto",
 ) -> PruningPlan:
     """The plan of a run, after every check that needs no weights. The arguments are those of `minprune.prune`.
 
     recipe: as it was resolved; see `resolve_recipe`. Raises `PruneError` for what cannot be done.
     """
     check_forward(model)
+    check_precision(precision)
     chosen, options = get_method(recipe.method), dict(recipe.options)
     name = recipe.method if isinstance(recipe.method, str) else chosen.function.__name__
     chosen.check_options(name, options)
@@ -108,6 +120,7 @@ def make_plan(
         recipe.name,
         describe_allocation(recipe.allocation, patterns),
         from_memory=batch_size is None,
+        bfloat16=precision == "bfloat16" and model.dtype == torch.float32,
     )
     if calib is None:
         return plan

@@ -47,6 +47,7 @@ def prune(
     exclude: Iterable[str] = (),
     batch_size: int | None = None,
     sequential: bool = True,
+    precision: str = "auto",
     progress: bool = False,
     **options: Any,
 ) -> Report:
@@ -78,6 +79,10 @@ def prune(
     sequential : bool, default True
         Whether each layer is calibrated on what the pruned layers before it produce. False is the published loop in two
         passes: all layers of a block are calibrated with the block still dense.
+    precision : str, default "auto"
+        The type of matrix products in forward passes of a float32 model: "float32", "bfloat16" (faster where the
+        hardware knows it), or "auto": float32, but for a recipe that says otherwise. Statistics, solves and weights
+        stay in float32 in any case, and the report says which it was.
     progress : bool, default False
         Whether to show a bar on stderr.
     **options
@@ -105,8 +110,8 @@ def prune(
     """
     check_model(model)
     start, was_training = time.perf_counter(), model.training
-    chosen = resolve_recipe(recipe, calib, method, allocation, options)
-    plan = make_plan(model, calib, pattern, chosen, include, exclude, batch_size)
+    chosen = resolve_recipe(recipe, calib, method, allocation, options, precision)
+    plan = make_plan(model, calib, pattern, chosen, include, exclude, batch_size, precision)
     log = RunLog(plan, layer_notes(model, plan.layers), progress)
     pruner = LayerPruner(plan, log)
     with log.bar, eager_experts(model, plan.layers):
@@ -133,7 +138,7 @@ def prune(
 
 def _one_pass(model: "PreTrainedModel", pruner: LayerPruner) -> None:
     layers = pruner.plan.layers
-    with capture_inputs(layers, once(pruner.prune_on_forward())):
+    with capture_inputs(layers, once(pruner.prune_on_forward())), pruner.plan.products():
         if any(layer.module is model.get_output_embeddings() for layer in layers):
             run_to_head(model, pruner.plan.batches[0])  # all windows, in one pass
         else:

@@ -3,9 +3,9 @@
 `torchrun --nproc-per-node N -m minprune prune ...` starts the processes, ranks 0 to N-1. Each sends its own windows
 through the blocks. For each group of layers that read one tensor
 
-1. the ranks' sums are added up at the rank that owns the group (`reduce`: half of the Gram matrix travels),
-2. the owner prunes its layers while the other owners prune theirs,
-3. the pruned weights go to all ranks (`broadcast`), and each goes on with its windows.
+1. the ranks' sums are added up where a layer of the group has its owner (half of the Gram matrix travels),
+2. each owner prunes its layers, while others prune theirs,
+3. the pruned weights go to all ranks, and each goes on with its windows.
 
 Sums in another order round differently, so single masks may differ from those of one process where scores are nearly
 equal. Left out: blocks that are trained (`Reconstruction`), and a model that is itself split over the ranks.
@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from minprune.errors import PeerError, PruneError
 from minprune.files import to_json
+from minprune.models.hooks import InputCallback
 from minprune.models.layers import Layer
 from minprune.output.report import LayerRow
 from minprune.pipeline.layer_pruner import LayerPruner, RunLog
@@ -29,6 +31,7 @@ from minprune.pipeline.plan import PruningPlan
 from minprune.statistics import Statistics
 
 T = TypeVar("T")
+_APART = "{} is not reached by the texts of every process, or not at the same time: prune this model with one process"
 _GONE = "another process of this run has ended or failed: see what it said, and start all of them again"
 
 
@@ -104,7 +107,8 @@ class Ranks:
 class SharedPruner(LayerPruner):
     """A `LayerPruner` whose statistics are those of all ranks, and whose layers are pruned by one rank each.
 
-    sent: bytes of statistics and weights that this rank has given or taken.
+    sent: bytes of statistics and weights that this rank has given or taken. one_pass: whether every rank sends all of
+    its windows through a block at once.
     """
 
     alone = False
@@ -112,20 +116,46 @@ class SharedPruner(LayerPruner):
     def __init__(self, plan: PruningPlan, log: RunLog, ranks: Ranks):
         super().__init__(plan, log)
         self.ranks, self.sent = ranks, 0
+        experts = any(layer.expert_index is not None for layer in plan.layers)  # no two texts reach the same
+        self.one_pass = all(ranks.gather(len(plan.batches) == 1 and not experts))
 
     def prune_group(self, observed: dict[Layer, Statistics]) -> list[Layer]:
         """Prune layers, each by its owner, on what all ranks have observed of their inputs."""
         groups = self._agree(observed)
-        owners = pack([_cost(layers) for layers in groups], self.ranks.size)
-        mine: list[tuple[Layer, Statistics]] = []
-        for layers, owner in zip(groups, owners, strict=True):
-            stats = self._sum_at(owner, layers, observed.get(layers[0]))
-            mine += [(layer, stats) for layer in layers] if owner == self.ranks.rank else []
+        layers = [layer for group in groups for layer in group]
+        owners = dict(zip(layers, pack([_cost(layer) for layer in layers], self.ranks.size), strict=True))
+        sums: dict[Layer, Statistics] = {}
+        for group in groups:
+            stats = self._sum_at({owners[layer] for layer in group}, group[0], observed.get(group[0]))
+            sums |= dict.fromkeys(group, stats)
+        self._prune_owned(owners, sums)
+        return layers
+
+    def prune_on_forward(self) -> InputCallback:
+        """As for one process, where every rank is in its one pass: they meet at each layer."""
+        last: tuple[Tensor, int, Statistics] | None = None
+        owner = -1
+
+        def receive(layer: Layer, X: Tensor) -> None:
+            nonlocal last, owner
+            if layer in self.log.rows or not X.numel():
+                return
+            if len(set(self.ranks.gather(layer.name))) > 1:
+                raise PruneError(_APART.format(layer.name))
+            if last is None or X is not last[0] or X._version != last[1]:
+                owner = (owner + 1) % self.ranks.size  # layers that read one tensor follow each other
+                last = X, X._version, self._sum_at({owner}, layer, self.observe(X))
+            self._prune_owned({layer: owner}, {layer: last[2]})
+
+        return receive
+
+    def _prune_owned(self, owners: dict[Layer, int], sums: dict[Layer, Statistics]) -> None:
+        """Prune this rank's layers, and take over those of the others. All meet here, whatever has gone wrong."""
         rows: dict[str, LayerRow] = {}
         failure = ""
         try:
-            for layer, stats in mine:
-                self.prune(layer, stats)
+            for layer in (layer for layer, owner in owners.items() if owner == self.ranks.rank):
+                self.prune(layer, sums[layer])
                 rows[layer.name] = self.log.rows[layer]
         except PruneError as error:
             failure = str(error)
@@ -134,10 +164,8 @@ class SharedPruner(LayerPruner):
             raise PruneError(failure)
         if others := [said for said, _ in found if said]:
             raise PeerError(others[0])
-        for layers, owner in zip(groups, owners, strict=True):
-            for layer in layers:
-                self._send_from(owner, layer, found[owner][1])
-        return [layer for layers in groups for layer in layers]
+        for layer, owner in owners.items():
+            self._send_from(owner, layer, found[owner][1])
 
     def _agree(self, observed: dict[Layer, Statistics]) -> list[list[Layer]]:
         """The groups that some rank has observed, each of layers that read one tensor, in the plan's order.
@@ -154,23 +182,20 @@ class SharedPruner(LayerPruner):
         for places, layers in zip(keys, groups, strict=True):
             everywhere = all(places in keys for keys in told if keys)
             if not everywhere and any(layer.expert_index is None for layer in layers):
-                raise PruneError(
-                    f"{layers[0].name} is not reached by the texts of every process, or not at the same time: prune "
-                    "this model with one process"
-                )
+                raise PruneError(_APART.format(layers[0].name))
         return groups
 
-    def _sum_at(self, owner: int, layers: Sequence[Layer], stats: Statistics | None) -> Statistics:
-        """The sums over all ranks, at their owner; what is returned elsewhere is of no use."""
-        W = layers[0].weight
+    def _sum_at(self, owners: set[int], layer: Layer, stats: Statistics | None) -> Statistics:
+        """The sums over all ranks, at these owners; what is returned elsewhere is of no use."""
+        W = layer.weight
         if stats is None:  # no token of this rank's windows has come here
             stats = Statistics(W.shape[1], dtype=torch.promote_types(W.dtype, torch.float32), device=W.device)
         sums, tokens = stats.packed(), torch.tensor([stats.tokens], device=W.device)
-        with _peers():
-            dist.reduce(sums, dst=owner)
-            dist.reduce(tokens, dst=owner)
+        for tensor in (sums, tokens):
+            with _peers():
+                dist.reduce(tensor, dst=min(owners)) if len(owners) == 1 else dist.all_reduce(tensor)
         self.sent += sums.nbytes
-        return stats.unpacked(sums, int(tokens)) if owner == self.ranks.rank else stats
+        return stats.unpacked(sums, int(tokens)) if self.ranks.rank in owners else stats
 
     def _send_from(self, owner: int, layer: Layer, rows: dict[str, LayerRow]) -> None:
         W = layer.weight
@@ -200,10 +225,10 @@ def pack(costs: Sequence[float], ranks: int) -> list[int]:
     return owners
 
 
-def _cost(layers: Sequence[Layer]) -> float:
-    """Of factorising one Gram matrix and going through the rows of all layers."""
-    d_in = layers[0].weight.shape[1]
-    return d_in**3 + sum(layer.weight.shape[0] for layer in layers) * d_in**2
+def _cost(layer: Layer) -> float:
+    """Of factorising the Gram matrix and going through the rows."""
+    d_out, d_in = layer.weight.shape
+    return d_in**3 + d_out * d_in**2
 
 
 @contextmanager

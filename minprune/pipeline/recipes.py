@@ -134,7 +134,12 @@ def get_recipe(recipe: str | Recipe | None) -> Recipe:
 
 
 def resolve_recipe(
-    recipe: str | Recipe | None, calib: Tensor | None, method: Any, allocation: Allocation, options: dict[str, Any]
+    recipe: str | Recipe | None,
+    calib: Tensor | None,
+    method: Any,
+    allocation: Allocation,
+    options: dict[str, Any],
+    precision: str = "auto",
 ) -> Recipe:
     """The recipe with what is given beside it in place of its own.
 
@@ -150,6 +155,8 @@ def resolve_recipe(
         In place of the recipe's, as for `prune`.
     options : dict
         Of the method.
+    precision : str, default "auto"
+        Of forward products: "float32" or "bfloat16" in place of the recipe's.
 
     Returns
     -------
@@ -169,6 +176,8 @@ def resolve_recipe(
     chosen = get_recipe(recipe)
     if calib is None and chosen.reconstruction:
         raise PruneError("this recipe reconstructs blocks, which needs calibration tokens: pass calib")
+    if chosen.reconstruction and precision != "auto":
+        chosen = replace(chosen, reconstruction=replace(chosen.reconstruction, bfloat16=precision == "bfloat16"))
     if allocation is not None:
         chosen = replace(chosen, allocation=allocation)
     if method in (None, chosen.method):

@@ -31,6 +31,7 @@ from minprune.models.forward import BlockwiseForward
 from minprune.models.layers import Layer
 from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.plan import PruningPlan
+from minprune.pipeline.precision import multiplies_bfloat16, narrow_products
 from minprune.pipeline.recipes import Reconstruction as Reconstruction
 from minprune.pipeline.staged import BlockPruner
 
@@ -56,12 +57,12 @@ def run_reconstructed(model: "PreTrainedModel", pruner: LayerPruner, how: Recons
 def resolved(how: Reconstruction, model: "PreTrainedModel", plan: PruningPlan) -> tuple[Reconstruction, str]:
     """The settings that a run really has, the hardware's answer among them, and why nothing is trained, if so.
 
-    Where too little is pruned nothing is trained and nothing is taken in bfloat16: it is the method alone, bit for bit.
+    Where too little is pruned nothing is trained, and products are as for the method alone, bit for bit.
     """
     wanted = plan.sparsity
     if how.epochs and wanted < how.min_sparsity - 1e-9:  # an average of shares is rounded
         why = f"{wanted:.0%} zeros are too few for reconstruction to pay: no block was reconstructed"
-        return replace(how, epochs=0, bfloat16=False), why
+        return replace(how, epochs=0, bfloat16=plan.bfloat16), why
     chosen = how.epochs > 0 and multiplies_bfloat16(_device(model)) if how.bfloat16 is None else how.bfloat16
     return replace(how, bfloat16=chosen and model.dtype == torch.float32), ""
 
@@ -123,11 +124,8 @@ class DenseTargets:
         return lambda step: self.dense.rehearse(index, step, inputs[step])
 
     def products(self) -> AbstractContextManager[Any]:
-        """While open, a float32 model takes its matrix products in bfloat16, if that was chosen: for forward passes.
-
-        Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`.
-        """
-        return torch.autocast(self.device, torch.bfloat16, enabled=bool(self.how.bfloat16), cache_enabled=False)
+        """While open, forward passes take their products in bfloat16, if that was chosen."""
+        return narrow_products(self.device, bool(self.how.bfloat16))
 
 
 def _device(model: "PreTrainedModel") -> str:
@@ -259,11 +257,3 @@ def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]) -> Iterator
         for parameter, required in before.items():
             parameter.requires_grad_(required)
             parameter.grad = None
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether the hardware is made for products in bfloat16."""
-    if device == "cpu":
-        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
-        return any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return device == "cuda" and torch.cuda.is_bf16_supported()

@@ -33,7 +33,7 @@ def run_staged(model: "PreTrainedModel", pruner: LayerPruner, whole_block: bool)
 
     whole_block: take the statistics of all layers of a block while it is still dense.
     """
-    blocks = BlockPruner(BlockwiseForward(model, pruner.plan.batches), pruner)
+    blocks = BlockPruner(BlockwiseForward(model, pruner.plan.batches, pruner.plan.products), pruner)
     for index in range(len(blocks.forward.blocks)):
         blocks.prune(index, whole_block)
     blocks.prune_head()
@@ -53,7 +53,9 @@ class BlockPruner:
         """
         forward, pruner = self.forward, self.pruner
         todo = [x for x in pruner.plan.layers_under(f"{forward.prefix}.{index}.") if x not in pruner.log.rows]
-        if len(forward.batches) == 1 and not whole_block and pruner.alone:  # one pass: each layer right before its use
+        if (
+            len(forward.batches) == 1 and not whole_block and pruner.one_pass
+        ):  # one pass: each layer right before its use
             with capture_inputs(todo, once(pruner.prune_on_forward())):
                 if stay:
                     forward.rehearse(index, 0)

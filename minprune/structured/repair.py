@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from minprune.models.layers import Layer, decoder_blocks
+from minprune.pipeline.precision import multiplies_bfloat16, narrow_products
 from minprune.pipeline.reconstruction import (
     Reconstruction,
     check_trainable,
     fit_block,
     lost_energy,
-    multiplies_bfloat16,
 )
 from minprune.pipeline.staged import BlockwiseForward
 from minprune.structured.units import layers_by_block
@@ -64,7 +64,7 @@ def reconstruct(
     how = replace(how, bfloat16=narrow)
 
     def products():
-        return torch.autocast(device, torch.bfloat16, enabled=narrow, cache_enabled=False)
+        return narrow_products(device, narrow)
 
     batches = calib.to(model.device).split(how.batch_size)
     walks = BlockwiseForward(dense, batches, products), BlockwiseForward(model, batches, products)

@@ -1,0 +1,32 @@
+"""In which type forward passes take their matrix products. Statistics, solves, sums and weights keep their own."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from minprune.errors import PruneError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def check_precision(precision: str) -> None:
+    """Raise `PruneError` for an unknown name."""
+    if precision not in PRECISIONS:
+        raise PruneError(f"unknown precision {precision!r} of forward products: choose one of {', '.join(PRECISIONS)}")
+
+
+def narrow_products(device: str, narrow: bool) -> AbstractContextManager[Any]:
+    """While open, a float32 model takes its products in bfloat16, if `narrow`.
+
+    Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`.
+    """
+    return torch.autocast(device, torch.bfloat16, enabled=narrow, cache_enabled=False)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the hardware is made for products in bfloat16."""
+    if device == "cpu":
+        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+        return any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported()
