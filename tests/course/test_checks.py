@@ -13,6 +13,7 @@ import answers_lottery
 import answers_optimum
 import answers_pipeline
 import answers_predictions
+import answers_quantize
 import answers_reconstruction
 import answers_recovery
 import answers_schedules
@@ -172,6 +173,7 @@ RIGHT = {
     **answers_allocation.RIGHT,
     **answers_formats.RIGHT,
     **answers_units.RIGHT,
+    **answers_quantize.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -242,6 +244,7 @@ REJECTED = {
     **answers_allocation.REJECTED,
     **answers_formats.REJECTED,
     **answers_units.REJECTED,
+    **answers_quantize.REJECTED,
 }
 
 
