@@ -116,7 +116,8 @@ def _git(*words: str) -> str:
 def main() -> None:
     """List what has changed, or confirm a file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, default=sorted(RESULTS.glob("*.json")))
+    measured = sorted(path for path in RESULTS.glob("*.json") if path.name != "claims.json")  # which is judgement
+    parser.add_argument("files", nargs="*", type=Path, default=measured)
     parser.add_argument("--confirm", metavar="WHY", help="what was measured again, and what came out")
     args = parser.parse_args()
     for path in map(Path.resolve, args.files):
