@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minprune.cli.common import MODEL, LayerName, command, console, load, table_of
+from minprune.cli.common import MODEL, LayerName, command, console, load, table_of, whole
 from minprune.errors import kind_of_layer
 from minprune.output.target import check_target
 
@@ -36,8 +36,13 @@ def add(commands) -> None:
         "nm: N values and their places of every M, for 2:4 and the like\n"
         "csr, csc: a row or column index for each value\n"
         "block: whole square blocks\n"
+        "integers: codes of a few bits and scales, for a quantised model\n"
         "dense: all values",
     )
+    parser.add_argument(
+        "--bits", metavar="B", type=whole(2, 8), help="with which the model was quantised (default: as its record says)"
+    )
+    parser.add_argument("--group", metavar="G", type=whole(0), default=64, help="and in what groups, with --bits (64)")
     parser.add_argument(
         "--dtype", metavar="T", default="auto", help="float32, bfloat16, float16, or the checkpoint's own (auto)"
     )
@@ -64,9 +69,17 @@ def run(arguments: Namespace) -> None:
         source = model_folder(arguments.model)
         ahead = rehearse(folder, model, tokenizer, record, source=source)
         check_space(folder, model, -ahead)
-        rows = write_exported(folder, model, tokenizer, arguments.format, record, source)
+        rows = write_exported(folder, model, tokenizer, arguments.format, record, source, _grid(arguments, origin))
     _show(rows)
     console().print(f"written to {target}", soft_wrap=True)
+
+
+def _grid(arguments: Namespace, origin: "RunRecord") -> tuple[int, int] | None:
+    """(bits, group) of the model's weights, as far as somebody says so."""
+    if arguments.bits:
+        return arguments.bits, arguments.group
+    bits, group = origin.options.get("bits"), origin.options.get("group", 0)
+    return (bits, group) if isinstance(bits, int) and isinstance(group, int) else None
 
 
 def _record(arguments: Namespace, dtype: str, origin: "RunRecord") -> "RunRecord":

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
+from minprune.formats.integers import round_scale
 
 GRIDS = ("symmetric", "asymmetric", "minimum")
 BITS = range(2, 9)
-_SIGNIFICANT = 2.0**11  # what the significand of a scale is a whole number of parts of
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     levels, none = 2**bits - 1, torch.zeros_like(low)
     if kind == "symmetric":
         half = 2 ** (bits - 1) - 1
-        return Grid(_rounded_scale(torch.maximum(-low, high) / half), none, none, -half, half)
+        return Grid(round_scale(torch.maximum(-low, high) / half), none, none, -half, half)
     if kind == "minimum":
-        return Grid(_rounded_scale((high - low) / levels), none, low, 0, levels)
+        return Grid(round_scale((high - low) / levels), none, low, 0, levels)
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scales = _rounded_scale((high - low) / levels)
+    scales = round_scale((high - low) / levels)
     return Grid(scales, (-low / scales).round_().clamp_(0, levels), none, 0, levels)
 
 
@@ -139,9 +139,3 @@ def check_grid(bits: int, group: int, kind: str) -> None:
         raise PruneError(f"groups of {group!r} inputs are not possible: use 64, or 0 for whole rows")
     if kind not in GRIDS:
         raise PruneError(f"unknown grid {kind!r}: choose one of {', '.join(GRIDS)}")
-
-
-def _rounded_scale(scales: Tensor) -> Tensor:
-    """Scales with 11 significant bits; 1 where all weights of a group are zero, for any scale will do there."""
-    significand, exponent = torch.frexp(torch.where(scales > 0, scales, 1.0))
-    return torch.ldexp((significand * _SIGNIFICANT).round_() / _SIGNIFICANT, exponent)

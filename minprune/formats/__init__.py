@@ -11,10 +11,11 @@ from minprune.formats.block import BSR
 from minprune.formats.choose import FORMATS, predicted_bytes, store
 from minprune.formats.csr import CSC, CSR
 from minprune.formats.disk import save_model
+from minprune.formats.integers import Integers
 from minprune.formats.nm import NMPacked
 from minprune.formats.stored import Dense, SparseMatrix
 
 __all__ = [
-    "CSC", "CSR", "FORMATS", "BSR", "Bitmask", "Dense", "NMPacked", "SparseMatrix", "predicted_bytes", "save_model",
-    "store",
+    "CSC", "CSR", "FORMATS", "BSR", "Bitmask", "Dense", "Integers", "NMPacked", "SparseMatrix", "predicted_bytes",
+    "save_model", "store",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """Which format stores a matrix in the fewest bytes. Chapter 19."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -9,15 +10,19 @@ from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.block import BSR
 from minprune.formats.csr import CSC, CSR
+from minprune.formats.integers import Integers
 from minprune.formats.nm import NMPacked, code_bits
 from minprune.formats.stored import Dense, SparseMatrix, index_dtype, packed_bytes, stored_mask
 
 FORMATS: dict[str, type[SparseMatrix]] = {kind.name: kind for kind in (Dense, Bitmask, CSR, CSC, BSR, NMPacked)}
+STORED_FORMATS: dict[str, type[SparseMatrix]] = FORMATS | {Integers.name: Integers}  # and that for quantised weights
 LARGEST_GROUP = 32  # groups and blocks are powers of two
 LARGEST_BLOCK = 64
 
 
-def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> SparseMatrix:
+def store(
+    W: Tensor, form: str = "auto", keep: Tensor | None = None, grid: tuple[int, int] | None = None
+) -> SparseMatrix:
     """Store a matrix in the named format, with the settings (block size, N:M) that take the fewest bytes.
 
     Parameters
@@ -26,9 +31,12 @@ def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> SparseMa
         The weights, zeros included.
     form : str, default "auto"
         A name in `FORMATS`. "auto" takes the smallest of all; of formats of equal size it takes the simplest, in the
-        order of `FORMATS`.
+        order of `FORMATS`. "integers" is `Integers`, for weights on a grid.
     keep : Tensor (d_out, d_in), bool, optional
         Which weights to store, by default those that are not zero.
+    grid : tuple of int, optional
+        (bits, group) with which W was quantised. "auto" then takes `Integers` where W is on that grid and they take
+        fewer bytes.
 
     Returns
     -------
@@ -37,7 +45,8 @@ def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> SparseMa
     Raises
     ------
     PruneError
-        If the format is unknown, or is "nm" or "block" and the zeros of W are not of that kind.
+        If the format is unknown, or is "nm" or "block" and the zeros of W are not of that kind, or is "integers" and W
+        is on no such grid.
 
     Examples
     --------
@@ -48,6 +57,10 @@ def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> SparseMa
     ('bitmask', 9)
     """
     check_form(form)
+    if form == Integers.name:
+        if grid is None:
+            raise PruneError("integers: how these weights were quantised is not known: give bits and group as the grid")
+        return Integers.from_dense(W, keep, *grid)
     sizes = predicted_bytes(stored_mask(W, keep), W.element_size())
     dense = sizes["dense", ()]
     if form in ("nm", "block"):
@@ -60,13 +73,17 @@ def store(W: Tensor, form: str = "auto", keep: Tensor | None = None) -> SparseMa
         sizes = {choice: size for choice, size in sizes.items() if choice[0] == form}
     name, settings = min(sizes, key=lambda choice: sizes[choice])
     made: Any = FORMATS[name]
-    return made.from_dense(W, keep, **dict(settings))
+    stored = made.from_dense(W, keep, **dict(settings))
+    if form == "auto" and grid:
+        with suppress(PruneError):  # a matrix that was left as it was
+            return min(stored, Integers.from_dense(W, keep, *grid), key=lambda one: one.nbytes)
+    return stored
 
 
 def check_form(form: str) -> None:
     """Raise `PruneError` unless `form` is "auto" or the name of a format."""
-    if form != "auto" and form not in FORMATS:
-        raise PruneError(f"unknown format {form!r}: use auto, {', '.join(FORMATS)}")
+    if form != "auto" and form not in STORED_FORMATS:
+        raise PruneError(f"unknown format {form!r}: use auto, {', '.join(STORED_FORMATS)}")
 
 
 def predicted_bytes(keep: Tensor, value_bytes: int) -> dict[tuple[str, tuple[tuple[str, int], ...]], int]:

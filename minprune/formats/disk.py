@@ -7,7 +7,7 @@ them. Nothing is unpickled, and no index is used before it was checked against t
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minprune.errors import PruneError
 from minprune.files import read_json, sha256, to_json, write_text
-from minprune.formats.choose import FORMATS, store
+from minprune.formats.choose import STORED_FORMATS, store
 from minprune.formats.stored import SparseMatrix
 from minprune.models.checks import check_weights, sparse_layers
 from minprune.models.extras import copy_files, not_loaded, save_tensors
@@ -50,7 +50,12 @@ class StoredRow:
 
 
 def save_model(
-    model: "PreTrainedModel", tokenizer: Any, path: str | Path, form: str = "auto", overwrite: bool = False
+    model: "PreTrainedModel",
+    tokenizer: Any,
+    path: str | Path,
+    form: str = "auto",
+    overwrite: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> list[StoredRow]:
     """Write a model with its matrices in sparse formats to a folder, which appears when it is complete.
 
@@ -66,6 +71,8 @@ def save_model(
         The folder to make.
     form : str, default "auto"
         The format, as for `store`.
+    grid : tuple of int, optional
+        (bits, group) with which the model was quantised, as for `store`.
     overwrite : bool, default False
         Whether to replace an earlier output there.
 
@@ -92,7 +99,7 @@ def save_model(
     {'nm 2:4'}
     """
     with OutputFolder(Path(path), overwrite=overwrite).open() as folder:
-        return write_exported(folder, model, tokenizer, form)
+        return write_exported(folder, model, tokenizer, form, grid=grid)
 
 
 def write_exported(
@@ -102,12 +109,12 @@ def write_exported(
     form: str = "auto",
     record: RunRecord | None = None,
     source: Path | None = None,
+    grid: tuple[int, int] | None = None,
 ) -> list[StoredRow]:
-    """Write the model into the empty `folder`, every matrix of its blocks in the format `form` (see `formats.store`).
+    """Write the model into the empty `folder`, every matrix of its blocks in the format `form` (see `save_model`).
 
     record: what minprune.json says beside the format and the bytes. source: the folder that the model was read from;
-    what it holds beside a model is copied, see `minprune.models.extras`. Raises `PruneError` if a matrix does not fit
-    the format, or the files cannot be written.
+    what it holds beside a model is copied. Raises `PruneError` if a matrix does not fit, or nothing can be written.
     """
     from safetensors.torch import save_file
 
@@ -118,7 +125,7 @@ def write_exported(
     for layer in layers:
         W = layer.weight.detach().cpu()
         try:
-            stored = store(W, form)
+            stored = store(W, form, grid=grid)
         except PruneError as error:
             raise PruneError(f"{layer.name}: {error}") from None
         arrays |= {f"{layer.name}/{key}": _own(array) for key, array in stored.arrays().items()}
@@ -158,8 +165,7 @@ def read_exported(
     """The model in a folder of `write_exported`, on the CPU. dtype: None keeps the one it was written in.
 
     place(model, layer, matrix): takes a matrix as it is stored and puts it where it belongs, or says False to have it
-    dense. None: all are dense. Raises `PruneError` with the name of the file that is missing, truncated, edited, or of
-    another model.
+    dense. None: all are dense. Raises `PruneError` with the name of the file that is missing, edited, or another's.
     """
     index = _read_index(folder)
     config = read_config(folder)
@@ -198,7 +204,8 @@ def _fill(
     from safetensors import SafetensorError, safe_open
 
     others = _others(model, layers)
-    wanted = {f"{name}/{array}" for name, entry in entries.items() for array in FORMATS[entry["format"]].parts()[0]}
+    kinds = {name: STORED_FORMATS[entry["format"]] for name, entry in entries.items()}
+    wanted = {f"{name}/{array}" for name, kind in kinds.items() for array in kind.parts()[0]}
     filled: dict[int, Tensor] = {}  # id of what is replaced -> what it becomes, once for tied ones
     try:
         with safe_open(path, framework="pt") as file:
@@ -208,11 +215,11 @@ def _fill(
                 old = getattr(layer.module, layer.parameter)
                 stored = _read_matrix(path, file, layer, entries[layer.name])
                 if dtype:
-                    stored = replace(stored, values=stored.values.to(dtype))
+                    stored = stored.astype(dtype)
                 if place and place(model, layer.name, stored):
                     continue
                 if id(old) not in filled:
-                    new = torch.empty(old.shape, dtype=dtype or stored.values.dtype)
+                    new = torch.empty(old.shape, dtype=dtype or stored.weight_dtype)
                     filled[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
                 layer.view_as_2d(filled[id(old)].data).copy_(stored.to_dense())
             for name, target in others.items():
@@ -234,7 +241,7 @@ def _fill(
 
 def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> SparseMatrix:
     """One matrix in its format, checked to belong to this layer before anything of its size is made."""
-    (d_out, d_in), kind = layer.weight.shape, FORMATS[entry["format"]]
+    (d_out, d_in), kind = layer.weight.shape, STORED_FORMATS[entry["format"]]
     settings = {key: value for key, value in entry.items() if key not in ("format", "shape")}
     if entry.get("shape") != [d_out, d_in] or settings.keys() | {"shape"} != set(kind.parts()[1]):
         raise PruneError(
@@ -290,6 +297,6 @@ def _index_problems(index: Any) -> Iterator[str]:
     elif not all(map(is_name, files)):
         yield "it names files outside the folder, or with signs that no name has"
     if not isinstance(matrices, dict) or not all(
-        isinstance(entry, dict) and entry.get("format") in list(FORMATS) for entry in matrices.values()
+        isinstance(entry, dict) and entry.get("format") in list(STORED_FORMATS) for entry in matrices.values()
     ):
         yield "it does not say the format of each matrix"

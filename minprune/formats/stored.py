@@ -8,7 +8,7 @@ the place of every negative weight that was pruned.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
@@ -87,7 +87,7 @@ class SparseMatrix(ABC):
         """The dense matrix, `rows` rows at a time from the top: (at most rows, d_in) each."""
 
     def to_dense(self) -> Tensor:
-        """The matrix (d_out, d_in), in the dtype of the values."""
+        """The matrix (d_out, d_in), in the dtype of the weights."""
         return torch.cat(list(self.tiles()))
 
     def matmul(self, X: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class SparseMatrix(ABC):
         if not X.is_floating_point():
             self._refuse(f"inputs of {X.dtype} would round the outputs to whole numbers: pass X.float()")
         wide = torch.float32
-        for dtype in (X.dtype, self.values.dtype):
+        for dtype in (X.dtype, self.weight_dtype):
             wide = torch.promote_types(wide, dtype) if dtype.itemsize > 1 else wide  # torch promotes no 8-bit floats
         flat = X.reshape(math.prod(X.shape[:-1]), self.shape[1]).to(wide)  # (tokens, d_in)
         out, odd = self._multiply(flat), ~flat.isfinite().all(dim=1)  # (tokens, d_out), (tokens,)
@@ -140,6 +140,15 @@ class SparseMatrix(ABC):
     def settings(self) -> dict[str, Any]:
         """What is needed beside the arrays to read them: the shape, and the numbers that some formats have."""
         return {name: getattr(self, name) for name in self.parts()[1]}
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Of the weights that come back."""
+        return self.values.dtype
+
+    def astype(self, dtype: torch.dtype) -> Self:
+        """The same matrix with its weights in another dtype."""
+        return replace(self, values=self.values.to(dtype))
 
     @property
     def label(self) -> str:

@@ -61,7 +61,7 @@ class SparseLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense matrix, (d_out, d_in), made anew each time."""
-        return self.packed.to_dense().to(self.stored.values.dtype)
+        return self.packed.to_dense().to(self.stored.weight_dtype)
 
     def forward(self, X: Tensor) -> Tensor:
         if X.numel() > FEW * self.in_features:
