@@ -16,7 +16,7 @@ PACKAGE = Path(mp.__file__).parent
 PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to call
     "methods": "Method Result get_method magnitude.magnitude wanda.wanda ria.ria obd.obd obs.obs sparsegpt.sparsegpt "
     "least_squares.exact admm.admm alps.alps swaps.swaps channel_permutation.channel_permutation",
-    "formats": "Bitmask BSR CSC CSR Dense NMPacked SparseMatrix predicted_bytes save_model store",
+    "formats": "Bitmask BSR CSC CSR Dense Integers NMPacked SparseMatrix predicted_bytes save_model store",
     "kernels": "linear.SparseLinear",
     "allocation": "allocate.allocate sensitivity.Sensitivity sensitivity.sensitivity",
     "course": "checks.core.Exercise checks.core.Verdict",

@@ -25,7 +25,7 @@ from minprune.cli.common import (
 )
 from minprune.cli.prune_options import read_allocation, read_options, table_by_rule
 from minprune.cli.ranks import is_first, reserved
-from minprune.errors import kind_of_layer
+from minprune.errors import PruneError, kind_of_layer
 from minprune.output.lock import absolute
 
 if TYPE_CHECKING:
@@ -81,6 +81,15 @@ def add(commands) -> None:
         action="append",
         default=[],
         help="an option of the method, repeatable; sparsegpt has damp=0.01 and block_size=128",
+    )
+    parser.add_argument(
+        "--bits",
+        metavar="B",
+        type=whole(2, 8),
+        help="also round what is kept to so many bits, in sparsegpt's own sweep",
+    )
+    parser.add_argument(
+        "--group", metavar="G", type=whole(0), default=64, help="with --bits: inputs that share a scale (64)"
     )
     add_calibration(parser, "wikipedia, its train split; magnitude needs no text", 64, 512)
     add_layers(parser, "prune")
@@ -150,11 +159,30 @@ def run(arguments: Namespace) -> None:
     recipe = get_recipe(arguments.recipe)
     name, pattern = arguments.method or recipe.method, read_pattern(arguments.pattern)
     options = read_options(name, get_method(name), arguments.option)
+    method: Any = arguments.method
+    if arguments.bits:
+        method, rounding = joint(name, arguments)
+        options |= rounding
     allocation: Any = read_allocation(arguments.allocation) if arguments.allocation else None
     target = Path(arguments.output or default_name(arguments.model, arguments.recipe or name, str(pattern)))
     place = check_target(target, arguments.model, arguments.calibration, arguments.test, arguments.allocation)
     with reserved(place, arguments.overwrite):
-        prune_to_disk(arguments, target, arguments.method, recipe, pattern, allocation, options)
+        prune_to_disk(arguments, target, method, recipe, pattern, allocation, options)
+
+
+def joint(name: str, arguments: Namespace) -> tuple["Method", dict[str, Any]]:
+    """What prunes and rounds in one sweep, and its options; `PruneError` for a method that has no such sweep."""
+    from minprune.compress.grids import check_grid
+    from minprune.compress.quantize import quantizer
+
+    if name != "sparsegpt" or arguments.recipe:
+        raise PruneError(
+            f"--bits rounds in the sweep of sparsegpt, which {arguments.recipe or name} has not: prune first, and then "
+            "minprune quantize"
+        )
+    options = {"bits": arguments.bits, "group": arguments.group, "grid": "asymmetric"}
+    check_grid(arguments.bits, arguments.group, "asymmetric")
+    return quantizer("gptq"), options
 
 
 def prune_to_disk(

@@ -145,8 +145,7 @@ def write_exported(
                 save_tensors(folder, left)
             copy_files(source, folder)
         files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
-        index = {"version": VERSION, "files": files, "matrices": entries}
-        write_text(folder / INDEX, to_json(index, 1))
+        write_text(folder / INDEX, to_json({"version": VERSION, "files": files, "matrices": entries}, 1))
         sizes = {"format": form, "bytes": sum(r.bytes for r in rows), "dense_bytes": sum(r.dense_bytes for r in rows)}
         write_record(folder, (record or RunRecord()).model_copy(update=sizes))
     return rows
@@ -258,9 +257,8 @@ def _read_matrix(path: Path, file: Any, layer: Layer, entry: dict[str, Any]) -> 
 
 def _own(array: Tensor) -> Tensor:
     """The array in memory of its own, as it is stored: an expert is a part of a tensor."""
-    if array.is_contiguous() and array.untyped_storage().nbytes() == array.nbytes:
-        return array
-    return array.clone(memory_format=torch.contiguous_format)
+    whole = array.is_contiguous() and array.untyped_storage().nbytes() == array.nbytes
+    return array if whole else array.clone(memory_format=torch.contiguous_format)
 
 
 def _others(model: "PreTrainedModel", layers: list[Layer]) -> dict[str, Tensor]:
@@ -274,8 +272,7 @@ def _others(model: "PreTrainedModel", layers: list[Layer]) -> dict[str, Tensor]:
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     index = read_json(inside(folder, INDEX, str(folder)), object)
-    problem = next(_index_problems(index), None)
-    if problem:
+    if problem := next(_index_problems(index), None):
         raise PruneError(f"{path}: {problem}: copy or export the model again")
     for name, expected in index["files"].items():
         try:

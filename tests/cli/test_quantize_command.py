@@ -102,3 +102,16 @@ def test_a_finished_output_is_replaced_only_if_asked(quantize):
     assert quantize("--no-test", method="rtn")[0] == 0
     assert "--overwrite" in quantize("--no-test", method="rtn")[2]
     assert quantize("--no-test", "--overwrite", method="rtn")[0] == 0
+
+
+def test_prune_with_bits_is_quantize_with_a_pattern(run, quantize, tiny_folder, text_file):
+    assert quantize("--no-test", pattern="50%", bits=3)[0] == 0
+    given = ("--calibration", text_file, "--samples", 6, "--length", 16, "--no-test", "--bits", 3, "--group", 16)
+    code, out, err = run("prune", tiny_folder, "--method", "sparsegpt", *given, "--output", "joint")
+    assert (code, "3 bits in groups of 16, 50%" in out) == (0, True), err
+    assert Path("joint/model.safetensors.index.json").exists() == Path("out/model.safetensors.index.json").exists()
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in ("joint", "out"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    for wrong in (("--method", "wanda"), ("--recipe", "best")):
+        code, _, err = run("prune", tiny_folder, *wrong, *given, "--output", "none")
+        assert code == 2 and "prune first, and then minprune quantize" in err and err.count("\n") == 1

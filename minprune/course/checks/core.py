@@ -95,7 +95,7 @@ class Verdict:
     Examples
     --------
     >>> from minprune import checks
-    >>> checks.magnitude_mask(lambda W, sparsity: W > 0).passed
+    >>> checks.block_mask(lambda *given: None).passed
     False
     """
 
