@@ -293,4 +293,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "to_csr": {
         "counts.cumsum(0) -> counts.cumsum(-1)": ONE_AXIS,
     },
+    "lead": {
+        "ahead.var(correction=self.correction) -> ahead.var()": "torch divides by n - 1 unless told otherwise",
+        "nats.mean(0) -> nats.sum(0)": SCALE,
+    },
+    "honest_best": {
+        "halves[choose].mean(1) -> halves[choose].sum(1)": SCALE,
+    },
 }

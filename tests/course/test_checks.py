@@ -6,6 +6,7 @@ from itertools import combinations
 
 import answers_allocation
 import answers_calibration
+import answers_claims
 import answers_columns
 import answers_formats
 import answers_groups
@@ -174,6 +175,7 @@ RIGHT = {
     **answers_formats.RIGHT,
     **answers_units.RIGHT,
     **answers_quantize.RIGHT,
+    **answers_claims.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -245,6 +247,7 @@ REJECTED = {
     **answers_formats.REJECTED,
     **answers_units.REJECTED,
     **answers_quantize.REJECTED,
+    **answers_claims.REJECTED,
 }
 
 
