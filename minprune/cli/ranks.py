@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from minprune.errors import PruneError
+from minprune.errors import PeerError, PruneError
 from minprune.output.lock import lock
 from minprune.output.target import check_free
 
@@ -34,18 +35,35 @@ def joined(command: str, device: str) -> Iterator[None]:
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=1))  # a solve may take long
+    rank, store = dist.get_rank(), dist.distributed_c10d._get_default_store()
     try:
         with ExitStack() as stack:
-            if dist.get_rank():
+            if rank:
                 nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                 stack.enter_context(redirect_stdout(nowhere))
                 stack.enter_context(redirect_stderr(nowhere))
                 logging.disable(logging.CRITICAL)
             yield
+    except PeerError:
+        raise
+    except PruneError as error:  # a mistake of the user's is found by all of them
+        store.set(f"said by {rank}", str(error))
+        if rank and _first_says(store, str(error)):
+            raise PeerError(str(error)) from None
+        raise
     finally:
         logging.disable(logging.NOTSET)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _first_says(store: Any, message: str) -> bool:
+    """Whether the first process has failed for the same reason, or does so in a moment."""
+    try:
+        store.wait(["said by 0"], timedelta(seconds=3))
+        return store.get("said by 0").decode() == message
+    except RuntimeError:  # it has not, or it has gone
+        return False
 
 
 def is_first() -> bool:

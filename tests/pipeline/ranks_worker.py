@@ -42,22 +42,13 @@ def main(rank: int, size: int, rendezvous: str, jobs: str) -> None:
             dist.destroy_process_group()
 
 
-class Counting:
-    """Keep how much a pruner has sent when it is done with its last group."""
-
-    def __init__(self, real):
-        self.real = real
-
-    def __get__(self, pruner, kind):
-        def prune_group(observed):
-            done = self.real(pruner, observed)
-            SharedPruner.last = pruner.sent
-            return done
-
-        return prune_group
+def counting(pruner, *given, real=SharedPruner._prune_owned):
+    """Keep how much a pruner has sent when it is done with its last layers."""
+    real(pruner, *given)
+    SharedPruner.last = pruner.sent
 
 
 if __name__ == "__main__":
-    SharedPruner.prune_group = Counting(SharedPruner.prune_group)
+    SharedPruner._prune_owned = counting
     torch.set_num_threads(1)
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

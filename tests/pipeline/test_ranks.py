@@ -195,16 +195,16 @@ def torchrun(*words, size=2, folder):
     )  # fmt: skip
 
 
-def test_the_command_line_under_torchrun(place, tmp_path, text_file):
+def test_the_command_line_under_torchrun(tiny_folder, tmp_path, text_file):
     options = ("--method", "wanda", "--calibration", text_file, "--samples", 4, "--length", 16, "--test", text_file)
-    done = torchrun("prune", place / "llama", *options, "--output", "out", folder=tmp_path)
+    done = torchrun("prune", tiny_folder, *options, "--output", "out", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to out") == 1 and done.stdout.count("perplexity") == 1
     assert "by 2 processes" in done.stdout
-    again = torchrun("prune", place / "llama", *options, "--output", "out", folder=tmp_path)
+    again = torchrun("prune", tiny_folder, *options, "--output", "out", folder=tmp_path)
     assert again.returncode and sum(line.startswith("minprune: ") for line in again.stderr.splitlines()) == 1
     assert "--overwrite" in again.stderr
-    other = torchrun("info", place / "llama", folder=tmp_path)
+    other = torchrun("info", tiny_folder, folder=tmp_path)
     assert other.returncode and "minprune info works in one process" in other.stderr
 
 
