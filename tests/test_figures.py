@@ -1,0 +1,93 @@
+"""Every figure of the book has a caption, a name to link to, and an alt text for those who cannot see it."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_output
+
+ROOT = Path(__file__).parent.parent
+CHAPTERS = [ROOT / f"{part['file']}.ipynb" for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+            for part in part["chapters"] if part["file"].startswith("notebooks/")]  # fmt: skip
+
+
+def told_of(cell) -> tuple[str, str, str]:
+    """Caption, name and alt text of a cell's image, from the metadata that MyST-NB reads."""
+    told = cell.metadata.get("mystnb", {})
+    figure, image = told.get("figure", {}), told.get("image", {})
+    return figure.get("caption", "").strip(), figure.get("name", "").strip(), image.get("alt", "").strip()
+
+
+def problems(cell) -> list[str]:
+    """What a reader would miss who follows a link to the cell's image, or who cannot see it."""
+    images = [out for out in cell.get("outputs", []) if any(kind.startswith("image/") for kind in out.get("data", {}))]
+    if not images:
+        return []
+    if len(images) > 1:
+        return [f"{len(images)} images, of which the metadata can caption one: split the cell"]
+    caption, name, alt = told_of(cell)
+    found = [f"the image has no {what}" for what, text in (("caption", caption), ("alt text", alt)) if not text]
+    if not re.fullmatch(r"fig(-[a-z0-9]+)+", name):
+        found.append(f"the image has no name of the form fig-words, but {name!r}")
+    if alt and alt == caption:
+        found.append("the alt text repeats the caption: say what is seen")
+    return found
+
+
+def cells_of(path):
+    return enumerate(nbformat.read(path, as_version=4).cells, 1)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_every_figure_is_told(path):
+    found = [f"{path.name}, cell {place}: {problem}" for place, cell in cells_of(path) for problem in problems(cell)]
+    assert not found, "\n".join(found)
+
+
+def test_figures_have_names_of_their_own():
+    """Links by number go by name, through the whole book."""
+    names = [
+        name for path in ROOT.glob("book/**/*.md") for name in re.findall(r"^:name: *(\S+)", path.read_text(), re.M)
+    ]
+    names += [name for path in CHAPTERS for _, cell in cells_of(path) if (name := told_of(cell)[1])]
+    assert len(names) > len(CHAPTERS)
+    assert sorted(set(names)) == sorted(names)
+
+
+def drawn(caption="A measured three.", name="fig-three", alt="A dot at 3.", images=1):
+    """A cell that has drawn something, and what its metadata say of it."""
+    picture = new_output("display_data", data={"image/svg+xml": "<svg/>", "text/plain": "<Figure>"})
+    told = {"figure": {"caption": caption, "name": name}, "image": {"alt": alt}}
+    return new_code_cell("plot(3)", outputs=[picture] * images, metadata={"mystnb": told})
+
+
+def test_a_told_figure_and_a_cell_without_one_have_no_problem():
+    bare = new_code_cell("print(3)", outputs=[new_output("execute_result", data={"text/plain": "3"})])
+    assert problems(drawn()) == problems(bare) == []
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (drawn(caption=" "), "the image has no caption"),
+        (drawn(alt=""), "the image has no alt text"),
+        (drawn(name=""), "the image has no name of the form fig-words, but ''"),
+        (drawn(name="Figure 3"), "the image has no name of the form fig-words, but 'Figure 3'"),
+        (drawn(alt="A measured three."), "the alt text repeats the caption: say what is seen"),
+        (drawn(images=2), "2 images, of which the metadata can caption one: split the cell"),
+    ],
+)
+def test_what_is_missing_is_named(cell, message):
+    assert problems(cell) == [message]
+
+
+def test_a_picture_without_metadata_misses_all_three():
+    cell = drawn()
+    del cell.metadata["mystnb"]
+    assert [problem.split(",")[0] for problem in problems(cell)] == [
+        "the image has no caption",
+        "the image has no alt text",
+        "the image has no name of the form fig-words",
+    ]
