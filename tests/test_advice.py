@@ -110,3 +110,15 @@ def test_what_training_gives_back_is_the_measured_share():
         f"gave back {(before - after) / lost:.0%} of the lost nats in {seconds:.0f} seconds".replace("%", " %") in page
     )
     assert f"{fair:.0%} without what the dense model gains".replace("%", " %") in page
+
+
+def test_the_speeds_in_the_readme_are_the_measured_ones():
+    cells = json.loads((BOOK / "results" / "decode.json").read_text())["cells"]
+    measured = {(c["model"], c["pattern"]): f"{c['x dense']:.2f}" for c in cells if c["threads"] == 1}
+    lines = (BOOK.parent / "README.md").read_text().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("| tokens a second, x dense"))
+    patterns = [cell.strip().replace(" ", "") for cell in lines[start].split("|")[2:-1]]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start + 2 : start + 5]]
+    assert {model for model, *_ in rows} == {model for model, _ in measured}
+    for model, *shown in rows:
+        assert shown == [measured[model, pattern] for pattern in patterns]
