@@ -14,14 +14,28 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from minprune import __version__
-from minprune.cli import demo, eval, export, generate, grade, info, prune, quantize, recover, sensitivity, shrink, sweep
+from minprune.cli import (
+    demo,
+    eval,
+    export,
+    generate,
+    grade,
+    info,
+    plan,
+    prune,
+    quantize,
+    recover,
+    sensitivity,
+    shrink,
+    sweep,
+)
 from minprune.cli.common import say
 from minprune.cli.ranks import is_first, joined
 from minprune.errors import PeerError, PruneError, logged_to_stderr
 
 LONGEST = 1000  # characters of an error line
 # in the order of `minprune --help`
-COMMANDS = (demo, prune, shrink, quantize, recover, sweep, eval, sensitivity, generate, info, export, grade)
+COMMANDS = (demo, prune, shrink, quantize, recover, sweep, eval, sensitivity, generate, info, plan, export, grade)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -80,6 +80,15 @@ def _without_weights(folder: Path, dtype: str | torch.dtype) -> tuple[Any, dict[
     return model, locations
 
 
+def is_plain(model: Any) -> bool:
+    """Whether the library loads the tensors of this family as they are stored, so that its blocks can be streamed."""
+    try:
+        _check_plain(model)
+    except (_NotStreamedError, ImportError, AttributeError, TypeError):
+        return False
+    return True
+
+
 def _check_plain(model: Any) -> None:
     """Raise `_NotStreamedError` if the library changes tensors while it loads them."""
     from transformers.conversion_mapping import get_model_conversion_mapping

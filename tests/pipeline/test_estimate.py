@@ -1,0 +1,222 @@
+"""The estimate of a run: its operations, bytes and groups against those counted in real runs of tiny models."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import FAMILIES
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import minprune as mp
+from minprune.models.hooks import capture_inputs
+from minprune.models.layers import block_layers
+from minprune.models.skeleton import describe
+from minprune.pipeline.checkpoint import prune_checkpoint
+from minprune.pipeline.estimate import (
+    Run,
+    busiest,
+    disk_bytes,
+    error_operations,
+    fitting_batch,
+    forward_operations,
+    gram_operations,
+    memory_bytes,
+    read_amount,
+    sent_bytes,
+    sizes_of,
+    solve_bytes,
+    statistics_operations,
+)
+from minprune.pipeline.rates import Rates, calibrate, features, seconds
+
+SMALL = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "num_hidden_layers": 3, "max_position_embeddings": 256}
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SMALL, attn_implementation="eager")).eval()
+
+
+@pytest.fixture(scope="module")
+def sizes(llama):
+    return sizes_of(llama, mp.find_layers(llama))
+
+
+def counted(work) -> float:
+    """The operations of all products, attention's among them, as torch counts them."""
+    in_place = {torch.ops.aten.addmm_: lambda _, left, right, **more: 2 * left[0] * left[1] * right[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def calibration_only(method, windows, length, batch_size):
+    """A run without the checks around it."""
+
+    class Bare(Run):
+        more_tokens = 0
+
+    return Bare(method, windows, length, batch_size)
+
+
+def test_sizes_are_those_of_the_model_whether_or_not_it_has_weights(llama, sizes):
+    empty = describe(LlamaConfig(**SMALL), torch.float32)
+    assert sizes_of(empty, mp.find_layers(empty)) == sizes
+    assert sizes.total == sum(p.numel() for p in llama.parameters())
+    assert sum(group.weights for groups in sizes.blocks for group in groups) == sum(
+        layer.weight.numel() for layer in block_layers(llama)
+    )
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_layers_are_grouped_as_a_forward_pass_shows_that_they_read(family):
+    kind, arguments = FAMILIES[family]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind(**arguments)).eval()
+    layers = [layer for layer in mp.find_layers(model) if layer.expert_index is None]
+    read: list[tuple[str, torch.Tensor]] = []
+    with torch.no_grad(), capture_inputs(layers, lambda layer, X: read.append((layer.name, X))):
+        model(input_ids=torch.zeros(1, 8, dtype=torch.long), use_cache=False)
+    tensors: list[torch.Tensor] = []
+    for _, X in read:
+        if not any(X is other for other in tensors):
+            tensors.append(X)
+    found = sizes_of(model, layers)
+    groups = sum(map(len, found.blocks))
+    if family in ("falcon", "phi", "gptj", "cohere", "gpt_neox"):  # attention and MLP read one tensor, or may
+        assert len(tensors) <= groups <= len(tensors) + len(found.blocks)
+    else:
+        assert groups == len(tensors)
+
+
+@pytest.mark.parametrize("length", [16, 64])
+def test_the_operations_of_a_forward_pass_are_those_that_torch_counts(llama, sizes, length):
+    tokens = torch.zeros(4, length, dtype=torch.long)
+    run = calibration_only("wanda", 4, length, 4)
+    assert forward_operations(sizes, run) == counted(lambda: llama.model(input_ids=tokens, use_cache=False))
+
+
+@pytest.mark.parametrize("d_in", [40, 144, 200, 500])
+def test_the_operations_of_statistics_and_layer_errors_are_those_that_torch_counts(d_in):
+    X, W = torch.randn(300, d_in), torch.randn(24, d_in)
+    stats = mp.Statistics(d_in)
+    assert counted(lambda: stats.update(X)) == gram_operations(300, d_in)
+    gram = stats.gram
+    assert counted(lambda: mp.layer_error(W, 0.5 * W, gram)) == error_operations(24, d_in)
+
+
+@pytest.mark.parametrize("batch_size", [6, 2, 1])
+def test_all_products_of_a_real_run_are_counted_whatever_its_batches(llama, sizes, batch_size):
+    """Wanda: a forward pass, statistics and errors, and no products of its own."""
+    tokens = torch.randint(96, (6, 32), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, attn_implementation="eager")).eval()
+    found = counted(lambda: mp.prune(model, tokens, "wanda", batch_size=batch_size))
+    run = Run("wanda", 6, 32, batch_size)
+    errors = sum(error_operations(o, i) for groups in sizes.blocks for g in groups for o, i in g.shapes)
+    expected = forward_operations(sizes, run) + statistics_operations(sizes, run) + errors
+    assert found == pytest.approx(expected, rel=0.1)  # a few windows more tell what travels between blocks
+
+
+def allocated_peak(work) -> float:
+    """The most bytes that torch's allocator has given out at once, beyond what it had at the beginning."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = highest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        highest = max(highest, now)
+    return highest
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm", "alps"])
+@pytest.mark.parametrize("shape", [(256, 1024), (1024, 256), (512, 512)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_solve_allocates_what_is_said(method, shape, dtype):
+    d_out, d_in = shape
+    W = torch.randn(shape).to(dtype)
+    stats = mp.Statistics(d_in).update(torch.randn(2 * d_in, d_in))
+    gram = stats.gram
+
+    def work():
+        result = mp.METHODS[method](W, stats, "50%")
+        mp.layer_error(W, result.weight, gram)
+
+    said = solve_bytes(method, d_out, d_in, dtype.itemsize)
+    assert allocated_peak(work) == pytest.approx(said, rel=0.2)
+
+
+@pytest.mark.parametrize("batch_size", [16, 2])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_run_allocates_about_what_is_said(tmp_path, method, batch_size):
+    big = SMALL | {"hidden_size": 256, "intermediate_size": 704, "vocab_size": 2000}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**big)).eval()
+    sizes = sizes_of(model, mp.find_layers(model))
+    tokens = torch.randint(2000, (16, 128), generator=torch.Generator().manual_seed(0))
+    run = Run(method, 16, 128, batch_size)
+    peak = allocated_peak(lambda: mp.prune(model, tokens, method, batch_size=batch_size))
+    said = memory_bytes(sizes, run)
+    assert peak == pytest.approx(said["work"] + (said["hidden"] if batch_size == 2 else 0), rel=0.35)
+
+
+def test_the_output_is_as_large_as_said(tiny_folder, tmp_path):
+    model, _ = mp.load_model(tiny_folder)
+    prune_checkpoint(tiny_folder, tmp_path / "out", torch.zeros(4, 16, dtype=torch.long), "wanda")
+    said = disk_bytes(sizes_of(model, mp.find_layers(model)), Run("wanda", 4, 16, 4))["model"]
+    assert sum(path.stat().st_size for path in Path(tmp_path / "out").glob("*.safetensors")) == pytest.approx(
+        said, rel=0.1
+    )
+
+
+def test_more_windows_at_a_time_never_fit_in_less_memory(sizes):
+    run = Run("sparsegpt", 40, 256, 40)
+    least = sum(memory_bytes(sizes, Run("sparsegpt", 40, 256, 1)).values())
+    found = [fitting_batch(sizes, run, memory) for memory in (0.5 * least, least, 2 * least, 1e12)]
+    assert found[0] == 0 and found[1] >= 1 and found == sorted(found) and found[-1] == 40
+
+
+@pytest.mark.parametrize("costs", [[3, 3, 2, 2, 2], [5, 1, 1, 1], [1], []])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_busiest_rank_has_at_most_four_thirds_of_the_best_packing(costs, ranks):
+    """Graham 1969, against all ways to share out."""
+    best = 0 if not costs else math.inf
+    for code in range(ranks ** len(costs) if costs else 0):
+        loads = [0] * ranks
+        for at, cost in enumerate(costs):
+            loads[code // ranks**at % ranks] += cost
+        best = min(best, max(loads))
+    assert best <= busiest(costs, ranks) <= best * (4 / 3 - 1 / (3 * ranks)) + 1e-9
+
+
+def test_ranks_halve_what_is_shared_out_and_add_the_network(sizes):
+    rates = Rates(1e9, 1e9, 1e9, (0.0, 0.0, 0.0, 1e-9, 0.0), 1e9, 1e9)
+    run = Run("sparsegpt", 64, 128, 64)
+    alone, two = seconds(sizes, run, rates), seconds(sizes, run, rates, 2, 1e6)
+    assert two["forward"] == alone["forward"] / 2 and two["statistics"] == alone["statistics"] / 2
+    assert alone["solve"] / 2 <= two["solve"] <= alone["solve"] and "network" not in alone
+    assert two["network"] == pytest.approx(sent_bytes(sizes) / 1e6)
+
+
+def test_a_calibration_predicts_a_matrix_that_it_did_not_measure():
+    rates = calibrate("wanda", mp.pattern("50%"), length=64)
+    assert all(coefficient >= 0 for coefficient in rates.solve) and len(rates.solve) == len(features(1, 1))
+    assert rates.forward > 1e8 and rates.gram > 1e8 and rates.error > 1e8 and min(rates.read, rates.write) > 1e6
+
+
+@pytest.mark.parametrize("text, value", [("24GB", 24e9), ("1.5 TB", 1.5e12), ("800MB", 8e8), ("2e3kB", 2e6)])
+def test_amounts_are_read_in_units_of_a_thousand(text, value):
+    assert read_amount(text) == value and read_amount(f"{text}/s", per_second=True) == value
+
+
+@pytest.mark.parametrize("text", ["24", "GB", "-1GB", "0GB", "nanGB", "infGB", "1_0GB", "24Gb", "", "24GB/s"])
+def test_what_is_no_amount_is_refused(text):
+    with pytest.raises(mp.PruneError, match="amount"):
+        read_amount(text)
