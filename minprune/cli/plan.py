@@ -30,7 +30,7 @@ def add(commands) -> None:
         "say what pruning a model would take: memory, disk, seconds by part",
         "From the model's configuration alone, of which no weight is read, and from ten seconds of calibration of this "
         "machine, as busy as it is now. Recommends a batch size, a precision and a number of ranks.",
-        "minprune plan --config llama-70b/config.json --memory 24GB --ranks 4 --bandwidth 1GB/s",
+        "minprune plan --config config.json --memory 24GB --ranks 4",
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help=f"{MODEL}; only its config.json is read")
     parser.add_argument("--config", metavar="FILE", help="the config.json of a model, instead of MODEL")
@@ -82,8 +82,10 @@ def run(arguments: Namespace) -> None:
     windows = 0 if method.needs == "nothing" else arguments.samples
     process = psutil.Process().memory_info().rss  # with all libraries that a run has, too
     memory = arguments.memory or _SHARE * free_memory(torch.device("cpu"))
-    asked = Run(arguments.method, windows, arguments.length, arguments.batch_size or max(1, windows), arguments.test)
-    asked, fits = _with_batch_size(sizes, asked, arguments.batch_size, memory - process)
+    asked = Run(
+        arguments.method, windows, arguments.length, min(arguments.batch_size or windows, windows) or 1, arguments.test
+    )
+    asked, fits = _with_batch_size(sizes, asked, arguments.batch_size, arguments.ranks or 1, memory - process)
     say_on_terminal("calibrating this machine, which takes about ten seconds")
     rates = calibrate(arguments.method, pattern, dtype, arguments.length)
     _show(arguments, sizes, asked, rates, process, memory, fits)
@@ -128,26 +130,26 @@ def _config(arguments: Namespace) -> tuple[Path, "PreTrainedConfig"]:
     return path, read_config(path)
 
 
-def _with_batch_size(sizes: "Sizes", asked: "Run", given: int | None, memory: float) -> tuple["Run", bool]:
+def _with_batch_size(sizes: "Sizes", asked: "Run", given: int | None, ranks: int, memory: float) -> tuple["Run", bool]:
     """The run with the batch size that was given, or else with the largest that fits; and whether it does."""
     from dataclasses import replace
 
-    from minprune.pipeline.estimate import fitting_batch, memory_bytes
+    from minprune.pipeline.estimate import fitting_batch, memory_bytes, of_each_rank
 
-    if given or not asked.windows:
-        asked = replace(asked, batch_size=min(asked.batch_size, max(1, asked.windows)))
-        return asked, sum(memory_bytes(sizes, asked).values()) <= memory
-    largest = fitting_batch(sizes, asked, memory)
-    return replace(asked, batch_size=max(1, largest)), largest > 0
+    largest = 0
+    if asked.windows and not given:
+        largest = fitting_batch(sizes, of_each_rank(asked, ranks), memory) * ranks
+        asked = replace(asked, batch_size=max(1, min(largest, asked.windows)))
+    return asked, largest > 0 or sum(memory_bytes(sizes, of_each_rank(asked, ranks)).values()) <= memory
 
 
 def _show(arguments, sizes: "Sizes", asked: "Run", rates: "Rates", process: int, memory: float, fits: bool) -> None:
     """Two tables: bytes and seconds."""
-    from minprune.pipeline.estimate import disk_bytes, memory_bytes
+    from minprune.pipeline.estimate import disk_bytes, memory_bytes, of_each_rank
     from minprune.pipeline.rates import seconds
 
     out, ranks = console(), arguments.ranks or 1
-    of_memory = {"process": process, **memory_bytes(sizes, asked)}
+    of_memory = {"process": process, **memory_bytes(sizes, of_each_rank(asked, ranks))}
     of_disk = disk_bytes(sizes, asked)
     table = table_of("memory and disk", "GB")
     for name, value in [*of_memory.items(), ("peak memory", sum(of_memory.values()))]:

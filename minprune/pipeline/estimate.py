@@ -24,6 +24,7 @@ from typing import Any
 from minprune.errors import PruneError
 from minprune.models.blocks import decoder_blocks, text_config
 from minprune.models.layers import Layer
+from minprune.pipeline.ranks import pack
 
 PANEL, FLOAT = 144, 4  # columns of a panel of `Statistics`; bytes of a number of a sum
 _COPIED = 1024  # tokens that `Statistics` casts at a time
@@ -31,7 +32,7 @@ _TEST_BATCH = 2  # windows of a test in one forward pass
 _HIDDEN, _WIDE = 5, 3  # tensors of the hidden width and of the widest layer that a block holds at once
 _LOGITS = 3  # copies of the logits of a batch of the test: as they come, in float32, and their logarithms
 # What a solve holds beside the Gram matrix and the weights, in float32 numbers: stages of (i^2, o i, o).
-_SOLVES = {
+_SOLVES: dict[str, list[tuple[float, float, float]]] = {
     "magnitude": [(0, 5, 0)],
     "wanda": [(0, 3.25, 0)],
     "ria": [(0, 4, 0)],
@@ -43,7 +44,7 @@ _SOLVES = {
     "exact": [(4, 4, 0)],
     "obs": [(3, 4, 0)],
 }
-_OTHER = [(4, 8, 0)]  # of a method that is not among them
+_OTHER: list[tuple[float, float, float]] = [(4, 8, 0)]  # of a method that is not among them
 _SCRATCH = 64e6  # bytes that exact, obs and swaps work in
 
 
@@ -228,7 +229,7 @@ def memory_bytes(sizes: Sizes, run: Run) -> dict[str, float]:
     at_once = max(run.batch_size if run.windows else 0, _TEST_BATCH if run.test or run.windows else 0) * run.length
     forward = at_once * (_HIDDEN * sizes.hidden + _WIDE * sizes.widest) * b
     logits = _LOGITS * _TEST_BATCH * run.length * sizes.vocabulary * FLOAT if run.test else 0
-    work = [forward, logits, block, sizes.outside * b - block]  # the last two: being written, being read
+    work: list[float] = [forward, logits, block, sizes.outside * b - block]  # the last two: being written, being read
     for groups in set(sizes.blocks):
         earlier = 0
         for group in groups:
@@ -263,18 +264,24 @@ def _fits(sizes: Sizes, run: Run, memory: float) -> bool:
     return sum(memory_bytes(sizes, run).values()) <= memory
 
 
+def of_each_rank(run: Run, ranks: int) -> Run:
+    """What each of so many ranks does of a run: its share of the windows, and as small a share of them at a time."""
+    return replace(run, windows=-(-run.windows // ranks), batch_size=max(1, run.batch_size // ranks))
+
+
 def busiest(costs: Iterable[float], ranks: int) -> float:
-    """The load of the busiest of so many ranks if each cost, longest first, goes to the one with the least."""
-    loads = [0.0] * ranks
-    for cost in sorted(costs, reverse=True):
-        loads[loads.index(min(loads))] += cost
+    """The load of the busiest of so many ranks, if `pack` shares these costs out."""
+    listed, loads = list(costs), [0.0] * ranks
+    for cost, owner in zip(listed, pack(listed, ranks), strict=True):
+        loads[owner] += cost
     return max(loads)
 
 
 def sent_bytes(sizes: Sizes) -> float:
-    """What has to travel between ranks: every Gram matrix to its owner, and every pruned matrix back from there."""
-    grams = sum(FLOAT * group.d_in**2 for groups in sizes.blocks for group in groups)
-    return grams + sum(group.weights for groups in sizes.blocks for group in groups) * sizes.itemsize
+    """What each of several ranks gives or takes: each Gram matrix's panels with two sums, and every pruned matrix."""
+    inputs = [group.d_in for groups in sizes.blocks for group in groups]
+    sums = sum(FLOAT * (gram_operations(1, d_in) / 2 + 2 * d_in) for d_in in inputs)
+    return sums + sum(group.weights for groups in sizes.blocks for group in groups) * sizes.itemsize
 
 
 def read_amount(text: str, per_second: bool = False) -> float:

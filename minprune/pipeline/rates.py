@@ -33,6 +33,7 @@ from minprune.pipeline.estimate import (
     error_operations,
     forward_operations,
     gram_operations,
+    of_each_rank,
     sent_bytes,
     statistics_operations,
 )
@@ -95,15 +96,18 @@ def calibrate(
 
 def seconds(sizes: Sizes, run: Run, rates: Rates, ranks: int = 1, bandwidth: float = float("inf")) -> dict[str, float]:
     """Of a run, by part. ranks: machines such as this one that share the windows and the solves; bandwidth: bytes a
-    second between them. The parts follow each other, so a run takes their sum.
+    second between them. The parts follow each other, so a run takes their sum. Where all windows of a rank go through a
+    block at once, ranks solve one after the other, and only the windows are shared.
     """
+    run = of_each_rank(run, ranks)
     shapes = [group.shapes for groups in sizes.blocks for group in groups]
-    solves = sum(busiest((rates.solve_seconds(o, i) for o, i in group), ranks) for group in shapes)
-    errors = sum(busiest((error_operations(o, i) / rates.error for o, i in group), ranks) for group in shapes)
+    at_once = ranks if run.batches > 1 else 1
+    solves = sum(busiest((rates.solve_seconds(o, i) for o, i in group), at_once) for group in shapes)
+    errors = sum(busiest((error_operations(o, i) / rates.error for o, i in group), at_once) for group in shapes)
     written = sum(disk_bytes(sizes, run).values())
     found = {
-        "forward": forward_operations(sizes, run) / rates.forward / ranks,
-        "statistics": statistics_operations(sizes, run) / rates.gram / ranks,
+        "forward": forward_operations(sizes, run) / rates.forward,
+        "statistics": statistics_operations(sizes, run) / rates.gram,
         "solve": solves,
         "error": errors if run.windows else 0.0,
         "files": sizes.total * sizes.itemsize / rates.read + written / rates.write,

@@ -198,11 +198,19 @@ def test_the_busiest_rank_has_at_most_four_thirds_of_the_best_packing(costs, ran
 
 def test_ranks_halve_what_is_shared_out_and_add_the_network(sizes):
     rates = Rates(1e9, 1e9, 1e9, (0.0, 0.0, 0.0, 1e-9, 0.0), 1e9, 1e9)
-    run = Run("sparsegpt", 64, 128, 64)
-    alone, two = seconds(sizes, run, rates), seconds(sizes, run, rates, 2, 1e6)
-    assert two["forward"] == alone["forward"] / 2 and two["statistics"] == alone["statistics"] / 2
-    assert alone["solve"] / 2 <= two["solve"] <= alone["solve"] and "network" not in alone
-    assert two["network"] == pytest.approx(sent_bytes(sizes) / 1e6)
+    for batch_size in (64, 16):
+        run = Run("sparsegpt", 64, 128, batch_size)
+        alone, two = seconds(sizes, run, rates), seconds(sizes, run, rates, 2, 1e6)
+        assert alone["forward"] / 2 < two["forward"] < 0.7 * alone["forward"]  # the check of causality is not shared
+        assert two["statistics"] == pytest.approx(alone["statistics"] / 2) and "network" not in alone
+        assert (two["solve"] < alone["solve"]) == (batch_size == 16)  # in one pass the ranks wait for each other
+        assert two["network"] == pytest.approx(sent_bytes(sizes) / 1e6)
+
+
+def test_what_ranks_send_is_as_long_as_the_sums_and_the_weights(llama, sizes):
+    weights = sum(layer.weight.nbytes for layer in mp.find_layers(llama))
+    inputs = [64, 64, 64, 160] * 3  # q, k and v; o; gate and up; down
+    assert sent_bytes(sizes) == sum(mp.Statistics(d_in).packed().nbytes for d_in in inputs) + weights
 
 
 def test_a_calibration_predicts_a_matrix_that_it_did_not_measure():
