@@ -19,7 +19,7 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "formats": "Bitmask BSR CSC CSR Dense Integers NMPacked SparseMatrix predicted_bytes save_model store",
     "kernels": "linear.SparseLinear",
     "allocation": "allocate.allocate sensitivity.Sensitivity sensitivity.sensitivity",
-    "course": "checks.core.Exercise checks.core.Verdict",
+    "course": "checks.core.Exercise checks.core.Verdict checks.quizzes.Quiz checks.quizzes.quiz",
     "pipeline": "recipes.Recipe recipes.get_recipe recipes.resolve_recipe reconstruction.Reconstruction",
     "structured": "removals.Removal removals.removal",
     "compress": "gptq.gptq gptq.rtn grids.Grid grids.make_grid",

@@ -61,7 +61,7 @@ def test_all_else_stays(name):
             answers = cell.source.count("*Your answer:*") if "quiz" in old[cell.id].source.lower() else 0
             assert cell == old[cell.id] or answers
     words = "\n".join(cell.source for cell in edition.cells if cell.cell_type == "markdown")
-    assert words.count("*Your answer:*") >= 3
+    assert words.count("*Your answer:*") >= 3 or any("checks.quiz(" in cell.source for cell in edition.cells)
     starts = "\n".join(cell.source for cell in notebook.cells).count("{exercise-start}")
     assert starts == words.count("{exercise-start}") == len(exercises(edition))
 
