@@ -1,12 +1,18 @@
 """Every figure of the book has a caption, a name to link to, and an alt text for those who cannot see it."""
 
+import base64
+import io
 import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
+from matplotlib.image import imread
 from nbformat.v4 import new_code_cell, new_output
+
+from minprune.plots import LOOKS
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = [ROOT / f"{part['file']}.ipynb" for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
@@ -91,3 +97,52 @@ def test_a_picture_without_metadata_misses_all_three():
         "the image has no alt text",
         "the image has no name of the form fig-words",
     ]
+
+
+def on_a_dark_page(color: np.ndarray) -> np.ndarray:
+    """What minprune.css makes of a colour (3,), by the definitions of the filters in the CSS standard."""
+    css = (ROOT / "book/_static/minprune.css").read_text()
+    rule = re.search(r'\[data-theme="dark"\][^{]*figure img \{(.*?)\}', css, re.S)
+    turned, angle, bright = map(
+        float, re.search(r"invert\(([\d.]+)\) hue-rotate\((\d+)deg\) brightness\(([\d.]+)\)", rule[1]).groups()
+    )
+    assert angle == 180
+    grey = np.array([0.213, 0.715, 0.072])  # luminance, to which half a turn of the hue reflects
+    inverted = color * (1 - turned) + (1 - color) * turned
+    return np.clip(np.clip(2 * grey @ inverted - inverted, 0, 1) * bright, 0, 1)
+
+
+def luminance(color: np.ndarray) -> float:
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(one: np.ndarray, other: np.ndarray) -> float:
+    dark, bright = sorted((luminance(one), luminance(other)))
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def rgb(text: str) -> np.ndarray:
+    return np.array(list(bytes.fromhex(text))) / 255
+
+
+PAGE = rgb("121212")  # the theme's dark ground
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_no_figure_is_a_bright_slab_on_a_dark_page(path):
+    """The ground of every stored picture becomes that of the page, nearly."""
+    outputs = [out for _, cell in cells_of(path) for out in cell.get("outputs", [])]
+    stored = [out.data for out in outputs if "image/png" in out.get("data", {})]
+    for data in stored:
+        pixels = imread(io.BytesIO(base64.b64decode(data["image/png"])))  # (height, width, 4)
+        for corner in (pixels[0, 0], pixels[0, -1], pixels[-1, 0], pixels[-1, -1]):
+            assert corner[3] == 0 or contrast(on_a_dark_page(corner[:3]), PAGE) < 1.05
+
+
+def test_text_and_methods_stand_out_on_a_dark_page():
+    style = (ROOT / "minprune/minprune.mplstyle").read_text()
+    for key in ("text.color", "axes.labelcolor", "xtick.color"):
+        assert contrast(on_a_dark_page(rgb(re.search(rf"^{key}: (\w+)", style, re.M)[1])), PAGE) > 7, key
+    for method, look in LOOKS.items():
+        assert contrast(on_a_dark_page(rgb(look.color[1:])), PAGE) > 3, method
