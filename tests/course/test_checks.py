@@ -18,6 +18,7 @@ import answers_quantize
 import answers_reconstruction
 import answers_recovery
 import answers_schedules
+import answers_speed
 import answers_surgeon
 import answers_units
 import answers_wanda
@@ -173,6 +174,7 @@ RIGHT = {
     **answers_wanda.RIGHT,
     **answers_allocation.RIGHT,
     **answers_formats.RIGHT,
+    **answers_speed.RIGHT,
     **answers_units.RIGHT,
     **answers_quantize.RIGHT,
     **answers_claims.RIGHT,
@@ -245,6 +247,7 @@ REJECTED = {
     **answers_wanda.REJECTED,
     **answers_allocation.REJECTED,
     **answers_formats.REJECTED,
+    **answers_speed.REJECTED,
     **answers_units.REJECTED,
     **answers_quantize.REJECTED,
     **answers_claims.REJECTED,
