@@ -85,6 +85,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/gradual.py book/results/gradual.json
 	@$(BIN)/python benchmarks/activations.py book/results/activations.json
 	@$(BIN)/python benchmarks/kernels.py book/results/speed.json
+	@$(BIN)/python benchmarks/decode.py book/results/decode.json --rounds 5 --large
 	@$(BIN)/python benchmarks/structured.py book/results/structured.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
 

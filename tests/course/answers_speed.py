@@ -89,7 +89,7 @@ REJECTED = {
     "from_memory": [
         lambda sizes, visits, cache: [not read for read in from_memory_ordered(sizes, visits, cache // 2)],
         lambda sizes, visits, cache: from_memory_ordered(sizes, visits.flip(0), cache)[::-1],
-        lambda sizes, visits, cache: from_memory_ordered(torch.ones_like(sizes), visits, cache),
+        lambda sizes, visits, cache: from_memory_ordered(sizes.flip(0), visits, cache),
         lambda sizes, visits, cache: [True] * len(visits),
     ],
 }

@@ -31,13 +31,18 @@ def test_a_model_with_the_needed_zeros_takes_the_bytes_of_that_gain(dtype, gain)
     assert_close((W.nbytes + head * dtype.itemsize) / stored, gain, rtol=1e-4, atol=0)
 
 
+# two bugs that together are a third: what needs no room is always found
+TOGETHER = {frozenset({"itself forgotten", "only itself"}): "a cache without end"}
+
+
 @pytest.mark.parametrize("name", ["two_of_four", "from_memory", "needed_sparsity"])
 def test_two_bugs_at_once_never_get_the_name_of_a_third(name):
     exercise = checks.EXERCISES[name]
     recipes = [wrong for wrong in exercise.wrong if hasattr(wrong.function, "__dataclass_fields__")]
     for one, other in (drawn.values for drawn in pairs(recipes, 15, seed=20)):
         verdict = exercise(both(one, other))
-        assert verdict.passed or verdict.bug in (None, one.name, other.name), (one.name, other.name, str(verdict))
+        known = TOGETHER.get(frozenset({one.name, other.name}))
+        assert verdict.passed or verdict.bug in (None, one.name, other.name, known), (one.name, other.name, verdict)
 
 
 def test_no_message_gives_the_solution_away():

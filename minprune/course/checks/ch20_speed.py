@@ -277,9 +277,9 @@ from_memory = Exercise(
             "only itself": _Cache(others=lambda between: []),
             "a matrix counted twice": _Cache(others=lambda between: between),
             "since the first visit": _Cache(
-                since=lambda past, one: [other for other in past[past.index(one) :] if other != one]
-                if one in past
-                else None
+                since=lambda past, one: (
+                    [other for other in past[past.index(one) :] if other != one] if one in past else None
+                )
             ),
             "all that was ever visited": _Cache(
                 since=lambda past, one: [other for other in past if other != one] if one in past else None
