@@ -15,7 +15,7 @@ from minprune.errors import PruneError
 from minprune.models.causality import check_causal
 from minprune.models.folder import AGAIN, check_entries, check_kind, read_all_json
 from minprune.models.skeleton import DTYPES, describe_or_refuse, read_config, read_generation
-from minprune.models.tokenizer import stop_dropout
+from minprune.models.tokenizer import stop_dropout, tokenize
 from minprune.models.weight_files import check_folder, check_loaded, check_sizes, is_failure, reason, stored_tensors
 
 BUNDLED = ("smollm2",)
@@ -177,7 +177,7 @@ def load_tokenizer(source: str | Path, name: str | Path):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         stop_dropout(tokenizer)
-        ids = tokenizer(_TRIAL)["input_ids"]
+        ids = tokenize(tokenizer, _TRIAL)["input_ids"]
         tokenizer.decode(ids)
     except BaseException as error:
         if not is_failure(error):

@@ -12,6 +12,7 @@ from torch import Tensor
 from minprune.data.documents import documents
 from minprune.data.texts import articles
 from minprune.errors import PruneError, from_extra
+from minprune.models.tokenizer import tokenize
 
 BUNDLED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
 HUB = {  # name -> (data set, config, column, what its splits are called there)
@@ -71,7 +72,7 @@ def load_tokens(
         raise PruneError(f"seed {seed} is negative: use 0 or more, or None for evenly spaced windows")
     text = load_text(source, split, tokenizer)
     check_normalizer(tokenizer, text)
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenize(tokenizer, text, add_special_tokens=False, verbose=False)["input_ids"]
     prefix = prefix_of(tokenizer)
     starts = window_starts(len(ids), length - len(prefix), samples, seed, source=str(source))
     return cut(torch.tensor(ids), starts, length, prefix)

@@ -246,7 +246,8 @@ def generate(
         raise PruneError(
             f"asked for {tokens} tokens at temperature {temperature:g}: ask for 1 or more, at 0 or at 0.0001 to 10000"
         )
-    ids = [*prefix_of(tokenizer), *tokenizer(prompt, add_special_tokens=False)["input_ids"]]  # no EOS at the end
+    told = tokenize(tokenizer, prompt, add_special_tokens=False)  # no EOS at the end
+    ids = [*prefix_of(tokenizer), *told["input_ids"]]
     if not ids:
         raise PruneError(f"the prompt {prompt!r} has no token in it: write the beginning of a text")
     inputs = torch.tensor([ids], device=next(model.parameters()).device)  # (1, length)

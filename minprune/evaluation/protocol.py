@@ -17,6 +17,7 @@ from minprune.data.tokens import check_normalizer, cut, fingerprint, load_text, 
 from minprune.errors import PruneError
 from minprune.evaluation.measurement import Measurement, Protocol
 from minprune.evaluation.perplexity import token_nll
+from minprune.models.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,7 +172,7 @@ def encode(tokenizer, text: str) -> tuple[list[int], list[int]]:
     if not getattr(tokenizer, "is_fast", False):
         raise PruneError(f"the tokenizer {tokenizer.name_or_path} cannot map tokens to bytes: use a fast tokenizer")
     check_normalizer(tokenizer, text)
-    encoded = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    encoded = tokenize(tokenizer, text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     if '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"]):
         sizes = [len(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]

@@ -5,13 +5,16 @@ from one call to the next. It is switched off while a model is used and back on 
 """
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from minprune.errors import PruneError
 
 _OWN = "_dropout_as_saved"
+_SECONDS, _CHARACTERS_A_SECOND = 60, 20_000  # the slowest that are written in Python do five times as many
 
 
 def stop_dropout(tokenizer) -> None:
@@ -20,6 +23,40 @@ def stop_dropout(tokenizer) -> None:
     if getattr(merges, "dropout", None) is not None:
         setattr(tokenizer, _OWN, merges.dropout)
         merges.dropout = None
+
+
+def tokenize(tokenizer, text: str, **options: Any) -> Any:
+    """What the tokenizer makes of a text; `PruneError` if it breaks down, or takes longer than any honest one.
+
+    A regular expression in a tokenizer's file may go through its text again and again. The compiled code of tokenizers
+    can be waited for, not stopped: what still runs ends with this process.
+    """
+    found: list[Any] = []
+    raised: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            found.append(tokenizer(text, **options))
+        except BaseException as error:  # the library's panics are no `Exception`
+            raised.append(error)
+        done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    limit = _SECONDS + len(text) / _CHARACTERS_A_SECOND
+    if not done.wait(limit):
+        raise PruneError(
+            f"the tokenizer has not split {len(text):,} characters in {limit:.0f} s: its tokenizer.json has an "
+            "expression without end; copy or download it again"
+        )
+    if raised and type(raised[0]).__name__ == "PanicException":
+        raise PruneError(
+            f"the tokenizer breaks down on this text ({' '.join(str(raised[0]).split())[:100]}): its tokenizer.json is "
+            "damaged; copy or download it again"
+        )
+    if raised:
+        raise raised[0]
+    return found[0]
 
 
 def write_tokenizer(folder: Path, tokenizer) -> None:
