@@ -20,6 +20,7 @@ from minprune.errors import PruneError
 from minprune.files import whole_characters
 from minprune.models.causality import check_causal, evaluating, positions
 from minprune.models.layers import check_windows
+from minprune.models.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
