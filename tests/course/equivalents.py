@@ -300,4 +300,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "honest_best": {
         "halves[choose].mean(1) -> halves[choose].sum(1)": SCALE,
     },
+    "from_memory": {
+        "between is None -> between == None": "a list is equal to None in no case",
+    },
 }

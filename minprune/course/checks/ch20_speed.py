@@ -1,7 +1,7 @@
 """The exercises of chapter 20: how sparse for a gain, a product of 2:4 as it is stored, what a benchmark reads anew."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +94,7 @@ needed_sparsity = Exercise(
         Case("a fifth in the head, break-even", (torch.tensor([16.0, 8.0]), 0.2, 1.0)),
         Case("a gain that the head forbids", (torch.tensor([16.0, 32.0]), 0.5, 2.2)),
         Case("a gain that few bits forbid", (torch.tensor([32.0, 8.0, 4.0, 2.0]), 0.1, 3.0)),
+        Case("a gain for which all must go", (torch.tensor([4.0, 8.0]), 0.0, 4.0)),
         Case("one width", (torch.tensor([16.0]), 0.05, 2.5)),
     ],
 )
@@ -221,10 +222,10 @@ class _Cache:
     since: Callable[[list[int], int], list[int] | None] = lambda past, one: (
         past[len(past) - past[::-1].index(one) :] if one in past else None
     )
-    others: Callable[[list[int]], list[int]] = lambda between: sorted(set(between))
+    others: Callable[[list[int]], Iterable[int]] = set
     own: bool = True
-    size: Callable[[Tensor, int], int] = lambda sizes, one: int(sizes[one])
-    fits: Callable[[int, int], bool] = lambda bytes_, cache: bytes_ <= cache
+    size: Callable[[Tensor, int], float] = lambda sizes, one: sizes[one].item()
+    fits: Callable[[float, int], bool] = lambda bytes_, cache: bytes_ <= cache
     first: bool = True
 
     def __call__(self, sizes: Tensor, visits: Tensor, cache: int) -> Tensor:
@@ -239,7 +240,7 @@ class _Cache:
             needed = sum(self.size(sizes, other) for other in self.others(between))
             needed += self.size(sizes, one) if self.own else 0
             read.append(not self.fits(needed, cache))
-        return torch.tensor(read, dtype=torch.bool)
+        return torch.tensor(read)
 
 
 def _first_in_first_out(sizes: Tensor, visits: Tensor, cache: int) -> Tensor:
