@@ -52,14 +52,17 @@ def test_every_figure_is_told(path):
     assert not found, "\n".join(found)
 
 
-def test_figures_have_names_of_their_own():
+def test_figures_have_names_of_their_own_and_links_find_them():
     """Links by number go by name, through the whole book."""
-    names = [
-        name for path in ROOT.glob("book/**/*.md") for name in re.findall(r"^:name: *(\S+)", path.read_text(), re.M)
-    ]
-    names += [name for path in CHAPTERS for _, cell in cells_of(path) if (name := told_of(cell)[1])]
+    notebooks = [nbformat.read(path, as_version=4) for path in CHAPTERS]
+    cells = [cell for notebook in notebooks for cell in notebook.cells]
+    pages = "\n".join(path.read_text() for path in ROOT.glob("book/**/*.md"))
+    names = re.findall(r"^:name: *(\S+)", pages, re.M) + [name for cell in cells if (name := told_of(cell)[1])]
     assert len(names) > len(CHAPTERS)
     assert sorted(set(names)) == sorted(names)
+    text = "\n".join([pages, *(cell.source for cell in cells if cell.cell_type == "markdown")])
+    linked = re.findall(r"\{numref\}`[^`]*?(fig-[\w-]+)>?`", text)
+    assert linked and set(linked) <= set(names)
 
 
 def drawn(caption="A measured three.", name="fig-three", alt="A dot at 3.", images=1):
