@@ -178,7 +178,6 @@ def _section(number: int, question: Question) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escaped, with what is marked as code or as stress in its element."""
-    return _MARK.sub(
-        lambda mark: f"<code>{mark[1]}</code>" if mark[1] else f"<em>{mark[2]}</em>", html.escape(text, quote=False)
-    )
+    """Escaped, with what is marked as code or as stress in its element; no line ends in front of a per cent sign."""
+    escaped = html.escape(re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text), quote=False)
+    return _MARK.sub(lambda mark: f"<code>{mark[1]}</code>" if mark[1] else f"<em>{mark[2]}</em>", escaped)
