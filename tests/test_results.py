@@ -202,6 +202,18 @@ def test_a_smaller_model_drawn_anew_each_time_is_measured_again(monkeypatch, one
     assert found["parameters"] == cell["parameters"]
 
 
+@pytest.mark.slow
+def test_a_model_of_fewer_bits_drawn_anew_each_time_is_measured_again(monkeypatch, one_thread):
+    """One cell of quantize.json; 6 %, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import quantize
+
+    cell = drawn(json.loads((ROOT / "book" / "results" / "quantize.json").read_text())["cells"])
+    found = quantize.recompute(*(cell[name] for name in ("model", "rounding", "bits", "grid", "pruning", "order")))
+    assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.06), cell
+    assert found["zeros"] == pytest.approx(cell["zeros"], abs=1e-4), cell
+
+
 def test_every_file_of_results_is_listed_and_made_by_make_results():
     """README.md beside the files has a row for each, and `make results` the command that the file names."""
     folder = ROOT / "book" / "results"

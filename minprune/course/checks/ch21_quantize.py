@@ -116,7 +116,7 @@ class _BreakEven:
     def __call__(self, bits: Tensor, dense_bits: Tensor) -> Tensor:
         kept = (dense_bits - self.mask) / bits
         found = kept if self.kept else 1 - kept
-        return found.clamp(0, 1) if self.clamp else found
+        return found.clamp(min=0) if self.clamp else found
 
 
 pays_from = Exercise(
