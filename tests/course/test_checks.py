@@ -19,6 +19,7 @@ import answers_reconstruction
 import answers_recovery
 import answers_schedules
 import answers_speed
+import answers_slicing
 import answers_surgeon
 import answers_units
 import answers_wanda
@@ -178,6 +179,7 @@ RIGHT = {
     **answers_units.RIGHT,
     **answers_quantize.RIGHT,
     **answers_claims.RIGHT,
+    **answers_slicing.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -251,6 +253,7 @@ REJECTED = {
     **answers_units.REJECTED,
     **answers_quantize.REJECTED,
     **answers_claims.REJECTED,
+    **answers_slicing.REJECTED,
 }
 
 
