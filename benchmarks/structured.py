@@ -33,12 +33,15 @@ PROTOCOL = {
     "the dense stream behind it (depth); bias: means of missing inputs; reconstruct: refit, then each block trained "
     "towards the dense one, 2 epochs of 1 window a step at a rate of 0.002, 4 of the 32 windows for the decision "
     "whether a block is put back as it was",
+    "slicing": "slicegpt: principal axes of the stream, tokens at length one, one basis for all places; channels: "
+    "those with the largest share of it; outputs: axes chosen by stream and slope; sites: a basis for each site and "
+    "adapters, as published, tokens as they are; unit sites: the same, tokens at length one; adapters in bfloat16, too",
     "damp": "what is added to the diagonal in a refit, as a share of its mean",
     "seconds": "of processor time, on one thread of a busy machine",
     "speed": "processor seconds for 24 tokens one by one after a prompt of 8 (median of 5, dense and smaller in turn), "
     "dense / smaller, and the same for reading 256 tokens at once; float32, one thread",
 }
-SLICES = ("slicegpt", "outputs", "channels", "sites")  # sites: as published, with adapters
+SLICES = ("slicegpt", "channels", "sites", "unit sites", "outputs")  # sites: as published, with adapters
 NARROW = Recipe("obs", reconstruction=Reconstruction(epochs=0, bfloat16=True))  # forward products in bfloat16
 TRAINED = Reconstruction(lr=0.002, batch_size=1, epochs=2)
 
@@ -90,9 +93,9 @@ def recompute(remove: str, method: str, repair: str, damp: float) -> dict[str, A
         options: dict[str, Any] = {"reconstruction": TRAINED, "damp": damp}
         if not remove.startswith(("blocks", "hidden")):
             options["recipe"] = NARROW
-        if method == "sites":
+        if method.endswith("sites"):
             width = model.config.hidden_size
-            slice_sites(model, calib, width - removal(remove).of(width))
+            slice_sites(model, calib, width - removal(remove).of(width), method == "unit sites")
             notes: list[str] = []
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=remove.startswith("blocks")):

@@ -49,13 +49,14 @@ class AdaptedBlock(nn.Module):
 
 
 @torch.no_grad()
-def slice_sites(model: "PreTrainedModel", calib: Tensor, kept: int) -> list[Tensor]:
+def slice_sites(model: "PreTrainedModel", calib: Tensor, kept: int, unit_length: bool = False) -> list[Tensor]:
     """Leave `kept` axes of the stream at each site, in place; returns the bases (d_model, kept), one a site.
 
+    calib (windows, length); unit_length: see `site_bases`.
     Raises `PruneError`, before anything changes, for a family that cannot be sliced, as `slice_stream` does.
     """
     _, writers, norms = parts_of_stream(model)
-    bases = site_bases(model, calib, kept)
+    bases = site_bases(model, calib, kept, unit_length)
     smaller = built(model, rotated(model, bases))
     prefix, blocks = decoder_blocks(smaller)
     for index in range(len(blocks)):
