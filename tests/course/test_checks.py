@@ -18,8 +18,8 @@ import answers_quantize
 import answers_reconstruction
 import answers_recovery
 import answers_schedules
-import answers_speed
 import answers_slicing
+import answers_speed
 import answers_surgeon
 import answers_units
 import answers_wanda
