@@ -40,7 +40,7 @@ PROTOCOL = {
     "time": "a thread's processor time if there is one thread, else the clock; milliseconds a matrix, median of rounds",
     "ratios": "medians over rounds of times in one round: x torch, x own of the dense products' time over this one",
     "bandwidth": "GB/s are the bytes that are stored over the fastest round; share: of the fastest plain read's GB/s",
-    "machine": "a virtual one whose two cores other work was using at the same time",
+    "machine": "a virtual one with two cores, nothing else running",
 }
 Form = tuple[dict, list[Callable], int]  # what it is, one product for each matrix, the bytes that one round reads
 
