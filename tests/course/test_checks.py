@@ -8,6 +8,7 @@ import answers_allocation
 import answers_calibration
 import answers_claims
 import answers_columns
+import answers_depth
 import answers_formats
 import answers_groups
 import answers_lottery
@@ -180,6 +181,7 @@ RIGHT = {
     **answers_quantize.RIGHT,
     **answers_claims.RIGHT,
     **answers_slicing.RIGHT,
+    **answers_depth.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -254,6 +256,7 @@ REJECTED = {
     **answers_quantize.REJECTED,
     **answers_claims.REJECTED,
     **answers_slicing.REJECTED,
+    **answers_depth.REJECTED,
 }
 
 
