@@ -93,7 +93,7 @@ def recompute(remove: str, method: str, repair: str, damp: float) -> dict[str, A
     """One cell from nothing but the protocol."""
     torch.set_num_threads(1)
     calib, test = patient()
-    model, _ = mp.load_model("smollm2")
+    model, tokenizer = mp.load_model("smollm2")
     if method == "speed":
         return speed(model, remove)
     found: dict[str, Any] = {}
@@ -116,7 +116,7 @@ def recompute(remove: str, method: str, repair: str, damp: float) -> dict[str, A
     with torch.autocast("cpu", torch.bfloat16):
         found = {"perplexity": short(read_perplexity(model, test))} | found
         if remove in ("", "blocks:3", "blocks:5"):
-            found |= abilities(model)
+            found |= abilities(model, tokenizer)
     return found | {"parameters": model.num_parameters()}
 
 
@@ -131,9 +131,8 @@ def few_windows(model, calib, remove: str, method: str, repair: str, damp: float
     return [f"blocks {', '.join(str(block) for block in range(depth) if block not in kept)} of {depth} removed"]
 
 
-def abilities(model) -> dict[str, Any]:
+def abilities(model, tokenizer) -> dict[str, Any]:
     """The shares of last words found and of pairs of sentences told apart, each with its error."""
-    _, tokenizer = mp.load_model("smollm2", dtype="bfloat16")
     words = mp.last_word(model, tokenizer, "wikipedia", "test", count=100)
     pairs = mp.grammar(model, tokenizer, minimal_pairs(25))
     return {
