@@ -55,9 +55,7 @@ REJECTED = {
     "blocks_left": [
         lambda removals, depth: blocks_left_numpy(removals, depth)[::-1].copy(),
         lambda removals, depth: [block + 1 for block in blocks_left_loop(removals, depth)],
-        lambda removals, depth: blocks_left_loop(
-            removals.sort(descending=True).values, depth
-        ),  # from the last
+        lambda removals, depth: blocks_left_loop(removals.sort(descending=True).values, depth),  # from the last
         lambda removals, depth: blocks_left_loop(removals[:-1], depth),
     ],
     "silent_stream": [

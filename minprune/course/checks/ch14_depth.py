@@ -151,7 +151,7 @@ class _Fold:
         M = Z @ W.T  # (tokens, d)
         read = M if self.of == "outputs" else Z
         gram = read.T @ read
-        strength = {"mean": damp * gram.diagonal().mean(), "absolute": damp, "none": 0.0}
+        strength: dict[str, float | Tensor] = {"mean": damp * gram.diagonal().mean(), "absolute": damp, "none": 0.0}
         strength |= {"trace": damp * gram.trace(), "each": damp * gram.diagonal()}
         ridge = torch.eye(len(gram), dtype=gram.dtype) * strength[self.damping]
         T = torch.linalg.solve(gram + ridge, read.T @ (R + M if self.twice else R))  # (read, d)
@@ -206,9 +206,8 @@ fold = Exercise(
 
 
 def _to_fold(d: int, width: int, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(
-        normal(*shape, seed=seed + i).double() for i, shape in enumerate([(d, width), (tokens, width), (tokens, d)])
-    )
+    W, Z, R = normal(d, width, seed=seed), normal(tokens, width, seed=seed + 1), normal(tokens, d, seed=seed + 2)
+    return W.double(), Z.double(), R.double()
 
 
 EXERCISES = [blocks_left, silent_stream, fold]
