@@ -6,7 +6,7 @@ import json
 import operator
 import re
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import pytest
 
@@ -35,6 +35,9 @@ def found(place: dict) -> float:
     elif "difference" in place:
         first, second = (found(part) for part in place["difference"])
         value = first - second
+    elif "paired error" in place:
+        first, second = (_in_results(part) for part in place["paired error"])  # a value for each window
+        value = stdev(a - b for a, b in zip(first, second, strict=True)) / len(first) ** 0.5
     elif "file" in place:
         value = _in_results(place)
     elif "notebook" in place:
