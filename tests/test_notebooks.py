@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 CHAPTERS = [ROOT / f"{part['file']}.ipynb" for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
             for part in part["chapters"] if part["file"].startswith("notebooks/")]  # fmt: skip
 MARK = "# NBVAL_CHECK_OUTPUT"
-MAX_LINES = 30
+MAX_LINES, MAX_COLUMNS = 30, 88
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|tmp|root|home|Users)/\w|[A-Z]:\\\\?Users")
 PROMISES = ("able to", "need", "read", "run")  # the rows of the table under the title
 
@@ -54,6 +54,8 @@ def _of_code(cell) -> list[str]:
     lines = [line for line in cell.source.splitlines() if line.strip()]
     if len(lines) > MAX_LINES:
         found.append(f"{len(lines)} lines of code, more than {MAX_LINES}: split the cell")
+    if wide := [line for line in lines if len(line) > MAX_COLUMNS]:
+        found.append(f"a line of more than {MAX_COLUMNS} columns, break it: {wide[0].strip()!r}")
     if MARK in cell.source and not cell.outputs:
         found.append(f"marked {MARK}, but it has no output")
     if MARK in cell.source and cell.source.rstrip().endswith(";"):
@@ -200,6 +202,8 @@ BROKEN = {  # what was done to the good chapter -> what must be said of it
     "marked without output": (_set(1, outputs=[]), "x.ipynb, cell 2: marked # NBVAL_CHECK_OUTPUT, but"),
     "marked and hushed": (_replace(1, "print(3)", "print(3);"), "x.ipynb, cell 2: marked, but a semicolon"),
     "long cell": (_set(3, source="x = 1\n" * 31 + "checks.three(f)"), "x.ipynb, cell 4: 32 lines of code"),
+    "wide line": (_replace(3, "return 3", f"return {'3' * 75}"), "x.ipynb, cell 4: a line of more than 88 columns"),
+    "wide comment": (_set(1, source=f"{MARK}\nprint(3)  # {'x' * 77}"), "x.ipynb, cell 2: a line of more than 88"),
     "empty cell": (_set(1, source=" ", outputs=[]), "x.ipynb, cell 2: an empty code cell"),
     "path in the source": (_set(1, source=f"{MARK}\nopen('/ho" + "me/me')"), "x.ipynb, cell 2: a path of one machine"),
     "path in the output": (
@@ -226,6 +230,8 @@ CONSEQUENCES = {"nothing marked": 3, "one exercise": 2}  # two unmarked solution
 
 def test_the_good_chapter_has_no_problem():
     good = chapter()
+    assert problems("x.ipynb", good) == []
+    good.cells[3].source = f"{'x' * 84} = 3\n\nchecks.three(f)"  # 88 columns
     assert problems("x.ipynb", good) == []
     good.cells[14:15] = [new_markdown_cell("## Quiz\nChoose."), new_code_cell('checks.quiz("01")', execution_count=6)]
     assert problems("x.ipynb", good) == []
