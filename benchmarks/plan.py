@@ -60,6 +60,8 @@ def predict(src: str, run: Run, results) -> None:
             "beyond_process_gb": sum(memory_bytes(sizes, run).values()) / GIGA,
             "disk_gb": disk_bytes(sizes, run)["model"] / GIGA,
             "seconds": {part: short(value) for part, value in rates.seconds(sizes, run, found).items()},
+            "rates": {name: short(getattr(found, name)) for name in ("forward", "gram", "error", "read", "write")},
+            "solve_rates": [short(value) for value in found.solve],
         }
     )
 

@@ -18,6 +18,7 @@ import answers_predictions
 import answers_quantize
 import answers_reconstruction
 import answers_recovery
+import answers_scale
 import answers_schedules
 import answers_slicing
 import answers_speed
@@ -182,6 +183,7 @@ RIGHT = {
     **answers_claims.RIGHT,
     **answers_slicing.RIGHT,
     **answers_depth.RIGHT,
+    **answers_scale.RIGHT,
 }
 
 # Two bugs at once, and bugs that nobody foresaw -------------------------------------------------------------------
@@ -257,6 +259,7 @@ REJECTED = {
     **answers_claims.REJECTED,
     **answers_slicing.REJECTED,
     **answers_depth.REJECTED,
+    **answers_scale.REJECTED,
 }
 
 
