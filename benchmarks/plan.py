@@ -33,13 +33,13 @@ from minprune.pipeline.sources import StreamedCheckpoint
 PATTERN, GIGA = "50%", 1e9
 CELLS = [  # blocks, width, windows of 512 tokens, of which so many at a time, method
     (3, 512, 16, 16, "sparsegpt"),
-    (4, 1024, 16, 16, "sparsegpt"),
-    (4, 1024, 16, 4, "sparsegpt"),
-    (3, 1536, 16, 16, "sparsegpt"),
-    (2, 2560, 8, 8, "sparsegpt"),
-    (2, 1536, 8, 8, "admm"),
-    (3, 2048, 16, 16, "wanda"),
+    (2, 1024, 8, 8, "sparsegpt"),
+    (2, 2048, 8, 8, "wanda"),
+    (2, 1536, 8, 8, "sparsegpt"),
+    (2, 1024, 8, 2, "sparsegpt"),
+    (2, 1024, 8, 8, "admm"),
     (8, 2048, 8, 4, "wanda"),
+    (2, 2560, 8, 8, "sparsegpt"),
 ]
 LENGTH = 512
 NAMES = ("blocks", "width", "windows", "batch_size", "method")
@@ -118,11 +118,6 @@ def in_a_process(function, *arguments) -> dict:
     return found
 
 
-def write(src: str, blocks: int, width: int, results) -> None:
-    """Write the model, and put the number of its parameters into the queue."""
-    results.put({"parameters": write_model(Path(src), blocks, width)})
-
-
 def main() -> None:
     """Measure what is not in the file yet, one line a cell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -146,7 +141,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             src, dst = os.path.join(folder, "dense"), os.path.join(folder, "pruned")
             os.mkdir(src)
-            written = in_a_process(write, src, blocks, width)
+            written = {"parameters": write_model(Path(src), blocks, width)}
             planned = in_a_process(predict, src, run)
             taken = in_a_process(measure, src, dst, run)
             shutil.rmtree(src)
