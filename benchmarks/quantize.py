@@ -162,7 +162,7 @@ def act(model, name: str, step: str, pattern: str = "0%") -> None:
         if rest:
             kind, group = rest
             way, _, order = way.partition("-")
-            options = {"order": order} if order else {}
+            options: dict[str, Any] = {"order": order} if order else {}
             mp.quantize(
                 model,
                 None if way == "rtn" else calib,
