@@ -64,7 +64,7 @@ student: $(STAMP)  ## Write the notebooks without solutions to student/ (minprun
 	@$(BIN)/python -m minprune.course.classroom.student student notebooks/*.ipynb
 
 bench: assets  ## Print the measured ratios: solver, methods, whole pipeline, peak memory, sparse products, tokens a second
-	@for name in solver methods pipeline peak_memory kernels decode; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in solver methods pipeline peak_memory kernels decode ranks; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 results: assets  ## Fill in what is missing of the measured data that pages quote (hours if all of it is)
 	@test -e book/results/intro.json || $(BIN)/python book/results/intro.py

@@ -2,7 +2,7 @@
 
 The two take turns; each starts anew, and only `prune_checkpoint` is timed, by the clock: run it on a quiet machine.
 
-    python benchmarks/ranks.py book/results/ranks.json [--rounds 3]
+    python benchmarks/ranks.py [book/results/ranks.json] [--rounds 3]
 """
 
 import argparse
@@ -99,15 +99,16 @@ def measure(method: str, rounds: int) -> dict:
 def main() -> None:
     """Fill in what is missing of the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path)
+    parser.add_argument("output", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    cells = load_cells(args.output)
+    cells = load_cells(args.output) if args.output else []
     for method in METHODS:
         if method not in {cell["method"] for cell in cells}:
             cells.append(measure(method, args.rounds))
             print(cells[-1], flush=True)
-            save(args.output, f"python benchmarks/ranks.py {args.output} --rounds {args.rounds}", PROTOCOL, cells)
+            if args.output:
+                save(args.output, f"python benchmarks/ranks.py {args.output} --rounds {args.rounds}", PROTOCOL, cells)
 
 
 if __name__ == "__main__":
