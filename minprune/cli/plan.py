@@ -159,7 +159,7 @@ def _show(arguments, sizes: "Sizes", asked: "Run", rates: "Rates", process: int,
     parts = seconds(sizes, asked, rates, ranks, arguments.bandwidth)
     table = table_of("part", "seconds")
     for name, value in [*parts.items(), ("total", sum(parts.values()))]:
-        table.add_row(name, f"{value:,.1f}")
+        table.add_row(name, f"{value:,.1f}" if value >= 1 else f"{value:.2g}")
     out.print(table)
     how = "" if sizes.streamed else ", whole in memory, since its tensors are renamed when they are loaded"
     out.print(f"{sizes.total / 1e9:.2f} B parameters in {len(sizes.blocks)} blocks{how}", soft_wrap=True)

@@ -45,7 +45,7 @@ def plan(run, monkeypatch):
 
 
 def row(out: str, name: str) -> float:
-    return float(re.search(rf"^ *{name} +([\d,.]+) *$", out, re.M)[1].replace(",", ""))
+    return float(re.search(rf"^ *{name} +([\d,.e-]+) *$", out, re.M)[1].replace(",", ""))
 
 
 def test_a_model_of_70_billion_parameters_is_planned_from_its_config_alone(plan, config):
