@@ -10,8 +10,8 @@ from torch import Tensor
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 
-_PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
-_TOKENS = 1024  # at a time: bounds the memory of casting and squaring, and is still much for a matrix product
+PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
+TOKENS_AT_ONCE = 1024  # at a time: bounds the memory of casting and squaring, and is still much for a matrix product
 
 
 class Statistics:
@@ -82,7 +82,7 @@ class Statistics:
             raise PruneError(f"the inputs are {what}: they must be a dense tensor (..., {self.d_in}) of real numbers")
         if X.shape[-1] != self.d_in:
             raise PruneError(f"inputs have {X.shape[-1]} features, these statistics expect {self.d_in}")
-        for part in X.reshape(-1, self.d_in).split(_TOKENS):
+        for part in X.reshape(-1, self.d_in).split(TOKENS_AT_ONCE):
             self._add(part.to(self._sum))
         return self
 
@@ -93,9 +93,9 @@ class Statistics:
         self._sq_norm += X.square().sum(0)
         if self._gram is None:
             return
-        for start in range(0, self.d_in, _PANEL):  # on and below the diagonal: 0.55 of X.T @ X at 1536 inputs
-            panel = X[:, start : start + _PANEL]  # (tokens, panel)
-            self._gram[start:, start : start + _PANEL].addmm_(X[:, start:].T, panel)
+        for start in range(0, self.d_in, PANEL):  # on and below the diagonal: 0.55 of X.T @ X at 1536 inputs
+            panel = X[:, start : start + PANEL]  # (tokens, panel)
+            self._gram[start:, start : start + PANEL].addmm_(X[:, start:].T, panel)
         self._upper_is_stale = True
 
     @exact_arithmetic()
@@ -152,7 +152,7 @@ class Statistics:
 
     def _halves(self, gram: Tensor) -> list[Tensor]:
         """Views of the panels of the matrix, on and below its diagonal."""
-        return [gram[start:, start : start + _PANEL] for start in range(0, self.d_in, _PANEL)]
+        return [gram[start:, start : start + PANEL] for start in range(0, self.d_in, PANEL)]
 
     @exact_arithmetic()
     def permuted(self, order: Tensor) -> "Statistics":
@@ -189,10 +189,10 @@ class Statistics:
             raise PruneError("these statistics hold no Gram matrix: make them with Statistics(d_in, gram=True)")
         if self._upper_is_stale:  # mirror the computed half once, when somebody asks
             self._gram.tril_()
-            for start in range(0, self.d_in, _PANEL):
-                rows = self._gram[start : start + _PANEL]
-                self._gram[:start, start : start + _PANEL] = rows[:, :start].T
-                square = rows[:, start : start + _PANEL]
+            for start in range(0, self.d_in, PANEL):
+                rows = self._gram[start : start + PANEL]
+                self._gram[:start, start : start + PANEL] = rows[:, :start].T
+                square = rows[:, start : start + PANEL]
                 square += square.tril(-1).T
             self._upper_is_stale = False
         return self._gram
@@ -245,7 +245,7 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
 def _energy(M: Tensor, gram: Tensor) -> float:
     """tr(M G M^T) for M (d_out, d_in), from the half of the symmetric G (d_in, d_in) on and below the diagonal."""
     parts = []
-    for here, below in ((slice(i, i + _PANEL), slice(i + _PANEL, None)) for i in range(0, len(gram), _PANEL)):
+    for here, below in ((slice(i, i + PANEL), slice(i + PANEL, None)) for i in range(0, len(gram), PANEL)):
         sent = torch.addmm(M[:, here] @ gram[here, here], M[:, below], gram[below, here], alpha=2)  # (d_out, panel)
         parts.append((sent * M[:, here]).sum())
     return sum(torch.stack(parts).cpu().tolist())  # asking for each by itself would stop a GPU as often

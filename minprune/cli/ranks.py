@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ def joined(command: str, device: str) -> Iterator[None]:
     except PeerError:
         raise
     except PruneError as error:  # a mistake of the user's is found by all of them
-        store.set(f"said by {rank}", str(error))
+        with suppress(RuntimeError):  # the store went with the process that held it
+            store.set(f"said by {rank}", str(error))
         if rank and _first_says(store, str(error)):
             raise PeerError(str(error)) from None
         raise

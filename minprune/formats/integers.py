@@ -95,9 +95,15 @@ class Integers(SparseMatrix):
 
     def _check(self) -> None:
         d_out, d_in = self.shape
-        groups = self.values.shape[-1]
-        if self.layout not in LAYOUTS or self.bits not in range(2, 9) or self.dtype not in _DTYPES:
+        whole = all(type(number) is int for number in (self.bits, self.n, self.m))
+        named = self.layout in LAYOUTS and self.dtype in list(_DTYPES)
+        if not (whole and named and 2 <= self.bits <= 8):
             self._refuse(f"{self.bits!r} bits in the layout {self.layout!r} for {self.dtype!r} are not possible")
+        if self.values.ndim != 2 or self.places.ndim != 2 or self.places.dtype != torch.uint8:
+            self._refuse(
+                f"the scales are {tuple(self.values.shape)}, the places {self.places.dtype} {tuple(self.places.shape)}"
+            )
+        groups = self.values.shape[1]
         if self.values.dtype not in (torch.float16, torch.float32) or tuple(self.values.shape) != (d_out, groups):
             self._refuse(f"the scales are {self.values.dtype} {tuple(self.values.shape)}")
         if d_in and (not groups or d_in % groups):
@@ -108,7 +114,7 @@ class Integers(SparseMatrix):
             (d_out, 0), (d_out, packed_bytes(groups, self.bits)),
         }:  # fmt: skip
             self._refuse(f"the zero points are {self.zeros.dtype} {tuple(self.zeros.shape)}")
-        stored = int(self._kept().sum()) if self.layout != "nm" else d_out * (d_in // max(self.m, 1)) * self.n
+        stored = int(self._kept().sum())
         if self.codes.dtype != torch.uint8 or tuple(self.codes.shape) != (packed_bytes(stored, self.bits),):
             self._refuse(
                 f"the codes are {self.codes.dtype} {tuple(self.codes.shape)}, not {stored} of {self.bits} bits"
@@ -131,11 +137,13 @@ class Integers(SparseMatrix):
         """Where a code is stored, (d_out, d_in) bool."""
         d_out, d_in = self.shape
         if self.layout == "dense":
+            if self.places.numel():
+                self._refuse("every weight is stored, and yet there are places")
             return torch.ones(d_out, d_in, dtype=torch.bool)
-        if self.layout == "bitmask":
-            marked = unpack(self.places, 1, d_in).bool()
-            return Bitmask(self.shape, marked.new_zeros(int(marked.sum())), self.places).mask()
-        ones = torch.ones(d_out, d_in // self.m * self.n, dtype=torch.uint8)
+        if self.layout == "bitmask":  # each checks its own places
+            marked = int(unpack(self.places, 1, 8 * self.places.shape[1]).sum())
+            return Bitmask(self.shape, torch.ones(marked), self.places).mask()
+        ones = torch.ones(d_out, d_in // max(self.m, 1) * max(self.n, 0), dtype=torch.uint8)
         return NMPacked(self.shape, ones, self.places, self.n, self.m).to_dense().bool()
 
     def tiles(self, rows: int = TILE_ROWS) -> Iterator[Tensor]:

@@ -22,7 +22,7 @@ from minprune.pipeline.reconstruction import DenseTargets, Reconstruction
 from minprune.pipeline.sources import Checkpoint
 from minprune.pipeline.staged import BlockPruner
 
-_TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
+TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
 
 
 def _resumed(begun: list[int], intact: list[int]) -> str:
@@ -63,7 +63,7 @@ class DiskRun:
             source.load(0)
             batches: dict[str, tuple[Tensor, ...]] = {"calib": plan.batches}
             if test is not None:
-                parts: tuple[Tensor, ...] = test.to(source.device).split(_TEST_BATCH)
+                parts: tuple[Tensor, ...] = test.to(source.device).split(TEST_BATCH)
                 batches |= {"dense": parts, "pruned": parts}
             length = max(tokens.shape[1] for tokens in (plan.calib, test) if tokens is not None)
             self.versions = {f"versions {n}": found for n, found in enumerate(several_versions(source.model, length))}
@@ -168,4 +168,4 @@ class DiskRun:
 
     def _perplexity(self, name: str) -> float:
         with self.walks[name].resume_after_blocks():
-            return read_perplexity(self.source.model, self.test, _TEST_BATCH)  # type: ignore[arg-type]
+            return read_perplexity(self.source.model, self.test, TEST_BATCH)  # type: ignore[arg-type]

@@ -24,11 +24,11 @@ from typing import Any
 from minprune.errors import PruneError
 from minprune.models.blocks import decoder_blocks, text_config
 from minprune.models.layers import Layer
+from minprune.pipeline.disk_run import TEST_BATCH
 from minprune.pipeline.ranks import pack
+from minprune.statistics import PANEL, TOKENS_AT_ONCE
 
-PANEL, FLOAT = 144, 4  # columns of a panel of `Statistics`; bytes of a number of a sum
-_COPIED = 1024  # tokens that `Statistics` casts at a time
-_TEST_BATCH = 2  # windows of a test in one forward pass
+FLOAT = 4  # bytes of a number of a sum
 _HIDDEN, _WIDE = 5, 3  # tensors of the hidden width and of the widest layer that a block holds at once
 _LOGITS = 3  # copies of the logits of a batch of the test: as they come, in float32, and their logarithms
 # What a solve holds beside the Gram matrix and the weights, in float32 numbers: stages of (i^2, o i, o).
@@ -226,16 +226,16 @@ def memory_bytes(sizes: Sizes, run: Run) -> dict[str, float]:
     b, block = sizes.itemsize, max(sizes.parameters) * sizes.itemsize
     weights = sizes.total * b if not sizes.streamed else sizes.outside * b + block
     hidden = (2 * (run.tokens + 2 * run.test * run.length) + run.more_tokens) * sizes.hidden * b
-    at_once = max(run.batch_size if run.windows else 0, _TEST_BATCH if run.test or run.windows else 0) * run.length
+    at_once = max(run.batch_size if run.windows else 0, TEST_BATCH if run.test or run.windows else 0) * run.length
     forward = at_once * (_HIDDEN * sizes.hidden + _WIDE * sizes.widest) * b
-    logits = _LOGITS * _TEST_BATCH * run.length * sizes.vocabulary * FLOAT if run.test else 0
+    logits = _LOGITS * TEST_BATCH * run.length * sizes.vocabulary * FLOAT if run.test else 0
     work: list[float] = [forward, logits, block, sizes.outside * b - block]  # the last two: being written, being read
     for groups in set(sizes.blocks):
         earlier = 0
         for group in groups:
             gram = FLOAT * group.d_in**2 if run.windows else 0
             live = at_once * (3 * sizes.hidden + group.d_in) * b
-            casting = 2 * min(_COPIED, at_once) * group.d_in * FLOAT
+            casting = 2 * min(TOKENS_AT_ONCE, at_once) * group.d_in * FLOAT
             work.append(live + earlier + gram + (casting if gram else 0))
             here = live if run.batches == 1 else 0  # else the forward pass is over when a layer is pruned
             work += [here + gram + solve_bytes(run.method, o, i, b) for o, i in group.shapes]

@@ -117,8 +117,9 @@ class _Group:
             return
         self.first = self.first or layer
         if self.whole_block or self.first.expert_index is not None:
-            alike = (layer.module, layer.parameter) == (self.first.module, self.first.parameter)
-            if self.whole_block or (alike and (layer in self.observed or len(self.observed) < self._at_once(X))):
+            if self.whole_block or (
+                self._alike(layer) and (layer in self.observed or len(self.observed) < self._at_once(X))
+            ):
                 self._observe(layer, X)
             return
         same = self.tensor is None or (X is self.tensor and X._version == self.version)
@@ -130,11 +131,18 @@ class _Group:
         if self.complete and not self.waiting:
             raise _Enough
 
+    def _alike(self, layer: Layer) -> bool:
+        """Whether the layer is an expert of the same parameter as the first one."""
+        first = self.first or layer
+        return (layer.module, layer.parameter) == (first.module, first.parameter)
+
     def _at_once(self, X: Tensor) -> int:
         """How many experts' Gram matrices, (d_in, d_in) each, are kept at once."""
         size = torch.promote_types(X.dtype, torch.float32).itemsize
         count = max(1, _EXPERTS_GRAMS // (size * X.shape[-1] ** 2))
-        if not self.pruner.alone and count < len(self.todo):  # which came first is another for each process
+        if not self.pruner.alone and count < sum(
+            self._alike(layer) for layer in self.todo
+        ):  # which came first is another for each process
             raise PruneError("the Gram matrices of all experts do not fit at once: prune this model with one process")
         return count
 

@@ -116,6 +116,31 @@ def test_arrays_of_no_matrix_are_refused(broken):
         replace(stored, **broken)
 
 
+ARRAYS = st.builds(
+    lambda shape, dtype, seed: torch.randint(0, 255, shape, generator=torch.Generator().manual_seed(seed)).to(dtype),
+    st.lists(st.integers(0, 9), max_size=3), st.sampled_from([torch.uint8, torch.float16, torch.float32, torch.int64]),
+    st.integers(0, 99),
+)  # fmt: skip
+NUMBERS = st.one_of(st.integers(-3, 40), st.sampled_from(["4", None, [4], 4.0, True, {}]))
+WORDS = st.one_of(st.sampled_from(["dense", "bitmask", "nm", "int8", "float32", "bfloat16"]), NUMBERS)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["values", "codes", "zeros", "places"]), ARRAYS, max_size=2),
+    st.dictionaries(st.sampled_from(["bits", "n", "m"]), NUMBERS, max_size=3),
+    st.dictionaries(st.sampled_from(["layout", "dtype"]), WORDS, max_size=2),
+    st.integers(0, 3),
+)
+def test_whatever_a_file_says_there_is_a_matrix_or_one_line(arrays, numbers, words, seed):
+    stored = Integers.from_dense(on_grid(4, 64, 4, 32, (0.0, 0.5, 0.6, 0.9)[seed], seed), bits=4, group=32)
+    try:
+        made = replace(stored, **arrays, **numbers, **words)
+    except mp.PruneError:
+        return
+    assert made.to_dense().shape == (4, 64)
+
+
 def test_the_command_line_stores_a_quantised_model_and_loads_it_again(run, tiny_folder, text_file):
     given = ("--calibration", text_file, "--samples", 4, "--length", 16, "--no-test")
     code, _, err = run("quantize", tiny_folder, "--bits", 4, "--group", 16, "--pattern", "50%", *given, "--output", "q")
