@@ -33,7 +33,7 @@ def test_sums_equal_a_float64_reference(d_in, dtype, tolerance, generator):
         torch.testing.assert_close(found.mean.double(), mean, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("d_in", [statistics._PANEL, statistics._PANEL + 1, 2 * statistics._PANEL + 37])
+@pytest.mark.parametrize("d_in", [statistics.PANEL, statistics.PANEL + 1, 2 * statistics.PANEL + 37])
 def test_the_symmetric_product_by_panels_is_the_whole_product(d_in, generator):
     X, more = torch.randn(2, 40, d_in, generator=generator, dtype=torch.float64).unbind()
     stats = mp.Statistics(d_in, dtype=torch.float64)
