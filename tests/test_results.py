@@ -2,8 +2,11 @@
 
 import json
 import re
+from math import log
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
 import pytest
 from drawn import drawn
 
@@ -212,6 +215,56 @@ def test_a_model_of_fewer_bits_drawn_anew_each_time_is_measured_again(monkeypatc
     found = quantize.recompute(*(cell[name] for name in ("model", "rounding", "bits", "grid", "pruning", "order")))
     assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.06), cell
     assert found["zeros"] == pytest.approx(cell["zeros"], abs=1e-4), cell
+
+
+@pytest.mark.slow
+def test_a_way_of_the_atlas_drawn_anew_each_time_is_measured_again(monkeypatch, one_thread):
+    """One line of atlas.jsonl whose model still speaks (less than 20 times the dense perplexity); 6 %, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import atlas
+
+    compared = json.loads((ROOT / "book" / "results" / "atlas.json").read_text())["cells"]
+    cell = drawn([cell for cell in compared if cell["loss"] < log(20)])
+    found = atlas.recompute(cell["steps"], cell["dtype"])
+    assert fmean(found["nats"]) == pytest.approx(log(cell["perplexity"]), abs=log(1.06)), cell
+    assert found["bytes"] == pytest.approx(cell["bytes"], rel=0.005), cell
+
+
+def test_the_comparison_of_the_atlas_is_what_its_lines_give_and_the_package_has_it():
+    """Means, paired differences and their errors, by NumPy from the lines; to the digits that the file has."""
+    lines = [json.loads(line) for line in (ROOT / "book" / "results" / "atlas.jsonl").read_text().splitlines()]
+    cells = json.loads((ROOT / "book" / "results" / "atlas.json").read_text())["cells"]
+    measured = {(*line["steps"], line["dtype"]): line for line in lines}
+    assert len(measured) == len(lines) == len(cells)
+    dense = np.array(measured["bfloat16",]["nats"])
+    for cell in cells:
+        line = measured[*cell["steps"], cell["dtype"]]
+        nats, kl = np.array(line["nats"]), np.array(line["kl"])
+        assert len(nats) == len(kl) == 8
+        assert cell["perplexity"] == pytest.approx(np.exp(nats.mean()), rel=1e-5)
+        for name, each in (("loss", nats - dense), ("kl", kl)):
+            error = each.std(ddof=1) / 8**0.5
+            found = cell[name], cell["error" if name == "loss" else "kl_error"]
+            assert found == pytest.approx((each.mean(), error), rel=1e-5, abs=1e-12), cell
+        assert all(cell[name] == line[name] for name in cell.keys() & line.keys() - {"kl"})
+    assert json.loads((ROOT / "minprune" / "compress" / "atlas.json").read_text()) == cells
+
+
+def test_tokens_a_second_of_the_atlas_are_those_that_were_measured():
+    """Of the dense model and of one pruning with a pattern of decode.json, whatever the method; null for all others."""
+    decode = json.loads((ROOT / "book" / "results" / "decode.json").read_text())["cells"]
+    rates = {c["pattern"]: c for c in decode if (c["model"], c["threads"]) == ("SmolLM2, bfloat16", 1)}
+    for cell in json.loads((ROOT / "book" / "results" / "atlas.json").read_text())["cells"]:
+        pattern = cell["steps"][0].split()[-1] if len(cell["steps"]) == 1 else ""
+        if cell["steps"] and cell["steps"][0].startswith("prune") and len(cell["steps"]) == 1 and pattern in rates:
+            assert cell["tokens_per_second"] == rates[pattern]["sparse tokens a second"]
+            assert cell["faster"] == rates[pattern]["x dense"]
+        elif cell["steps"] or cell["dtype"] == "float32":
+            assert cell["tokens_per_second"] is cell["faster"] is None
+        else:
+            assert cell["faster"] == 1
+            assert min(r["dense tokens a second"] for r in rates.values()) <= cell["tokens_per_second"]
+            assert cell["tokens_per_second"] <= max(r["dense tokens a second"] for r in rates.values())
 
 
 def test_every_file_of_results_is_listed_and_made_by_make_results():
