@@ -100,8 +100,10 @@ def _of_form(notebook) -> list[str]:
 def _of_exercises(cells) -> list[str]:
     found, labels = [], []
     starts = [place for place, cell in enumerate(cells) if "{exercise-start}" in cell.source]
-    if not 2 <= len(starts) <= 4:
-        found.append(f"{len(starts)} exercises, not 2 to 4")
+    section = next((place for place, cell in enumerate(cells) if re.search(r"^## Exercises", cell.source, re.M)), 0)
+    turns = sum(place < section for place in starts)  # your turn: asked for where the chapter needs it
+    if not 2 <= len(starts) - turns <= 4 or turns > 3:
+        found.append(f"{len(starts) - turns} exercises, not 2 to 4, and {turns} before them, not 0 to 3")
     for place, following in zip(starts, [*starts[1:], len(cells)], strict=True):
         label = re.search(r"^:label: *(\S+)", cells[place].source, re.M)
         labels.append(label[1] if label else f"in cell {place + 1}")
@@ -224,6 +226,10 @@ BROKEN = {  # what was done to the good chapter -> what must be said of it
     "open solution": (_replace(5, ":class: dropdown", ""), "x.ipynb: exercise one: the solution is not in a dropdown"),
     "solution not run": (_replace(12, MARK, "#"), "x.ipynb: exercise two: the solution has no code cell marked"),
     "one exercise": (lambda cells: cells.__delitem__(slice(2, 8)), "x.ipynb: 1 exercises, not 2 to 4"),
+    "nothing but your turn": (
+        _replace(14, "## Quiz", "## Exercises\n## Quiz"),
+        "x.ipynb: 0 exercises, not 2 to 4, and 2 before them",
+    ),
 }
 CONSEQUENCES = {"nothing marked": 3, "one exercise": 2}  # two unmarked solutions; a gap in the execution counts
 
