@@ -10,6 +10,7 @@ again, and takes the finished blocks from their files.
 """
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -34,6 +35,7 @@ from minprune.output.report import LayerRow, Report, versions
 from minprune.output.target import PAGE, check_target, partial_of
 from minprune.patterns import Pattern
 from minprune.pipeline.disk_run import DiskRun
+from minprune.pipeline.foresee import announce
 from minprune.pipeline.journal import Follower, Journal, table_of, unfinished
 from minprune.pipeline.layer_pruner import RunLog
 from minprune.pipeline.plan import PruningPlan, make_plan
@@ -192,6 +194,7 @@ def prune_checkpoint(
                 command=list(command),
             )
 
+        whole = plan
         plan, test = ranks.share(plan), test if ranks.first else None
         log = RunLog(plan, layer_notes(source.model, plan.layers), progress and ranks.first)
         shown.enter_context(log.bar)  # else it would stay on the terminal when a check fails
@@ -204,6 +207,9 @@ def prune_checkpoint(
             ahead += sum(tensor.nbytes for tensor in source.left.values())
             ahead += source.bytes_ahead()
             check_space(journal.folder, source.model, journal.bytes() - ahead)
+            log.bar.clear()  # its line is free for what is said
+            seen = progress and sys.stderr.isatty()  # a person should know, a log need not
+            announce(source, whole, test, ranks.size, how is not None, seen)
         if not source.streamed and ranks.first:
             _log.warning(source.notes[0])
         with eager_experts(source.model, plan.layers):

@@ -92,7 +92,7 @@ class Sizes:
 
     @cached_property
     def widest(self) -> int:
-        return max(max(shape) for groups in self.blocks for group in groups for shape in group.shapes)
+        return max((max(shape) for groups in self.blocks for group in groups for shape in group.shapes), default=0)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def sizes_of(model: Any, layers: Iterable[Layer], streamed: bool = True) -> Size
         groups_of([x for x in chosen if x.name.startswith(f"{prefix}.{i}.")], config) for i in range(len(blocks))
     ]
     inside = [sum(p.numel() for p in block.parameters()) for block in blocks]
-    heads = getattr(config, "num_attention_heads", 0) or 0
+    counts = getattr(config, "num_attention_heads", 0) or 0
+    heads = max(counts) if isinstance(counts, (list, tuple)) else counts  # one number, or one a block
     width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     total = sum(parameter.numel() for parameter in model.parameters())  # tied ones once
     return Sizes(

@@ -1,7 +1,10 @@
 """The estimate of a run: its operations, bytes and groups against those counted in real runs of tiny models."""
 
+import logging
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,3 +231,27 @@ def test_amounts_are_read_in_units_of_a_thousand(text, value):
 def test_what_is_no_amount_is_refused(text):
     with pytest.raises(mp.PruneError, match="amount"):
         read_amount(text)
+
+
+@pytest.mark.parametrize("free", [0, 1e15])
+def test_a_run_says_what_it_will_take_and_warns_if_that_is_not_free(tiny_folder, tmp_path, caplog, monkeypatch, free):
+    monkeypatch.setattr("minprune.pipeline.foresee.free_memory", lambda device: free)
+    monkeypatch.setattr("psutil.Process.memory_info", lambda process: SimpleNamespace(rss=5e9))
+    calib = torch.zeros(3, 16, dtype=torch.long)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with caplog.at_level(logging.INFO, "minprune.pipeline.foresee"):
+        prune_checkpoint(tiny_folder, tmp_path / "sparse", calib, "wanda", "50%", progress=True)
+    (record,) = [record for record in caplog.records if record.name == "minprune.pipeline.foresee"]
+    assert record.levelno == (logging.INFO if free else logging.WARNING)
+    assert record.getMessage().startswith("about 5.0 GB of memory, ")
+    assert ("but only 5.0 GB are free" in record.getMessage()) == (not free)
+    disk = sum(path.stat().st_size for path in (tmp_path / "sparse").glob("*.safetensors"))
+    said = re.search(r"([0-9]+) (MB) of disk", record.getMessage())
+    assert abs(int(said[1]) - disk / 1e6) < 1
+
+
+@pytest.mark.parametrize("counts", [4, [4, 2, 4]])
+def test_attention_counts_the_widest_block_where_heads_differ(llama, monkeypatch, counts):
+    config = SimpleNamespace(num_attention_heads=counts, head_dim=None, hidden_size=64, vocab_size=96)
+    monkeypatch.setattr("minprune.pipeline.estimate.text_config", lambda model: config)
+    assert sizes_of(llama, mp.find_layers(llama)).attention == 64

@@ -1,0 +1,55 @@
+"""What a run from disk to disk says before it begins: the memory and the disk that it will take. Chapter 22.
+
+The bytes are those of `estimate.py`, which `minprune plan` shows in full, with the seconds.
+"""
+
+import logging
+
+import psutil
+import torch
+from torch import Tensor
+
+from minprune.models.memory import free_memory
+from minprune.pipeline.estimate import Run, disk_bytes, memory_bytes, of_each_rank, sizes_of
+from minprune.pipeline.plan import PruningPlan
+from minprune.pipeline.sources import Checkpoint
+
+_log = logging.getLogger(__name__)
+
+
+def announce(
+    source: Checkpoint,
+    plan: PruningPlan,
+    test: Tensor | None,
+    ranks: int = 1,
+    trains: bool = False,
+    always: bool = True,
+) -> None:
+    """Log what the run will take, as a warning if the memory that is free is less.
+
+    plan: of all ranks together. trains: whether blocks are trained, which takes more than is counted here. always:
+    whether to say so where it fits, too.
+    """
+    windows, length = plan.calib.shape if plan.calib is not None else (0, 1 if test is None else test.shape[1])
+    run = Run(plan.name, windows, length, plan.batch_size or 1, 0 if test is None else len(test))
+    sizes = sizes_of(source.model, plan.layers, source.streamed)
+    process = psutil.Process().memory_info().rss
+    peak = process + sum(memory_bytes(sizes, of_each_rank(run, ranks)).values())
+    disk = sum(disk_bytes(sizes, run).values())
+    line = (
+        f"about {_bytes(peak)} of memory{' and what training blocks takes' if trains else ''}, {_bytes(disk)} of disk"
+    )
+    free = process + free_memory(torch.device("cpu"))
+    if source.device.type == "cpu" and peak > free:
+        _log.warning(
+            "%s, but only %s are free: use a smaller --batch-size, fewer --samples or a shorter --length",
+            line,
+            _bytes(free),
+        )
+    elif always:
+        _log.info("%s", line)
+
+
+def _bytes(number: float) -> str:
+    """Such as "2.4 GB" or "310 MB"."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
