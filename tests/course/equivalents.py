@@ -25,6 +25,10 @@ FILL = "of three places at least two are free if at most one is kept"
 GROUPS = "4 divides the number of inputs"
 TINY = "no root is so small that it counts, and zero by it stays zero"
 UNSIGNED = "its square is taken"
+LAST = "at width 0 either line gives 0"
+WIDER = "what is wider than the dense model is no smaller"
+ODD = "rounding is the same on both sides of 0, so the lowest code is 0"
+ALIKE = "loads that begin alike stay in their order"
 FIRST = "below the scores of all weights that count, so these weights go first"
 
 # exercise -> what stood there and what stands there now -> why it changes nothing
@@ -302,5 +306,33 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     },
     "from_memory": {
         "between is None -> between == None": "a list is equal to None in no case",
+    },
+    "fold": {
+        "strength |= {'trace': damp * gram.trace(), 'each': damp * gram.diagonal()} -> pass": FLAG,
+        "torch.eye(len(gram), dtype=gram.dtype) -> torch.eye(len(gram))": NUMBER,
+    },
+    "break_even": {
+        "range(d, 0, -1) -> range(d, 0 - 1, -1)": LAST,
+        "range(d, 0, -1) -> range(d, -1, -1)": LAST,
+        "range(d, 0, -1) -> range(d + 1, 0, -1)": WIDER,
+        "d if part in self.last_whole else kept -> d": FLAG,
+        "size < dense or (self.equal and size == dense) -> size < dense": FLAG,
+    },
+    "cheapest_channels": {
+        "(C[S][:, S] * F[S][:, S]).sum() -> (C[S][:, S] * F[S][:, S]).mean()": SCALE,
+        "range(len(C)) -> range(len(C))[::-1]": ORDER,
+        "self.cost(C, F, S) -> self.cost(F, C, S)": EXCHANGED,
+    },
+    "whole_zero": {
+        "code.clamp(0, most) -> code.clamp(-1, most)": ODD,
+    },
+    "pack": {
+        "[0.0] -> [1.0]": ALIKE,
+        "[0.0] -> [-1.0]": ALIKE,
+        "given.append(owner) -> pass": FLAG,
+    },
+    "growth": {
+        "torch.tensor(seconds, dtype=torch.float64) -> torch.tensor(seconds)": NUMBER,
+        "torch.float64 -> torch.float16": NUMBER,
     },
 }

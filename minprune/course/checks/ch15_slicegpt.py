@@ -107,6 +107,7 @@ break_even = Exercise(
         Case("LLaMA-2-7B", (_config(32000, 4096, 32, 32, 32, 128, 11008, tied=False),)),
         Case("a width at which both are equally large", (_config(10, 12, 1, 2, 1, 2, 8, tied=True),)),
         Case("a vocabulary too large for any width", (_config(5000, 64, 1, 2, 1, 2, 4, tied=True),)),
+        Case("room for one channel", (_config(40, 4, 1, 2, 1, 2, 16, tied=True),)),
         Case("narrow blocks", (_config(100, 48, 6, 2, 1, 6, 8, tied=False),)),
         Case("a single wide block", (_config(30, 64, 1, 4, 2, 16, 400, tied=False),)),
         Case("no vocabulary to speak of", (_config(1, 40, 3, 4, 2, 10, 100, tied=True),)),
