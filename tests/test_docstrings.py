@@ -22,7 +22,7 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "course": "checks.core.Exercise checks.core.Verdict checks.quizzes.Quiz checks.quizzes.quiz",
     "pipeline": "recipes.Recipe recipes.get_recipe recipes.resolve_recipe reconstruction.Reconstruction",
     "structured": "removals.Removal removals.removal",
-    "compress": "gptq.gptq gptq.rtn grids.Grid grids.make_grid",
+    "compress": "advice.Advice advice.Choice advice.advise gptq.gptq gptq.rtn grids.Grid grids.make_grid",
     "training": "activations.pruned_activations adapters.add_adapters callback.KeepZeros distill.Distillation "
     "lottery.Ticket lottery.find_tickets lottery.shares masks.linear_layers masks.magnitude_masks "
     "masks.maintain_sparsity masks.masks_of parametrized.parametrise parametrized.remove_parametrizations "

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from minprune import __version__
 from minprune.cli import (
+    advise,
     demo,
     eval,
     export,
@@ -35,7 +36,9 @@ from minprune.errors import PeerError, PruneError, logged_to_stderr
 
 LONGEST = 1000  # characters of an error line
 # in the order of `minprune --help`
-COMMANDS = (demo, prune, shrink, quantize, recover, sweep, eval, sensitivity, generate, info, plan, export, grade)
+COMMANDS = (
+    demo, advise, prune, shrink, quantize, recover, sweep, eval, sensitivity, generate, info, plan, export, grade
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

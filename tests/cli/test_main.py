@@ -22,8 +22,8 @@ from minprune.errors import kind_of_layer
 from minprune.output.folder import default_name
 
 COMMANDS = (
-    "demo", "prune", "shrink", "quantize", "recover", "sweep", "eval", "sensitivity", "generate", "info", "plan",
-    "export", "grade",
+    "demo", "advise", "prune", "shrink", "quantize", "recover", "sweep", "eval", "sensitivity", "generate", "info",
+    "plan", "export", "grade",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from javascript import FOLDER, building, call, script
 
 from minprune.plots import LOOKS
 
-NAMES = ("mask-lab", "sparsegpt-steps", "quality", "bytes")
+NAMES = ("mask-lab", "sparsegpt-steps", "quality", "bytes", "budget")
 ROOT = FOLDER.parent.parent
 CSS = (FOLDER.parent / "_static" / "explorer.css").read_text(encoding="utf-8")
 
