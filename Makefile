@@ -8,7 +8,7 @@ JB     := $(BIN)/jupyter-book build . -W --keep-going -q
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help demo test test-slow lint unit notebooks book lab student bench results assets clean
+.PHONY: help demo test test-slow lint unit notebooks book launch lab student bench results assets clean
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
@@ -56,6 +56,9 @@ book: $(STAMP)  ## Build the book from the executed notebooks, warnings as error
 	@rm -rf _build
 	@$(BIN)/python book/timing.py
 	@start=$$(date +%s); $(JB) && echo "built in $$(( $$(date +%s) - start )) s; open _build/html/index.html"
+
+launch: $(STAMP)  ## Bring badges, buttons and the cells that install to the repository's address in _config.yml
+	@$(BIN)/python book/launch.py
 
 lab: assets  ## Open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -14,8 +14,8 @@ def seconds(notebook: dict) -> float | None:
     """The run time recorded in a notebook's code cells; None if one of them has no record."""
     total = 0.0
     for cell in notebook["cells"]:
-        if cell["cell_type"] != "code" or not cell["source"]:
-            continue
+        if cell["cell_type"] != "code" or not cell["source"] or "install" in cell["metadata"].get("tags", []):
+            continue  # the cell that book/launch.py adds does nothing here
         times = cell["metadata"].get("execution", {})
         begin = times.get("iopub.execute_input") or times.get("iopub.status.busy")
         end = times.get("shell.execute_reply") or times.get("iopub.status.idle")

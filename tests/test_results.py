@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from math import log
 from pathlib import Path
 from statistics import fmean
@@ -59,23 +60,50 @@ def test_the_layers_stand_in_the_order_that_the_chapter_claims():
             assert errors[*pair, better] <= errors[*pair, worse], (pair, better, worse)
 
 
+def test_the_readme_has_one_table_of_results_and_it_is_the_sweeps():
+    """Mean and standard deviation of the seeds, each rounded from the file; a method without seeds has no deviation."""
+    text = readme().split("## What it does to a model")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 7 and rows[0] == ["method", "50 %", "60 %", "70 %", "2:4"]
+    runs = [json.loads(line) for line in SWEEP.read_text().splitlines()]
+    for label, *cells in rows[2:]:
+        for pattern, cell in zip(rows[0][1:], cells, strict=True):
+            wanted = (re.sub(r'`recipe="(.*)"`', r"\1", label), pattern.replace(" ", ""))
+            values = [run["relative"]["wikipedia"] for run in runs if (run["method"], run["pattern"]) == wanted]
+            shown, *bar = (float(part.replace(",", "")) for part in cell.split(" ± "))
+            assert shown == pytest.approx(sum(values) / len(values), rel=0.006), (label, pattern)
+            assert len(values) == (3 if bar else 1)
+            if bar:
+                digits = len(cell.split(" ± ")[1].partition(".")[2])
+                assert bar[0] == round(statistics.stdev(values), digits) > 0, (label, pattern)
+    dense = {run["dense"]["wikipedia"] for run in runs if "dense" in run}
+    assert [f"dense perplexity {value:.1f}" in text for value in dense] == [True]
+
+
 def test_the_readme_quotes_the_results_file():
     cells = {(cell["method"], cell["pattern"]): cell["perplexity"] for cell in json.loads(RESULTS.read_text())["cells"]}
-    readme = (ROOT / "README.md").read_text()
-    for (method, pattern), perplexity in cells.items():
-        row = next(line for line in readme.splitlines() if line.startswith(f"| {method}"))
-        assert f"{perplexity:.1f}" in row, (method, pattern, perplexity, row)
+    number = r"([\d.]+)"
+    said = f"at 50 % are {number} for magnitude, {number} for Wanda, {number} for SparseGPT and {number} dense"
+    quoted = re.search(said, readme())
+    wanted = [("magnitude", "50%"), ("wanda", "50%"), ("sparsegpt", "50%"), ("dense", "")]
+    assert list(quoted.groups()) == [f"{cells[key]:.1f}" for key in wanted]
 
 
 def test_the_readme_quotes_the_best_recipe():
     results = json.loads((ROOT / "book" / "results" / "recipe.json").read_text())["cells"]
     cells = {(cell["part"], cell["pattern"]): cell for cell in results}
-    readme = (ROOT / "README.md").read_text().split("### The best recipe")[1].split("##")[0]
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in readme.splitlines() if line.startswith("|")}
-    for label, part in (("SparseGPT, two passes", "sparsegpt, two-pass"), ('`recipe="best"`', "best")):
-        for pattern, shown in zip(("50%", "60%", "70%", "2:4"), rows[label], strict=True):
-            cell = cells[part, pattern]
-            assert shown.strip() == f"{cell['wikipedia']:.1f}, {cell['seconds']:.0f} s"
+    number = r"([\d.]+)"
+    said = f"it has {number} at 50 %, {number} at 60 %, {number} at 70 % and {number} at 2:4, in up to {number} t"
+    quoted = re.search(said, readme())
+    pairs = [(cells["best", p], cells["sparsegpt, two-pass", p]) for p in ("50%", "60%", "70%", "2:4")]
+    ratios = [f"{best['wikipedia'] / other['wikipedia']:.2f}" for best, other in pairs]
+    slowest = max(best["seconds"] / other["seconds"] for best, other in pairs)
+    assert list(quoted.groups()) == [*ratios, f"{slowest:.1f}"]
+
+
+def readme() -> str:
+    """The README without its line breaks inside paragraphs."""
+    return re.sub(r"(?<=[^\n|])\n(?=[^\n|#*`-])", " ", (ROOT / "README.md").read_text())
 
 
 @pytest.mark.slow
