@@ -60,8 +60,8 @@ book: $(STAMP)  ## Build the book from the executed notebooks, warnings as error
 launch: $(STAMP)  ## Bring badges, buttons and the cells that install to the repository's address in _config.yml
 	@$(BIN)/python book/launch.py
 
-lab: assets  ## Open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+lab: assets student  ## Open the chapters without their solutions in JupyterLab; answers in student/ stay
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/student
 
 student: $(STAMP)  ## Write the notebooks without solutions to student/ (minprune grade gives points)
 	@$(BIN)/python -m minprune.course.classroom.student student notebooks/*.ipynb

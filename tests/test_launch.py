@@ -105,7 +105,9 @@ def test_an_address_comes_and_goes_without_a_trace(copy, url):
 def test_without_an_address_no_page_sends_anyone_to_a_service(copy):
     for name in launch.PAGES:
         text = (copy / name).read_text(encoding="utf-8")
-        assert not re.search(r"badge\w*\.svg|mybinder|colab\.research|git clone|git\+|repository-code|rocket", text), name
+        assert not re.search(r"badge\w*\.svg|mybinder|colab\.research|git clone|git\+|repository-code|rocket", text), (
+            name
+        )
     assert not [path for path in copy.glob("notebooks/*") if "minprune-course" in path.read_text(encoding="utf-8")]
     assert launch.theme_options(launch.read_setting(copy)) == {}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minprune.course.classroom.cells import MARK, Cell, code_cells, read_notebook, regions
+from minprune.course.classroom.references import read_book, resolve
 from minprune.errors import PruneError, from_extra
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _guarded(cell: Cell, needs: list[str]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Write the student editions of the notebooks argv[1:] into the folder argv[0], and say so.
+    """Write the student editions of the notebooks argv[1:] into the folder argv[0], for JupyterLab, and say so.
 
     What is there already may hold a learner's answers: it is kept.
     """
@@ -134,18 +135,20 @@ def main(argv: list[str]) -> None:
 
     folder = Path(argv[0])
     folder.mkdir(parents=True, exist_ok=True)
-    for path in map(Path, argv[1:]):
-        if (folder / path.name).exists():
-            sys.stdout.write(f"{folder / path.name}: kept, it may hold answers; move it away to have it made anew\n")
-            continue
+    paths = [Path(name) for name in argv[1:]]
+    kept = [path for path in paths if (folder / path.name).exists()]
+    if kept:
+        which = kept[0].name if len(kept) == 1 else f"{len(kept)} notebooks"
+        sys.stdout.write(f"{folder}: {which} kept, they may hold answers; move one away to have it made anew\n")
+    for path in (path for path in paths if path not in kept):
         notebook = read_notebook(path)
         try:
             student = student_edition(notebook)
         except PruneError as error:
             raise PruneError(f"{path}: {error}") from None
-        nbformat.write(student, folder / path.name)
         exercises = sum("{exercise-start}" in cell.source for cell in student.cells)
         gone = len(notebook.cells) - len(student.cells)
+        nbformat.write(resolve(student, read_book(path.parent)), folder / path.name)
         sys.stdout.write(f"{folder / path.name}: {exercises} exercises, {gone} cells of solutions taken out\n")
 
 
