@@ -327,7 +327,7 @@ best_mask = Exercise(
     chapter=2,
     title="the best keep mask of one output, found by trying all",
     reference=_search,
-    difficulty=4,
+    difficulty=2,
     wrong=mistakes(
         {
             "magnitude": lambda w, X, zeros: keep_largest(w.abs().unsqueeze(0), zeros)[0],
