@@ -214,8 +214,11 @@ def main(root: Path) -> None:
     """Say which files changed."""
     changed = update(root)
     address = read_setting(root).url or "empty"
-    sys.stdout.write(f"repository.url is {address}: {len(changed)} files changed\n")
-    sys.stdout.write("".join(f"  {path.relative_to(root)}\n" for path in changed))
+    lines = [
+        f"repository.url is {address}: {len(changed)} files changed",
+        *(f"  {p.relative_to(root)}" for p in changed),
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")  # at once: the reader may be `head`
 
 
 if __name__ == "__main__":

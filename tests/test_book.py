@@ -49,6 +49,17 @@ def test_no_syllabus_teaches_a_chapter_before_what_it_needs():
         assert known
 
 
+def test_every_chapter_that_a_page_lists_is_written_and_none_is_called_planned():
+    files = re.findall(r"file: (notebooks/\S+)", (BOOK.parent / "_toc.yml").read_text(encoding="utf-8"))
+    for page in (BOOK / "intro.md", BOOK.parent / "README.md"):
+        listed = re.findall(
+            r"^\| \[[^]]*\]\((?:\.\./)?(notebooks/[\w-]+)\.ipynb\)", page.read_text(encoding="utf-8"), re.M
+        )
+        assert listed == files, page
+    for page in [*BOOK.glob("**/*.md"), *BOOK.parent.glob("*.md")]:
+        assert not re.search(r"being written|not written yet", page.read_text(encoding="utf-8")), page
+
+
 def test_the_intro_quotes_the_measured_numbers():
     results = json.loads((BOOK / "results" / "intro.json").read_text(encoding="utf-8"))
     assert {"command", "setup", "versions", "date", "machine", "rows"} <= set(results)
