@@ -152,6 +152,7 @@ def add_sparse(parser: argparse.ArgumentParser) -> None:
 
 def load(name: str, dtype: str, device: str, sparse: bool = False):
     """(model, tokenizer), all of its parameters finite."""
+    from minprune.kernels.linear import SparseLinear
     from minprune.load import load_model
     from minprune.models.weight_files import check_finite
 
@@ -159,7 +160,10 @@ def load(name: str, dtype: str, device: str, sparse: bool = False):
     say_on_terminal(f"loading {name}")
     model, tokenizer = load_model(name, dtype, device, sparse)
     stored: list[tuple[str, Any]] = [
-        (key, module.stored.values) for key, module in model.named_modules() if hasattr(module, "stored")
+        (key, part)
+        for key, module in model.named_modules()
+        if isinstance(module, SparseLinear)
+        for part in module.numbers()
     ]
     for key, tensor in [*model.named_parameters(), *stored]:  # embeddings and norms too, which no method looks at
         check_finite(key, tensor, name)

@@ -146,20 +146,22 @@ class Integers(SparseMatrix):
         ones = torch.ones(d_out, d_in // max(self.m, 1) * max(self.n, 0), dtype=torch.uint8)
         return NMPacked(self.shape, ones, self.places, self.n, self.m).to_dense().bool()
 
-    def tiles(self, rows: int = TILE_ROWS) -> Iterator[Tensor]:
-        kept, groups, seen = self._kept(), self.values.shape[1], 0
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """q - z of every weight (d_out, d_in), int16, and where one is stored (d_out, d_in), bool."""
+        kept, groups = self._kept(), self.values.shape[1]
         codes = unpack(self.codes[None], self.bits, int(kept.sum()))[0]
         zero = torch.full(self.values.shape, 2 ** (self.bits - 1) - 1, dtype=torch.uint8)
         if self.zeros.shape[1]:
             zero = unpack(self.zeros, self.bits, groups)
-        width = self.shape[1] // max(groups, 1)
-        for scales, zeros, here in zip(self.values.split(rows), zero.split(rows), kept.split(rows), strict=True):
-            count = int(here.sum())
-            whole = torch.zeros(here.shape, dtype=torch.float32)
-            offsets = zeros.float().repeat_interleave(width, 1)  # (rows, d_in)
-            whole[here] = codes[seen : seen + count].float() - offsets[here]
-            seen += count
-            yield (whole * scales.float().repeat_interleave(width, 1)).to(self.weight_dtype)
+        offsets = zero.short().repeat_interleave(self.shape[1] // max(groups, 1), 1)  # (d_out, d_in)
+        whole = torch.zeros(self.shape, dtype=torch.int16)
+        whole[kept] = codes.short() - offsets[kept]
+        return whole, kept
+
+    def tiles(self, rows: int = TILE_ROWS) -> Iterator[Tensor]:
+        width = self.shape[1] // max(self.values.shape[1], 1)
+        for scales, whole in zip(self.values.split(rows), self.whole()[0].split(rows), strict=True):
+            yield (whole.float() * scales.float().repeat_interleave(width, 1)).to(self.weight_dtype)
 
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

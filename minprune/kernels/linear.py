@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
+from minprune.formats.integers import Integers
 from minprune.formats.nm import NMPacked
 from minprune.formats.stored import Dense, SparseMatrix
 from minprune.kernels.build import kernel
@@ -54,14 +55,20 @@ class SparseLinear(nn.Module):
     def __init__(self, stored: SparseMatrix, bias: nn.Parameter | None = None):
         super().__init__()
         self.out_features, self.in_features = stored.shape
-        self.stored = stored
+        self.format, self.label, self.weight_dtype = stored.name, stored.label, stored.weight_dtype
         self.bias = bias
         self.packed: Packed = pack_for_kernel(stored)
+        self.nbytes = self.packed.nbytes if isinstance(stored, Integers) else stored.nbytes
 
     @property
     def weight(self) -> Tensor:
         """The dense matrix, (d_out, d_in), made anew each time."""
-        return self.packed.to_dense().to(self.stored.weight_dtype)
+        return self.packed.to_dense().to(self.weight_dtype)
+
+    def numbers(self) -> list[Tensor]:
+        """What is stored in floating point: the values, or the scales of integers."""
+        both = (self.packed.values, self.packed.scales)
+        return [part for part in both if part is not None and part.is_floating_point()]
 
     def forward(self, X: Tensor) -> Tensor:
         if X.numel() > FEW * self.in_features:
@@ -70,11 +77,11 @@ class SparseLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self.stored.label}, {self.stored.nbytes:,} bytes"
+        return f"{self.in_features}, {self.out_features}, {self.label}, {self.nbytes:,} bytes"
 
     def _save_to_state_dict(self, destination, prefix, keep_vars) -> NoReturn:
         """Without its matrices a checkpoint would look complete and not be."""
-        raise PruneError(f"{prefix}weight is stored in the format {self.stored.label}: save the model before sparsify")
+        raise PruneError(f"{prefix}weight is stored in the format {self.label}: save the model before sparsify")
 
 
 @torch.no_grad()
@@ -123,7 +130,7 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     for name, module in chosen:
         W = module.weight.detach()
         place_stored(model, name, Dense.from_dense(W) if module is output else _stored(W, format))
-    return sum(module.stored.nbytes for module in model.modules() if isinstance(module, SparseLinear))
+    return sum(module.nbytes for module in model.modules() if isinstance(module, SparseLinear))
 
 
 def why_dense(model: "PreTrainedModel") -> str:
@@ -143,8 +150,10 @@ def place_stored(model: "PreTrainedModel", name: str, stored: SparseMatrix) -> b
     module = dict(model.named_modules()).get(name)  # an expert may be a part of a parameter
     if type(module) is not nn.Linear or why_dense(model):
         return False
-    fits = isinstance(stored, (Bitmask, Dense)) or (isinstance(stored, NMPacked) and (stored.n, stored.m) == (2, 4))
-    made = SparseLinear(stored if fits else _stored(stored.to_dense(), "auto"), module.bias)
+    try:
+        made = SparseLinear(stored, module.bias)
+    except PruneError:
+        made = SparseLinear(_stored(stored.to_dense(), "auto"), module.bias)
     model.set_submodule(name, made.eval())
     return True
 

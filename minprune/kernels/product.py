@@ -14,11 +14,14 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
+from minprune.formats.integers import Integers
 from minprune.formats.nm import NMPacked
-from minprune.formats.stored import Dense, SparseMatrix
+from minprune.formats.stored import Dense, SparseMatrix, pack
 from minprune.kernels.build import kernel
 
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_INT4 = 3
+_SHARED = 8  # a scale belongs to a multiple of so many columns
 
 
 class _Matrix(ctypes.Structure):
@@ -115,11 +118,15 @@ class Packed:
 
 
 def pack_for_kernel(stored: SparseMatrix) -> Packed:
-    """A stored matrix, in the format bitmask, nm 2:4 or dense, as the kernel reads it; its arrays are used as they are.
+    """A stored matrix, in the format bitmask, nm 2:4, dense or integers, as the kernel reads it.
 
-    Raises `PruneError` for other formats and for values that the kernel does not know.
+    Its arrays are used as they are, but for those of integers, which are packed anew: four bits each if they lie within
+    -8..7, and eight within -128..127. Raises `PruneError` for other formats and for values that the kernel does not
+    know.
     """
     d_out, d_in = stored.shape
+    if isinstance(stored, Integers):
+        return _pack_integers(stored)
     kind = _KINDS.get(stored.values.dtype)
     if kind is None:
         raise PruneError(f"no product with values of {stored.values.dtype}: store float32, bfloat16 or int8")
@@ -135,3 +142,28 @@ def pack_for_kernel(stored: SparseMatrix) -> Packed:
     if isinstance(stored, Dense):
         return Packed(stored.shape, values, None, torch.arange(d_out + 1) * d_in, kind=kind)
     raise PruneError(f"no product with {stored.label} {stored.shape}: store it as bitmask, nm 2:4 or dense")
+
+
+def _pack_integers(stored: Integers) -> Packed:
+    d_in, groups = stored.shape[1], stored.values.shape[1]
+    width = d_in // max(groups, 1)
+    whole, kept = stored.whole()  # (d_out, d_in) each
+    numbers, counts = whole[kept], kept.sum(1)
+    low, high = (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, 0)
+    if width % _SHARED or low < -128 or high > 127:
+        raise PruneError(
+            f"no product with {stored.label} from {low} to {high} in groups of {width} inputs: they have to lie within "
+            f"-128..127, in groups of a multiple of {_SHARED}"
+        )
+    narrow = low >= -8 and high <= 7
+    room = counts + counts % 2 if narrow else counts  # of each row: int4 begins at a whole byte
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), room.cumsum(0)])
+    values = numbers.to(torch.int8)
+    if narrow:
+        gaps = (starts[:-1] - counts.cumsum(0) + counts).repeat_interleave(counts)  # left out before a number's row
+        halves = torch.zeros(int(starts[-1]), dtype=torch.uint8)
+        halves[torch.arange(len(numbers)) + gaps] = values.view(torch.uint8) & 15
+        values = halves[::2] | halves[1::2] << 4
+    bits = None if stored.layout == "dense" else pack(kept, 1)
+    kind = _INT4 if narrow else _KINDS[torch.int8]
+    return Packed(stored.shape, values, bits, starts, stored.values.float(), width, kind)

@@ -39,7 +39,7 @@ def test_the_smallest_format_is_taken_for_each_matrix():
     mp.prune(model, None, "magnitude", "50%", include=["*k_proj"])
     sparsify(model)
     attention = model.model.layers[0].self_attn
-    assert [getattr(attention, f"{key}_proj").stored.name for key in "qkv"] == ["nm", "bitmask", "dense"]
+    assert [getattr(attention, f"{key}_proj").format for key in "qkv"] == ["nm", "bitmask", "dense"]
 
 
 def test_an_unknown_format_is_refused():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.csr import CSR
+from minprune.formats.integers import Integers
 from minprune.formats.nm import NMPacked
 from minprune.formats.stored import Dense
 from minprune.kernels import build, product
@@ -95,6 +96,48 @@ def test_four_bits_with_scales_for_groups(level, tokens, columns):
     W = codes * keep * scales.repeat_interleave(group, 1)[:, :columns]
     X = torch.randn(tokens, columns, generator=draw)
     assert torch.allclose(packed.matmul(X), X @ W.T, atol=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 8),
+    st.integers(1, 30),
+    st.integers(1, 6),
+    st.sampled_from([8, 24, 64]),
+    st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(0, 99),
+)
+def test_stored_integers_are_multiplied_as_they_are(bits, rows, groups, width, share, symmetric, tokens, seed):
+    """Against the dense product in float64, in every layout that turns out to be the smallest."""
+    draw = torch.Generator().manual_seed(seed)
+    most = 2 ** (bits - 1) - 1
+    low, high = (-most, most) if symmetric or bits == 8 else (-(2 ** (bits - 1)), most)
+    whole = torch.randint(low, high + 1, (rows, groups * width), generator=draw)
+    whole *= torch.rand(whole.shape, generator=draw) >= share
+    scales = 2.0 ** torch.randint(-8, 2, (rows, groups), generator=draw)
+    W = whole * scales.repeat_interleave(width, 1)
+    stored = Integers.from_dense(W, bits=bits, group=width)
+    X = torch.randn(tokens, groups * width, generator=draw)
+    expected = X.double() @ W.double().T
+    bound = 2e-6 * (X.double().abs() @ W.double().abs().T) + 1e-12
+    packed, (found, _) = pack_for_kernel(stored), build.kernel()
+    assert packed.kind == (3 if bits <= 4 else packed.kind) and torch.equal(packed.to_dense(), W)
+    for level in range(len(LEVELS)):
+        product.kernel = lambda level=level: (build.Kernel(found.library, level), "")
+        try:
+            assert ((packed.matmul(X).double() - expected).abs() <= bound).all(), (LEVELS[level], stored.label)
+        finally:
+            product.kernel = build.kernel
+
+
+def test_integers_that_fit_no_kind_are_refused():
+    W = torch.arange(256.0)[None]  # 0..255 are 8 bits without a sign
+    with pytest.raises(PruneError, match="from 0 to 255 in groups of 256"):
+        pack_for_kernel(Integers.from_dense(W, bits=8, group=256))
+    with pytest.raises(PruneError, match="groups of 4 inputs"):
+        pack_for_kernel(Integers.from_dense(torch.ones(2, 8), bits=4, group=4))
 
 
 def test_the_dtype_and_leading_shape_of_the_inputs_come_back(level):

@@ -68,10 +68,28 @@ def test_matrices_without_a_product_are_stored_anew(form, pattern, held, tmp_pat
     save_model(model, NoTokenizer(), tmp_path / "out", form)
     sparse = disk.read_exported(tmp_path / "out", place=place_stored).eval()
     found = [module for module in sparse.modules() if isinstance(module, SparseLinear)]
-    assert {module.stored.name for module in found} == {held} and len(found) == len(find_layers(model))
+    assert {module.format for module in found} == {held} and len(found) == len(find_layers(model))
     with torch.no_grad():
         tokens = tiny_tokens(1, 9)
         assert torch.allclose(sparse(tokens).logits, model(tokens).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["0%", "50%", "2:4"])
+@pytest.mark.parametrize("bits, held", [(4, "integers"), (8, "integers")])
+def test_a_quantised_model_is_multiplied_in_its_whole_numbers(bits, held, pattern, tmp_path):
+    model = zeroed(tiny_model("llama", torch.bfloat16), pattern)
+    mp.quantize(model, None, bits, 16, "rtn", grid="symmetric")
+    save_model(model, NoTokenizer(), tmp_path / "out", "auto", grid=(bits, 16))
+    sparse = disk.read_exported(tmp_path / "out", place=place_stored).eval()
+    found = [module for module in sparse.modules() if isinstance(module, SparseLinear)]
+    assert {module.format for module in found} == {held} and len(found) == len(find_layers(model))
+    for layer in find_layers(model):
+        module = sparse.get_submodule(layer.name)
+        assert torch.equal(module.weight, layer.weight)
+        assert module.nbytes < layer.weight.nbytes
+    with torch.no_grad():
+        tokens = tiny_tokens(1, 9)
+        assert torch.allclose(sparse(tokens).logits, model(tokens).logits, atol=0.15, rtol=0.05)
 
 
 @pytest.mark.parametrize("tokens", [1, 65, 200])
