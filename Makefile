@@ -94,6 +94,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/quantize.py book/results/quantize.json
 	@$(BIN)/python benchmarks/atlas.py book/results/atlas.jsonl
 	@$(BIN)/python benchmarks/ranks.py book/results/ranks.json
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
 
 clean:  ## Remove what make and the book made, but neither the assets nor student/, which holds answers

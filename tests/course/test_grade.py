@@ -60,6 +60,9 @@ def with_variant(names, i):
 
 # --- the chapters
 
+# Each starts a process or several: one chapter of four here, the others in `make test-slow`.
+DRAWN = [pytest.param(name, marks=() if i % 4 == 1 else pytest.mark.slow) for i, name in enumerate(CHAPTERS)]
+
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_and_its_catalogue_name_the_same_exercises_and_difficulties(name):
@@ -86,14 +89,14 @@ def test_the_solutions_get_full_marks(name, graded):
     assert marks and all(mark.passed and mark.points == mark.of > 0 and mark.bug is None for mark in marks.values())
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_what_is_not_solved_gets_nothing(name, graded):
     """The solutions in the dropdowns of the full edition are not the learner's."""
     marks = graded(chapter(name))
     assert marks and all(mark.points == 0 and not mark.passed for mark in marks.values())
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@pytest.mark.parametrize("name", DRAWN)
 def test_every_wrong_variant_loses_its_marks_and_is_named(name, graded):
     notebook = chapter(name)
     found = exercises(notebook)
