@@ -12,6 +12,7 @@ KINDS = (
     "tensor", "pair", "triple", "list", "keyword", "in place", "four axes",
     "state", "scaled state", "shared dict", "shared list", "cache", "scaled", "argument in place", "flat",
 )  # fmt: skip
+LEFT = ("left behind", "left unread")  # something is left in an attribute that all blocks hold
 ALONE = ("tensor", "pair", "triple", "list", "keyword", "in place", "four axes", "flat")  # hidden states alone travel
 
 
@@ -41,13 +42,14 @@ class OddBlock(nn.Module):
         self.value = nn.Linear(d, d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
         self.up = nn.Linear(d, 48)
+        self.store = None
         self.down = nn.Linear(48, d)
 
     def forward(self, hidden, shared=None, *, windows=None):
         kind = self.kind
         x = hidden[0] if kind == "four axes" else hidden.unflatten(0, (windows, -1)) if kind == "flat" else hidden
         normed = self.norm(x)
-        keys = self.key(normed)
+        keys = self.key(input=normed) if kind == "by name" else self.key(normed)
         mixed = keys
         if kind in ("state", "scaled state") and shared is not None:
             mixed = keys + shared
@@ -63,6 +65,14 @@ class OddBlock(nn.Module):
         if kind == "argument in place":
             mixed = keys + shared
             shared += 0.1 * keys
+        if kind in LEFT and self.index % 2 == 0:
+            self.store.keys = [keys]
+        if kind == "left behind" and self.index % 2:
+            mixed = keys + self.store.keys[0]
+        if kind == "by position":
+            return hidden + self.down(self.up(self.out(mixed * self.value(normed))).relu())
+        if kind == "by name":
+            return hidden + self.down(input=self.up(input=self.out(input=mixed * self.value(input=normed))).relu())
         weights = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)[:, None]
         mean = (mixed * self.value(normed)).cumsum(1) / weights
         if kind == "in place":
@@ -89,6 +99,10 @@ class OddModel(OddPreTrained):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(OddBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size)
+        if config.kind in LEFT:
+            store = Cache()
+            for block in self.layers:
+                block.store = store
         self.post_init()
 
     def get_input_embeddings(self):

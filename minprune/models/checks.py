@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from minprune.errors import PruneError
 from minprune.models.detect import detect_pattern
+from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, block_layers, head_layers, is_tied, matches, unsupported_experts
 from minprune.models.skeleton import DTYPES
 from minprune.models.weight_files import one_line
@@ -229,9 +230,9 @@ def _run_watched(model: "PreTrainedModel", layers: list[Layer], expected: Callab
             problem = problem or "its weight is replaced when the model runs: remove the hook that does it"
             raise PruneError(f"{layer.name}: {problem}")
 
-    def compare(layer: Layer, args: tuple, output: Any) -> None:
-        if args and isinstance(output, Tensor):
-            product = linear(args[0], layer.weight, getattr(layer.module, "bias", None))
+    def compare(layer: Layer, X: Tensor, output: Any) -> None:
+        if isinstance(output, Tensor):
+            product = linear(X, layer.weight, getattr(layer.module, "bias", None))
             far = max(4 * torch.finfo(output.dtype).eps, 1e-5) * product.float().norm()
             glob = f"*.{layer.name.rpartition('.')[2]}"
             if output.shape != product.shape or not (output - product).float().norm() <= far:
@@ -247,7 +248,11 @@ def _run_watched(model: "PreTrainedModel", layers: list[Layer], expected: Callab
     for layer in layers:
         if layer.expert_index is None:
             handles.append(layer.module.register_forward_pre_hook(lambda _, args, layer=layer: check(layer)))
-            handles.append(layer.module.register_forward_hook(lambda _, args, y, layer=layer: compare(layer, args, y)))
+            handles.append(
+                layer.module.register_forward_hook(
+                    lambda _, args, kwargs, y, layer=layer: compare(layer, input_of(args, kwargs), y), with_kwargs=True
+                )
+            )
     try:
         model.eval()(input_ids=ids % model.config.get_text_config().vocab_size, use_cache=False)
     except PruneError:

@@ -6,6 +6,7 @@ Which blocks there are, what one is called with, and what else travels between t
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from minprune.models.blocks import decoder_blocks
 from minprune.models.layers import backbone
+from minprune.models.leftovers import Leftovers
 from minprune.models.passes import ForwardPass, record_calls, replaced
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class BlockwiseForward:
     travels, each batch is a forward pass of the model that waits at the block. Only the block that is named need have
     its weights at hand, and the first one at the beginning.
     products: makes a context that is open around each forward pass through a block, such as one of narrow products.
+    left: of the walks that go through the model beside this one.
     """
 
     def __init__(
@@ -35,17 +38,24 @@ class BlockwiseForward:
         model: "PreTrainedModel",
         batches: tuple[Tensor, ...],
         products: Callable[[], AbstractContextManager] = nullcontext,
+        left: Leftovers | None = None,
     ):
         self.model, self.batches, self.products = model, batches, products
         self.prefix, self.blocks = decoder_blocks(model)
         self.calls = record_calls(model, self.blocks, batches) if batches else None
         self.alone = self.calls is not None or not batches
         self.hidden = list(self.calls.first) if self.calls else []
+        self.left = left or Leftovers(model)
         self.passes = [] if self.alone else [ForwardPass(model, self.blocks, batch) for batch in batches]
 
     def run_block(self, index: int, keep: bool = False) -> list[Tensor]:
-        """Send every batch through block `index` as it is. keep: return what it makes of each."""
+        """Send every batch through block `index` as it is. keep: return what it makes of each.
+
+        Raises `PruneError` if the block reads what an earlier one has left in the model for another batch.
+        """
         found = []
+        if self.batches and self.left.varying:
+            self._check_left(index, 0)
         for batch in range(len(self.batches)):
             with self.products():
                 if self.calls:
@@ -53,7 +63,13 @@ class BlockwiseForward:
                     found.append(self.hidden[batch])
                 elif (hidden := self.passes[batch].step(keep)) is not None:
                     found.append(hidden)
+            if batch < 2 and self.left.after(index) and self.calls:  # what it makes of anything tells if it reads
+                self._check_left(index, batch)
         return found if keep else []
+
+    def _check_left(self, index: int, batch: int) -> None:
+        hidden = self.hidden[batch].clone() if self.calls else None  # which a block may have left in the model, too
+        self.left.check(index, partial(self.rehearse, index, batch, hidden))
 
     def rehearse(self, index: int, batch: int, hidden: Tensor | None = None) -> Tensor:
         """What block `index` makes of a batch, or of other hidden states in its place; the batch stays where it is."""

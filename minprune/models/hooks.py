@@ -1,8 +1,8 @@
 """Seeing each layer's true input at the moment it is used, whatever the architecture around it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,10 @@ def capture_inputs(layers: list[Layer], receive: InputCallback) -> Iterator[None
         receive(layer, X)
 
     handles = [
-        layer.module.register_forward_pre_hook(lambda module, args, layer=layer: receive_from_module(layer, args[0]))
+        layer.module.register_forward_pre_hook(
+            lambda module, args, kwargs, layer=layer: receive_from_module(layer, input_of(args, kwargs)),
+            with_kwargs=True,
+        )
         for layer in layers
         if layer.expert_index is None
     ]
@@ -47,6 +50,11 @@ def capture_inputs(layers: list[Layer], receive: InputCallback) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def input_of(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """What a linear layer is called with, by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def once(receive: InputCallback) -> InputCallback:

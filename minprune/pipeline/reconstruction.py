@@ -47,7 +47,8 @@ def run_reconstructed(model: "PreTrainedModel", pruner: LayerPruner, how: Recons
     whole_block: as in `run_staged`.
     """
     targets = DenseTargets(model, pruner, *resolved(how, model, pruner.plan))
-    blocks = BlockPruner(BlockwiseForward(model, targets.batches, targets.products), pruner)
+    walk = BlockwiseForward(model, targets.batches, targets.products, targets.dense.left)
+    blocks = BlockPruner(walk, pruner)
     for index in range(len(blocks.forward.blocks)):
         targets.record(index)
         targets.prune(blocks, index, whole_block)

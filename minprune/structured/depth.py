@@ -29,6 +29,7 @@ from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
 from minprune.methods.damping import damped_cholesky
 from minprune.models.checks import check_weights
+from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, backbone, decoder_blocks
 from minprune.statistics import Statistics
 from minprune.structured.criteria import gradients
@@ -171,7 +172,9 @@ def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: 
     targets = stream_of(model, calib)
     for place, behind, layer in refitted:
         seen: list[Tensor] = []
-        hook = layer.module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        hook = layer.module.register_forward_pre_hook(
+            lambda _, args, kwargs, seen=seen: seen.append(input_of(args, kwargs)), with_kwargs=True
+        )
         try:
             with without(model, set(range(depth)) - set(kept)):
                 streams = stream_of(model, calib)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minprune.errors import PruneError
+from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, backbone
 from minprune.training.masks import Handles
 
@@ -139,6 +140,6 @@ def _before(layers: Iterable[Layer], change) -> Handles:
             raise PruneError(f"{layer.name} is an expert and not a module of its own: leave it out")
 
     def hook(layer: Layer):
-        return lambda module, args: (change(layer, args[0]), *args[1:])
+        return lambda module, args, kwargs: ((change(layer, input_of(args, kwargs)),), {})
 
-    return Handles([layer.module.register_forward_pre_hook(hook(layer)) for layer in layers])
+    return Handles([layer.module.register_forward_pre_hook(hook(layer), with_kwargs=True) for layer in layers])

@@ -237,6 +237,16 @@ def test_the_memory_it_may_use_changes_nothing(text):
         torch.testing.assert_close(other.weight, plain.weight, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [5, 6])
+def test_in_float32_too_the_memory_changes_no_bit(rows):
+    """A product of one row takes another path through the library than one of several, and rounds otherwise."""
+    W, X = correlated(rows, 576)
+    W, stats = W.float(), statistics(X.float())
+    plain = obs(W, stats, mp.pattern("50%")).weight
+    for at_once in (1, 2, 3, 4):
+        assert torch.equal(obs(W, stats, mp.pattern("50%"), memory=at_once * 288 * 576 * 4).weight, plain)
+
+
 def test_memory_bounds_the_rows_that_are_worked_on_at_a_time(monkeypatch):
     import minprune.methods.obs as module
 

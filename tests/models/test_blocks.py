@@ -71,6 +71,15 @@ def test_any_batch_size_gives_the_weights_of_one_batch(case):
     assert_close(one, some)
 
 
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"sequential": False}, {"recipe": LEARNING}])
+def test_a_layer_that_is_called_with_a_named_argument_is_pruned_as_any_other(options):
+    method = None if "recipe" in options else "sparsegpt"
+    found, _ = pruned(made("by name"), method, "50%", **options)
+    expected, report = pruned(made("by position"), method, "50%", **options)
+    assert_close(found, expected)
+    assert all(row.error for row in report.layers)
+
+
 def hooked_inputs(model, block, tokens):
     """layer -> what a hook on it sees while the model itself reads the tokens, (tokens, d_in)."""
     seen = {layer: [] for layer in block}
@@ -98,6 +107,33 @@ def test_two_passes_are_the_published_loop_written_with_hooks(case):
             stats = mp.Statistics(X.shape[-1], dtype=X.dtype).update(X)
             layer.weight.copy_(mp.METHODS["sparsegpt"](layer.weight, stats, mp.pattern("50%")).weight)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("windows", [2, 5])
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 1}, {"batch_size": 2, "sequential": False}, {"recipe": LEARNING}],
+    ids=["staged", "two passes", "reconstructed"],
+)
+def test_what_blocks_leave_in_the_model_and_read_again_is_refused_in_parts_and_pruned_in_one_batch(options, windows):
+    """Two windows are one batch of each walk of a reconstruction, and the walks disturb each other."""
+    calib, method = tiny_tokens(windows), None if "recipe" in options else "wanda"
+    if options.get("batch_size", 0) >= windows:
+        options = options | {"batch_size": 1}
+    with pytest.raises(mp.PruneError, match=r"block [123] of OddForCausalLM reads .*store\.keys.*in one batch"):
+        pruned(made("left behind"), method, "50%", calib=calib, **options)
+    model, _ = pruned(made("left unread"), method, "50%", calib=calib, **options)
+    other, _ = pruned(made("tensor"), method, "50%", calib=calib, **options)
+    assert_close(model, other)
+    _, report = pruned(made("left behind"), "wanda", "50%", calib=calib)
+    assert report.sparsity == 0.5 and all(row.error for row in report.layers)
+
+
+def test_what_blocks_leave_in_the_model_is_refused_from_disk_to_disk(tmp_path):
+    made("left behind", torch.float32).save_pretrained(write_tokenizer(tmp_path / "src"))
+    with pytest.raises(mp.PruneError, match=r"reads .*store\.keys"):
+        mp.prune_checkpoint(tmp_path / "src", tmp_path / "out", tiny_tokens(), "wanda", "50%")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("case", mostly_slow(CASES))
