@@ -61,8 +61,7 @@ launch: $(STAMP)  ## Bring badges, buttons and the cells that install to the rep
 	@$(BIN)/python book/launch.py
 
 lab: assets student  ## Open the chapters without their solutions in JupyterLab; answers in student/ stay
-	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/student \
-		--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
+	@$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/student --LabApp.app_settings_dir=book/lab
 
 student: $(STAMP)  ## Write the notebooks without solutions to student/ (minprune grade gives points)
 	@$(BIN)/python -m minprune.course.classroom.student student notebooks/*.ipynb
