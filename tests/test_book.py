@@ -60,6 +60,13 @@ def test_every_chapter_that_a_page_lists_is_written_and_none_is_called_planned()
         assert not re.search(r"being written|not written yet", page.read_text(encoding="utf-8")), page
 
 
+def test_no_line_of_code_in_the_readme_is_cut_on_a_code_host():
+    for block in re.findall(
+        r"^```\w+\n(.*?)^```", (BOOK.parent / "README.md").read_text(encoding="utf-8"), re.M | re.S
+    ):
+        assert not [line for line in block.splitlines() if len(line) > 100]
+
+
 def test_the_intro_quotes_the_measured_numbers():
     results = json.loads((BOOK / "results" / "intro.json").read_text(encoding="utf-8"))
     assert {"command", "setup", "versions", "date", "machine", "rows"} <= set(results)
