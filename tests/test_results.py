@@ -278,6 +278,27 @@ def test_the_comparison_of_the_atlas_is_what_its_lines_give_and_the_package_has_
     assert json.loads((ROOT / "minprune" / "compress" / "atlas.json").read_text()) == cells
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["quantize rtn 4", "prune magnitude 50%"])
+def test_the_bytes_of_the_atlas_are_those_of_a_folder_that_was_exported(way, monkeypatch, tmp_path):
+    """Of the file with all arrays, its header included. Where the zeros are does not change the bytes."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import quantize
+
+    import minprune as mp
+    from minprune.formats import save_model
+
+    model, (_, tokenizer) = quantize.dense("smollm2 rescaled"), mp.load_model("smollm2")
+    if way.startswith("quantize"):
+        mp.quantize(model, None, 4, method="rtn")
+    else:
+        mp.prune(model, None, "magnitude", "50%")
+    save_model(model.half(), tokenizer, tmp_path / "small", grid=(4, 64) if way.startswith("quantize") else None)
+    cells = json.loads((ROOT / "book" / "results" / "atlas.json").read_text())["cells"]
+    said = next(c["bytes"] for c in cells if c["steps"] == [way.replace("magnitude", "sparsegpt")])
+    assert (tmp_path / "small" / "stored.safetensors").stat().st_size == pytest.approx(said, rel=0.002)
+
+
 def test_tokens_a_second_of_the_atlas_are_those_that_were_measured():
     """Of the dense model and of one pruning with a pattern of decode.json, whatever the method; null for all others."""
     decode = json.loads((ROOT / "book" / "results" / "decode.json").read_text())["cells"]

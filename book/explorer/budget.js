@@ -53,7 +53,10 @@ export function bestWithin(cells, budget, measure) {
 }
 
 const shownOf = (state, cells) => cells.filter((cell) => state.kinds.includes(kindOf(cell)));
-const nats = (cell, measure) => `${signed(cell[MEASURES[measure][0]], 3)} ± ${cell[MEASURES[measure][1]].toFixed(3)}`;
+const nats = (cell, measure) => {
+  const [cost, error] = MEASURES[measure].map((name) => cell[name]);
+  return `${signed(Math.abs(cost) < 5e-4 ? 0 : cost, 3)}\u00a0±\u00a0${error.toFixed(3)}`;
+};
 
 function sentenceOf(state, cells) {
   const found = bestWithin(cells, state.budget, state.measure);
@@ -109,7 +112,7 @@ function drawBudget(state, data) {
   const found = bestWithin(cells, state.budget, state.measure);
   const best = frontier(cells, state.measure);
   const sentence = sentenceOf(state, cells);
-  const share = (score) => (score ? `${(100 * score.value).toFixed(0)} ± ${(100 * score.error).toFixed(0)}\u00a0%` : "");
+  const share = (score) => (score ? `${(100 * score.value).toFixed(0)}\u00a0±\u00a0${(100 * score.error).toFixed(0)}\u00a0%` : "");
   const fits = (cell) => (megabytes(cell) <= state.budget ? "fits" : "");
   const kinds = Object.values(KINDS);
   return {

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from javascript import FOLDER, building, call, script
 
@@ -14,6 +15,58 @@ PAGE = (FOLDER / "budget.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def engine():
     return script("budget.js")
+
+
+LINES = {tuple(x["steps"]): x for x in map(json.loads, (FOLDER.parent / "results" / "atlas.jsonl").open())
+         if x["dtype"] == "bfloat16"}  # fmt: skip
+HALF = "prune sparsegpt 50%"
+
+
+def _nats(*steps, what="nats"):
+    """Of each window."""
+    return np.array(LINES[steps][what])
+
+
+def _told(values):
+    """Mean and standard error, to two digits."""
+    return f"{values.mean():.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
+
+
+def test_what_chapter_21_quotes_of_the_atlas():
+    chapter = (FOLDER.parents[1] / "notebooks" / "21-quantize.ipynb").read_text(encoding="utf-8")
+    gptq, rtn = _nats("quantize gptq 3") - _nats(), _nats("quantize rtn 3") - _nats()
+    assert f"GPTQ's {gptq.mean():.2f} stand beside RTN's {rtn.mean():.2f}" in chapter
+    assert abs((_nats("quantize gptq 4") - _nats("quantize rtn 4")).mean()) < 0.01
+    both, half = _nats(HALF, "quantize gptq 3") - _nats(), _nats(HALF) - _nats()
+    assert f"is {_told(half + gptq - both)} below: {both.mean():.2f} together" in chapter
+    assert f"where the sum is {(half + gptq).mean():.2f}" in chapter
+
+
+def test_what_the_page_says_it_found():
+    """Each number by its own arithmetic from the lines; a loss is the difference from the dense model by window."""
+    text = " ".join(PAGE.split())
+    dense, mega = _nats(), lambda *steps: f"{LINES[steps]['bytes'] / 1e6:.0f} MB"
+    eight, four, three = (f"quantize gptq {bits}" for bits in (8, 4, 3))
+    assert f"at 8 bits take {mega(eight)} and lose {_told(_nats(eight) - dense)} nats".replace("-0.00", "0.00") in text
+    assert f"take {mega(HALF)} and lose {_told(_nats(HALF) - dense)}. At 4 bits it is {mega(four)} and" in text
+    assert f"and {_told(_nats(four) - dense)}. Between" in text
+    assert f"GPTQ with 3 bits loses {_told(_nats(three) - dense)}." in text
+    assert f"ahead by {_told(_nats(three) - _nats(HALF, four))}, which is nearly two errors" in text
+    narrow = ("shrink neurons:25%", four)
+    assert f"then 4 bits, takes {mega(*narrow)} and is ahead by {_told(_nats(three) - _nats(*narrow))}," in text
+    free = [cell for cell in NARROW if LINES[four,]["bytes"] <= cell["bytes"] < LINES[()]["bytes"]]
+    assert all(cell["steps"][-1].startswith("quantize") for cell in free if cell["loss"] <= _loss(four, cell["bytes"]))
+    found = [LINES[way]["last_word"]["value"] for way in ((), (three,), (HALF, four))]
+    assert [round(100 * value) for value in found] == [47, 21, 32]
+    saved = (LINES[four,]["bytes"] - LINES[three,]["bytes"]) / LINES[four,]["bytes"]
+    assert f"saves {100 * saved:.0f} % of the file and costs {(_nats(three) - _nats(four)).mean():.2f} nats" in text
+    assert 2 * 49152 * 576 / 1e6 == pytest.approx(57, abs=0.5) and "57 MB in 16 bits" in text  # tokens, channels
+
+
+def _loss(step, size):
+    """The lowest loss of what is only rounded, to 4 bits or more, in so many bytes."""
+    ways = [x for x in NARROW if len(x["steps"]) == 1 and x["steps"][0].split()[0] == "quantize" and x["bytes"] <= size]
+    return min(cell["loss"] for cell in ways)
 
 
 def _way(*steps):
