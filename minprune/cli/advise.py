@@ -117,11 +117,17 @@ def _show(found: "Advice", rate: float | None) -> None:
     out = console()
     out.print(f"dense, 16 bits a number: {megabytes(found.dense.bytes)}", highlight=False)
     _table("fits, best first", found.fits[:SHOWN], rate)
-    better = [choice for choice in found.beyond if choice.loss < found.fits[0].loss]
+    untimed = [choice for choice in found.beyond if rate and choice.faster is None]
+    better = [choice for choice in found.beyond if choice.loss < found.fits[0].loss and choice not in untimed]
     if better:
         _table("beyond the budget, and better", better[:SHOWN_BEYOND], rate)
     more = max(0, len(found.fits) - SHOWN)
     notes = [f"{more} more fit, which lose more." if more else ""]
+    if rate:
+        notes.append(
+            "Tokens/s: the dense model's on this machine, times what SmolLM2 gained with one thread "
+            f"(book/results/decode.json). Not timed, and so not listed: {len(untimed)} ways."
+        )
     if found.left_out:
         others = f"; and {len(found.left_out) - 1} more" if found.left_out[1:] else ""
         notes.append(f"Left out: {found.left_out[0]}{others}.")
@@ -141,7 +147,7 @@ def _table(title: str, choices: "tuple[Choice, ...] | list[Choice]", rate: float
     table = table_of(title, "MB", "loss", "x perplexity", speed)
     for choice in choices:
         fast = "-" if choice.faster is None else f"{choice.faster * (rate or 1):.1f}"
-        loss = f"{choice.loss:.3f} ± {choice.error:.3f}"
+        loss = f"{round(choice.loss, 3) + 0.0:.3f} ± {choice.error:.3f}"  # + 0.0: no -0.000
         size, times = megabytes(choice.bytes).removesuffix(" MB"), f"{choice.times:.2f}"
         table.add_row(describe(choice.steps), size, loss, times, fast)
     console().print(table)

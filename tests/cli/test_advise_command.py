@@ -81,10 +81,12 @@ def test_it_says_what_fits_best_first_what_more_would_buy_and_whose_figures_they
 
 def test_a_speed_is_taken_from_this_machine_and_the_measured_ratio(run, tiny_folder, monkeypatch):
     fast = _fake("prune magnitude 50%", faster=1.5)
-    monkeypatch.setattr(advice, "atlas", lambda: [_fake(loss=0.0, zeros=0.0, faster=1.0), fast])
+    dense, untimed = _fake(loss=0.0, zeros=0.0, faster=1.0), _fake("quantize rtn 4", loss=0.01)
+    monkeypatch.setattr(advice, "atlas", lambda: [dense, fast, untimed])
     monkeypatch.setattr(advise, "dense_rate", lambda model: 20.0)
     code, out, err = run("advise", tiny_folder, "--tokens-per-second", 30)
     assert code == 0 and "30.0" in out and "--sparse" in out, err
+    assert "not listed: 1 ways" in " ".join(out.split()) and "rtn" not in out and "beyond" not in out
     assert run("advise", tiny_folder, "--tokens-per-second", 31)[0] == 2
     code, _, err = run("advise", tiny_folder, "--tokens-per-second", 20)
     assert code == 2 and "keep it dense" in err
