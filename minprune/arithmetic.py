@@ -30,6 +30,18 @@ def exact_arithmetic() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """While open, or in a function that it decorates, tensors are ordinary ones, also inside `torch.inference_mode`.
+
+    And they are made on the CPU unless it is said where, whatever `torch.set_default_device` says.
+    """
+    with torch.inference_mode(False), ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":  # else the context would only cost time at each call
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
 def random_devices(device: torch.device) -> list[torch.device]:
     """For `torch.random.fork_rng`: the generator of this device alone, next to the CPU's, not that of every GPU."""
     return [device] if device.type == "cuda" else []

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from minprune.arithmetic import ordinary_tensors
 from minprune.errors import PruneError
 from minprune.models.causality import check_causal
 from minprune.models.folder import AGAIN, check_entries, check_kind, read_all_json
@@ -32,6 +33,7 @@ _FILES = [  # what to fetch from the hub
 _TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the first text
 
 
+@ordinary_tensors()
 def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", sparse: bool = False):
     """Load a causal language model and its tokenizer.
 

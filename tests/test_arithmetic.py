@@ -6,13 +6,18 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from samples import lifelike
+from test_checkpoint import write_tokenizer
 from tiny import tiny_model, tiny_tokens
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import minprune as mp
+from minprune.allocation.sensitivity import sensitivity
 from minprune.arithmetic import clock, exact_arithmetic, random_devices
 from minprune.methods import Method, magnitude
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
+from minprune.training.recipe import Recipe as RecoveryRecipe
+from minprune.training.recover import recover
 
 WIDTH = 320  # more than a panel of the Gram matrix, and than the leaf of a triangular inverse
 WINDOWS, LENGTH = 72, 32  # 2304 tokens: more than one chunk of the statistics
@@ -240,3 +245,45 @@ def test_a_clock_waits_for_a_gpu_and_for_nothing_else(monkeypatch):
     assert clock(torch.device("cpu")) <= clock(torch.device("cuda", 1)) <= clock(torch.device("cpu"))
     assert waited == [torch.device("cuda", 1)]
     assert random_devices(torch.device("cuda", 1)) == waited and random_devices(torch.device("cpu")) == []
+
+
+CALIB = tiny_tokens()
+PUBLIC = {
+    "prune": lambda model: mp.prune(model, CALIB, "wanda", "60%", allocation="owl", batch_size=2),
+    "shrink": lambda model: mp.shrink(model, CALIB, "neurons:25%"),
+    "sensitivity": lambda model: sensitivity(model, CALIB, "50%"),
+    "perplexity": lambda model: mp.perplexity(model, CALIB),
+    "recover": lambda model: recover(model, CALIB, RecoveryRecipe(steps=1)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_callers_default_device_changes_nothing(name):
+    """As after torch.set_default_device("cuda"): what is made without a device would lie there."""
+    expected, found = tiny_model("llama"), tiny_model("llama")
+    PUBLIC[name](expected)
+    with torch.device("meta"):
+        PUBLIC[name](found)
+        assert torch.get_default_device().type == "meta"
+    for (key, value), other in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
+        assert torch.equal(value, other), key
+
+
+def test_a_model_and_its_tokens_are_read_onto_the_cpu_whatever_the_default_device(tmp_path):
+    tiny_model("llama").save_pretrained(write_tokenizer(tmp_path))
+    text = tmp_path / "text.txt"
+    text.write_text("w3 w4 w5 " * 40)
+    with torch.device("meta"):
+        model, tokenizer = mp.load_model(tmp_path)
+        tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+        tokens = mp.load_tokens(tokenizer, text, samples=3, length=8, seed=0)
+        assert mp.perplexity(model, tokens) > 1
+    assert {p.device.type for p in model.parameters()} | {tokens.device.type} == {"cpu"}
+
+
+@pytest.mark.parametrize("method", ["slicegpt", "outputs"])
+def test_channels_are_removed_under_a_callers_autocast(method):
+    model = tiny_model("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        mp.shrink(model, tiny_tokens(), "hidden:25%", method)
+    assert model.config.hidden_size == 24

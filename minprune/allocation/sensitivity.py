@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from minprune.allocation.budget import group_layers, sizes_of
+from minprune.arithmetic import ordinary_tensors
 from minprune.errors import PruneError
 from minprune.methods.wanda import wanda
 from minprune.models.causality import check_causal
@@ -224,7 +225,7 @@ class Sensitivity:
     cost: float
 
 
-@torch.inference_mode(False)  # in which nobody could see that a tensor was changed in place
+@ordinary_tensors()  # of those of inference mode nobody could see that a tensor was changed in place
 def sensitivity(
     model: "PreTrainedModel",
     calib: Tensor,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import ordinary_tensors
 from minprune.data.documents import documents
 from minprune.data.texts import articles
 from minprune.errors import PruneError, from_extra
@@ -21,6 +22,7 @@ HUB = {  # name -> (data set, config, column, what its splits are called there)
 }
 
 
+@ordinary_tensors()
 def load_tokens(
     tokenizer,
     source: str | Path,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from tqdm.auto import tqdm
 
-from minprune.arithmetic import random_devices
+from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.data.tokens import prefix_of
 from minprune.errors import PruneError
 from minprune.files import whole_characters
@@ -202,6 +202,7 @@ def _check_nan(nats: Tensor) -> None:
         raise PruneError("the model's output is NaN: its weights are damaged, or its dtype is too narrow")
 
 
+@ordinary_tensors()
 @torch.no_grad()
 def generate(
     model: "PreTrainedModel", tokenizer, prompt: str, tokens: int = 40, temperature: float = 0.0, seed: int = 0

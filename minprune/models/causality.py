@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import ordinary_tensors
 from minprune.errors import PruneError
 from minprune.models.blocks import text_config
 from minprune.models.skeleton import plain_outputs
@@ -113,7 +114,7 @@ def evaluating(model: "PreTrainedModel") -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), plain_outputs(model):
+        with ordinary_tensors(), torch.no_grad(), plain_outputs(model):
             yield
     finally:
         model.train(was_training)

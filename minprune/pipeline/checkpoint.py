@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from minprune.allocation.allocate import Allocation, as_made_by, rule_of
+from minprune.arithmetic import ordinary_tensors
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import Method
@@ -48,7 +49,7 @@ from minprune.pipeline.streaming import open_checkpoint
 _log = logging.getLogger(__name__)
 
 
-@torch.inference_mode(False)
+@ordinary_tensors()
 @torch.no_grad()
 def prune_checkpoint(
     src: str | Path,

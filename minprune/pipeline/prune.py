@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minprune.allocation.allocate import Allocation
+from minprune.arithmetic import ordinary_tensors
 from minprune.methods import Method
 from minprune.models.causality import check_causal
 from minprune.models.checks import check_weights, layer_notes, zeros_in_use
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@torch.inference_mode(False)  # in which it could not be seen that a tensor was changed in place
+@ordinary_tensors()  # of those of inference mode it could not be seen that a tensor was changed in place
 @torch.no_grad()
 def prune(
     model: "PreTrainedModel",

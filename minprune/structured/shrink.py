@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import ordinary_tensors
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.models.causality import check_causal, evaluating
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 RECONSTRUCTION = Reconstruction()
 
 
-@torch.inference_mode(False)
+@ordinary_tensors()
 def shrink(
     model: "PreTrainedModel",
     calib: Tensor | None,

@@ -60,6 +60,7 @@ def slice_stream(model: "PreTrainedModel", calib: Tensor, kept: int, how: str) -
     return Q
 
 
+@exact_arithmetic()  # a caller's autocast rounds both otherwise
 def check_sliced(model: "PreTrainedModel", smaller: "PreTrainedModel", calib: Tensor) -> None:
     """Raise `PruneError` if the smaller model does not compute what the larger one does as it is set up now."""
     window = calib[:1, :64].to(model.device)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
-from minprune.arithmetic import random_devices
+from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@torch.inference_mode(False)  # in which there are no gradients
+@ordinary_tensors()  # those of inference mode have no gradients
 def recover(
     model: "PreTrainedModel",
     tokens: Tensor,
