@@ -27,9 +27,9 @@ def _nats(*steps, what="nats"):
     return np.array(LINES[steps][what])
 
 
-def _told(values):
-    """Mean and standard error, to two digits."""
-    return f"{values.mean():.2f} ± {values.std(ddof=1) / len(values) ** 0.5:.2f}"
+def _told(values, digits=2):
+    """Mean and standard error."""
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1) / len(values) ** 0.5:.{digits}f}"
 
 
 def test_what_chapter_21_quotes_of_the_atlas():
@@ -40,6 +40,8 @@ def test_what_chapter_21_quotes_of_the_atlas():
     both, half = _nats(HALF, "quantize gptq 3") - _nats(), _nats(HALF) - _nats()
     assert f"is {_told(half + gptq - both)} below: {both.mean():.2f} together" in chapter
     assert f"where the sum is {(half + gptq).mean():.2f}" in chapter
+    pairs = "prune sparsegpt 2:4"
+    assert f"at 2:4 loses {_told(_nats(pairs, 'quantize gptq 8') - _nats(pairs), 3)} nats *more* with 8 bits" in chapter
 
 
 def test_what_the_page_says_it_found():
