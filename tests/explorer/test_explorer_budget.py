@@ -56,6 +56,11 @@ def test_what_the_page_says_it_found():
     assert f"ahead by {_told(_nats(three) - _nats(HALF, four))}, which is nearly two errors" in text
     narrow = ("shrink neurons:25%", four)
     assert f"then 4 bits, takes {mega(*narrow)} and is ahead by {_told(_nats(three) - _nats(*narrow))}," in text
+    eighth, half = ((f"shrink neurons:{share}%", four) for share in (12.5, 50))
+    shown = [f"{_told(_nats(*way) - dense)} at {mega(*way)}" for way in (eighth, half)]
+    assert f"it is {shown[0]} and {shown[1]}, where half zeros and 3 bits lose" in text
+    assert f"and 3 bits lose {_told(_nats(HALF, three) - dense)}. Two bits" in text
+    assert f"out of the question: {_told(_nats('quantize gptq 2') - dense)}." in text
     free = [cell for cell in NARROW if LINES[four,]["bytes"] <= cell["bytes"] < LINES[()]["bytes"]]
     assert all(cell["steps"][-1].startswith("quantize") for cell in free if cell["loss"] <= _loss(four, cell["bytes"]))
     found = [LINES[way]["last_word"]["value"] for way in ((), (three,), (HALF, four))]
