@@ -170,10 +170,13 @@ class Peak(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "method, most", [("wanda", 0.1), ("sparsegpt", 2.3), ("admm", 2.3), ("alps", 3.3), ("exact", 5.2), ("obs", 2.6)]
+    "method, most", [("wanda", 0.1), ("sparsegpt", 2.3), ("admm", 2.3), ("alps", 3.3), ("exact", 5.2), ("obs", 3.1)]
 )
 def test_the_memory_of_a_method_in_gram_matrices_besides_the_one_that_it_is_given(method, most):
-    """A layer with few outputs, as the Gram matrix is what is large; the solvers' chunks have their own bounds."""
+    """A layer with few outputs, as the Gram matrix is what is large; the solvers' chunks have their own bounds.
+
+    obs works on two rows at least, whose vectors are (2, 512, 1024) numbers here: one of its 3.1.
+    """
     d, stats = 1024, mp.Statistics(1024).update(torch.randn(1500, 1024, generator=torch.Generator().manual_seed(0)))
     weights, gram = torch.randn(4, d, generator=torch.Generator().manual_seed(1)), stats.gram
     with Peak() as peak:
