@@ -29,12 +29,15 @@ def keep_largest(scores: Tensor, zeros: int) -> Tensor:
         return torch.full_like(scores, zeros == 0, dtype=torch.bool)
     threshold = _kth_smallest(scores, zeros)  # (groups, 1)
     keep = scores > threshold
-    if bool((keep.sum(1) == size - zeros).all()):
+    ties = keep.sum(1) != size - zeros  # (groups,)
+    if not bool(ties.any()):
         return keep
     refuse_nan(scores)
+    scores, threshold = scores[ties], threshold[ties]  # few rows as a rule: counting takes eight bytes a score
     tied = scores == threshold
-    to_prune = zeros - (scores < threshold).sum(1, keepdim=True)  # (groups, 1): how many of the tied must go
-    return keep | (tied & (tied.cumsum(1) > to_prune))
+    to_prune = zeros - (scores < threshold).sum(1, keepdim=True)  # (rows, 1): how many of the tied must go
+    keep[ties] |= tied & (tied.cumsum(1) > to_prune)
+    return keep
 
 
 def _kth_smallest(scores: Tensor, k: int) -> Tensor:
