@@ -4,9 +4,11 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+_UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}  # of a thousand, as disks are sold
 
 
 class PruneError(ValueError):
@@ -72,6 +74,27 @@ def four_digits(value: float) -> str:
     if not 1e-3 <= abs(value) < 1e6:
         return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def amount(size: float) -> str:
+    """So many bytes in the unit that reads well, three digits that count: 512 bytes, 3.21 MB, 114 MB, 1,200 TB."""
+    fitting = [unit for unit, value in _UNITS.items() if float(f"{size:.3g}") >= value]
+    if not fitting:
+        return f"{size:.0f} bytes"
+    number = size / _UNITS[fitting[-1]]
+    return f"{number:,.0f} {fitting[-1]}" if number >= 100 else f"{number:#.3g} {fitting[-1]}"
+
+
+def read_amount(text: str, per_second: bool = False) -> float:
+    """Bytes from a text such as "24GB" or "100MB/s", in units of a thousand; `PruneError` if it is none."""
+    number, unit = text.strip().removesuffix("/s" if per_second else "")[:-2], text.removesuffix("/s")[-2:]
+    try:
+        value = float(number) * _UNITS[unit] if number.isascii() and "_" not in number else 0.0
+    except (ValueError, KeyError):
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise PruneError(f"{text!r} is no amount: write it as {'100MB/s' if per_second else '24GB'}")
+    return value
 
 
 def kind_of_layer(name: str) -> str:

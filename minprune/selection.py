@@ -33,7 +33,8 @@ def keep_largest(scores: Tensor, zeros: int) -> Tensor:
     if not bool(ties.any()):
         return keep
     refuse_nan(scores)
-    scores, threshold = scores[ties], threshold[ties]  # few rows as a rule: counting takes eight bytes a score
+    if not bool(ties.all()):  # few rows as a rule, and counting takes eight bytes a score
+        scores, threshold = scores[ties], threshold[ties]
     tied = scores == threshold
     to_prune = zeros - (scores < threshold).sum(1, keepdim=True)  # (rows, 1): how many of the tied must go
     keep[ties] |= tied & (tied.cumsum(1) > to_prune)

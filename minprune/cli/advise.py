@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.cli.common import MODEL, command, console, load, number, say_on_terminal, source_of, table_of
-from minprune.cli.plan import amount
-from minprune.errors import PruneError
+from minprune.cli.plan import amount_type
+from minprune.errors import PruneError, amount, four_digits
 
 if TYPE_CHECKING:
     from minprune.compress.advice import Advice, Choice
@@ -30,7 +30,9 @@ def add(commands) -> None:
         "minprune advise smollm2 --bytes 120MB",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
-    parser.add_argument("--bytes", metavar="B", type=amount(), help="the most that its weights may take: 120MB, 4.5GB")
+    parser.add_argument(
+        "--bytes", metavar="B", type=amount_type(), help="the most that its weights may take: 120MB, 4.5GB"
+    )
     parser.add_argument(
         "--tokens-per-second",
         metavar="N",
@@ -112,10 +114,8 @@ def dense_rate(model: Any) -> float:
 
 def _show(found: "Advice", rate: float | None) -> None:
     """Two tables, what fits and what does not, and what the numbers mean."""
-    from minprune.compress.advice import megabytes
-
     out = console()
-    out.print(f"dense, 16 bits a number: {megabytes(found.dense.bytes)}", highlight=False)
+    out.print(f"dense, 16 bits a number: {amount(found.dense.bytes)}", highlight=False)
     _table("fits, best first", found.fits[:SHOWN], rate)
     untimed = [choice for choice in found.beyond if rate and choice.faster is None]
     better = [choice for choice in found.beyond if choice.loss < found.fits[0].loss and choice not in untimed]
@@ -141,13 +141,13 @@ def _show(found: "Advice", rate: float | None) -> None:
 
 
 def _table(title: str, choices: "tuple[Choice, ...] | list[Choice]", rate: float | None) -> None:
-    from minprune.compress.advice import describe, megabytes
+    from minprune.compress.advice import describe
 
     speed = "tokens/s" if rate else "x speed"
     table = table_of(title, "MB", "loss", "x perplexity", speed)
     for choice in choices:
         fast = "-" if choice.faster is None else f"{choice.faster * (rate or 1):.1f}"
         loss = f"{round(choice.loss, 3) + 0.0:.3f} ± {choice.error:.3f}"  # + 0.0: no -0.000
-        size, times = megabytes(choice.bytes).removesuffix(" MB"), f"{choice.times:.2f}"
+        size, times = four_digits(choice.bytes / 1e6), f"{choice.times:.2f}"
         table.add_row(describe(choice.steps), size, loss, times, fast)
     console().print(table)

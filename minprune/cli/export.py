@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minprune.cli.common import MODEL, LayerName, command, console, load, table_of, whole
-from minprune.errors import kind_of_layer
+from minprune.errors import decimal, kind_of_layer
 from minprune.output.target import check_target
 
 if TYPE_CHECKING:
@@ -100,5 +100,5 @@ def _show(rows: "list[StoredRow]") -> None:
     for name, group in [*kinds.items(), ("all", rows)]:
         size, dense = sum(row.bytes for row in group), sum(row.dense_bytes for row in group)
         formats = ", ".join(sorted({row.format for row in group}))
-        table.add_row(LayerName(name), str(len(group)), formats, f"{size / 1e6:.2f}", f"{size / dense:.1%}")
+        table.add_row(LayerName(name), str(len(group)), formats, decimal(size / 1e6), f"{size / dense:.1%}")
     console().print(table)

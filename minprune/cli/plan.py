@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minprune.cli.common import MODEL, command, console, say_on_terminal, source_of, table_of, whole
-from minprune.errors import PruneError
+from minprune.errors import PruneError, amount, decimal, read_amount
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -42,20 +42,21 @@ def add(commands) -> None:
     parser.add_argument("--batch-size", metavar="B", type=whole(1), help="windows at a time (default: what fits)")
     parser.add_argument("--dtype", metavar="T", default="auto", help="as for minprune prune (the model's own)")
     parser.add_argument(
-        "--memory", metavar="GB", type=amount(), help="what one process may take, such as 24GB (default: what is free)"
+        "--memory",
+        metavar="GB",
+        type=amount_type(),
+        help="what one process may take, such as 24GB (default: what is free)",
     )
     parser.add_argument("--ranks", metavar="N", type=whole(1), help="machines like this one that share the work (1)")
     parser.add_argument(
-        "--bandwidth", metavar="B", type=amount("/s"), default=1e8, help="between ranks, such as 1GB/s (100MB/s)"
+        "--bandwidth", metavar="B", type=amount_type("/s"), default=1e8, help="between ranks, such as 1GB/s (100MB/s)"
     )
 
 
-def amount(per: str = "") -> Callable[[str], float]:
+def amount_type(per: str = "") -> Callable[[str], float]:
     """A type for argparse: bytes, or bytes a second, with their unit."""
 
     def read(text: str) -> float:
-        from minprune.pipeline.estimate import read_amount
-
         try:
             return read_amount(text, bool(per))
         except PruneError as error:
@@ -153,8 +154,8 @@ def _show(arguments, sizes: "Sizes", asked: "Run", rates: "Rates", process: int,
     of_disk = disk_bytes(sizes, asked)
     table = table_of("memory and disk", "GB")
     for name, value in [*of_memory.items(), ("peak memory", sum(of_memory.values()))]:
-        table.add_row(name, f"{value / 1e9:,.2f}")
-    table.add_row("disk", f"{sum(of_disk.values()) / 1e9:,.2f}")
+        table.add_row(name, decimal(value / 1e9))
+    table.add_row("disk", decimal(sum(of_disk.values()) / 1e9))
     out.print(table)
     parts = seconds(sizes, asked, rates, ranks, arguments.bandwidth)
     table = table_of("part", "seconds")
@@ -166,7 +167,7 @@ def _show(arguments, sizes: "Sizes", asked: "Run", rates: "Rates", process: int,
     if not fits:
         needed = sum(of_memory.values())
         out.print(
-            f"it does not fit: {needed / 1e9:.1f} GB are needed and {memory / 1e9:.1f} GB given: use a smaller "
+            f"it does not fit: {amount(needed)} are needed and {amount(memory)} given: use a smaller "
             "--batch-size, fewer --samples, a shorter --length or more memory",
             soft_wrap=True,
         )
@@ -196,6 +197,6 @@ def _advise(arguments: Namespace, sizes: "Sizes", asked: "Run", rates: "Rates", 
         ranks *= 2
     out.print(
         f"{ranks} rank(s): {total(ranks):,.0f} s; twice as many would take {total(2 * ranks):,.0f} s, if each were a "
-        f"machine like this one, at {arguments.bandwidth / 1e6:,.0f} MB/s",
+        f"machine like this one, at {amount(arguments.bandwidth)}/s",
         soft_wrap=True,
     )

@@ -18,7 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, amount
 from minprune.files import parse_json
 from minprune.formats.sizes import bitmask_bits, nm_bits
 from minprune.formats.stored import packed_bytes
@@ -142,7 +142,7 @@ def advise(model: "PreTrainedModel", size: float | None = None, faster: float | 
     choices, left_out = _choices(model)
     dense = next(choice for choice in choices if not choice.steps)
     if (size is None or dense.bytes <= size) and (faster is None or faster <= 1):
-        has = f"takes {megabytes(dense.bytes)} in 16 bits a number" if size else "is fast enough"
+        has = f"takes {amount(dense.bytes)} in 16 bits a number" if size else "is fast enough"
         raise PruneError(f"the dense model {has}, which is within the budget: keep it dense")
     fits = [choice for choice in choices if _within(choice, size, faster)]
     if not fits:
@@ -166,19 +166,14 @@ def _nothing(choices: list[Choice], size: float | None, faster: float | None) ->
     smallest = min(choices, key=lambda choice: choice.bytes)
     fastest = max(choices, key=lambda choice: choice.faster or 0.0)
     if size is not None and smallest.bytes > size:
-        wanted = megabytes(size)
-        end = f"the smallest is {describe(smallest.steps)}, {megabytes(smallest.bytes)}"
+        wanted = amount(size)
+        end = f"the smallest is {describe(smallest.steps)}, {amount(smallest.bytes)}"
     elif faster is not None and (fastest.faster or 0.0) < faster:
         wanted = f"{faster:.2f} times the dense speed"
         end = f"the fastest is {describe(fastest.steps)}, {fastest.faster:.2f} times"
     else:
         wanted, end = "both budgets", "what is small enough was not measured to be that fast"
     return f"nothing that was measured fits {wanted}: {end}; ask for more, or take a smaller model"
-
-
-def megabytes(size: float) -> str:
-    """113.9 MB, and three digits that count below ten."""
-    return f"{size / 1e6:,.1f} MB" if size >= 1e7 else f"{size / 1e6:.3g} MB"
 
 
 def describe(steps: tuple[str, ...]) -> str:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, amount
 from minprune.files import to_json, write_text
 from minprune.models.extras import add_tensors, copy_files, not_loaded
 from minprune.models.tokenizer import write_tokenizer
@@ -28,7 +28,7 @@ def check_space(folder: Path, model: "PreTrainedModel", there: int = 0) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise PruneError(
-            f"the model needs {needed / 1e6:,.1f} MB and {folder.parent} has {free / 1e6:,.1f} MB left: free some "
+            f"the model needs {amount(needed)} and {folder.parent} has {amount(free)} left: free some "
             "space or choose another output"
         )
 

@@ -15,13 +15,12 @@ and the largest of: what a forward pass holds, a Gram matrix with what its solve
 Left out: what the library does beside products (norms, activations), which the measured rate of a forward pass holds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
 
-from minprune.errors import PruneError
 from minprune.models.blocks import decoder_blocks, text_config
 from minprune.models.layers import Layer
 from minprune.pipeline.disk_run import TEST_BATCH
@@ -283,16 +282,3 @@ def sent_bytes(sizes: Sizes) -> float:
     inputs = [group.d_in for groups in sizes.blocks for group in groups]
     sums = sum(FLOAT * (gram_operations(1, d_in) / 2 + 2 * d_in) for d_in in inputs)
     return sums + sum(group.weights for groups in sizes.blocks for group in groups) * sizes.itemsize
-
-
-def read_amount(text: str, per_second: bool = False) -> float:
-    """Bytes from a text such as "24GB" or "100MB/s", in units of a thousand; `PruneError` if it is none."""
-    units: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-    number, unit = text.strip().removesuffix("/s" if per_second else "")[:-2], text.removesuffix("/s")[-2:]
-    try:
-        value = float(number) * units[unit] if number.isascii() and "_" not in number else 0.0
-    except (ValueError, KeyError):
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise PruneError(f"{text!r} is no amount: write it as {'100MB/s' if per_second else '24GB'}")
-    return value

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from minprune.errors import amount
 from minprune.load import check_device, load_model, load_tokenizer, model_folder, read_dtype
 from minprune.models.blocks import decoder_blocks
 from minprune.models.skeleton import describe_or_refuse, fill_tables, read_config, read_generation
@@ -36,10 +37,10 @@ def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device:
         return StreamedCheckpoint(model, load_tokenizer(folder, name), folder, on, str(name), locations)
     except _NotStreamedError as error:
         size, free = _sizes(folder, on)
-        much = f", more than the {free / 1e9:.1f} GB that are free" if size > free else ""
-        note = f"the model is loaded whole, not block by block, {size / 1e9:.2f} GB{much}: {error}"
+        much = f", more than the {amount(free)} that are free" if size > free else ""
+        note = f"the model is loaded whole, not block by block, {amount(size)}{much}: {error}"
     if size > free / 4:  # said before it fills the memory; in all cases `prune_checkpoint` says it when the work begins
-        _log.warning(f"loading {size / 1e9:.2f} GB at once, of {free / 1e9:.1f} GB that are free")
+        _log.warning(f"loading {amount(size)} at once, of {amount(free)} that are free")
     model, tokenizer = load_model(name, dtype, device)
     whole = InMemoryCheckpoint(model, tokenizer, folder, on, str(name))
     whole.notes.insert(0, note)

@@ -31,11 +31,11 @@ def test_three_billion_parameters_need_less_than_three_gigabytes_and_a_block_mor
 
 @pytest.mark.slow
 def test_a_peak_is_found_again_with_two_blocks(cells, tmp_path):
-    """The same widths and tokens; 15 % of tolerance, since allocators and libraries differ."""
+    """The peak of the first two blocks; 15 % of tolerance, since allocators and libraries differ."""
     method = drawn(sorted(cells))
     command = [sys.executable, "benchmarks/memory.py", "--blocks", "2", "--methods", method]
     subprocess.run(
         [*command, "--folder", str(tmp_path), "--output", str(tmp_path / "memory.json")], cwd=ROOT, check=True
     )
     again = json.loads((tmp_path / "memory.json").read_text())["cells"][0]
-    assert again["peak_gb"] == pytest.approx(cells[method]["peak_gb"], rel=0.15)
+    assert max(again["peak_in_block_gb"]) == pytest.approx(max(cells[method]["peak_in_block_gb"][:2]), rel=0.15)
