@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 from scipy.special import log_softmax, rel_entr, softmax
-from scipy.stats import entropy
+from scipy.stats import entropy, sem
 
 
 def padded_perplexity_loop(logits, tokens, real):
@@ -44,10 +44,37 @@ def kl_divergence_terms(dense, pruned):
     return rel_entr(*(softmax(logits.double().numpy(), -1) for logits in (dense, pruned))).sum() / len(dense)
 
 
+def paired_error_numpy(one, other):
+    worse = np.asarray(other, dtype=float).mean(axis=1) - np.asarray(one, dtype=float).mean(axis=1)
+    return [worse.mean(), sem(worse)]
+
+
+def paired_error_loop(one, other):
+    gaps = [sum(b) / len(b) - sum(a) / len(a) for a, b in zip(one.tolist(), other.tolist(), strict=True)]
+    mean = sum(gaps) / len(gaps)
+    return mean, math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps))
+
+
+def with_padding_numpy(nats, real, length, easy):
+    texts = zip(nats.tolist(), real.tolist(), strict=True)
+    costs = [np.r_[np.full(k, cost), np.full(length - k, easy)] for cost, k in texts]
+    return np.exp(np.concatenate(costs).mean())
+
+
+def with_padding_product(nats, real, length, easy):
+    share = [k / length / len(nats) for k in real.tolist()]
+    found = math.exp(easy * (1 - sum(share)))
+    for cost, part in zip(nats.tolist(), share, strict=True):
+        found *= math.exp(cost * part)
+    return found
+
+
 RIGHT = {
     "padded_perplexity": [padded_perplexity_loop, padded_perplexity_numpy],
     "bits_per_byte": [bits_per_byte_numpy, bits_per_byte_loop],
     "kl_divergence": [kl_divergence_scipy, kl_divergence_terms],
+    "paired_error": [paired_error_numpy, paired_error_loop],
+    "with_padding": [with_padding_numpy, with_padding_product],
 }
 
 REJECTED = {
@@ -66,5 +93,15 @@ REJECTED = {
         lambda dense, pruned: kl_divergence_terms(pruned, dense) * len(dense),  # direction and sum
         lambda dense, pruned: np.abs(log_softmax(dense.numpy(), -1) - log_softmax(pruned.numpy(), -1)).mean(),
         lambda dense, pruned: kl_divergence_scipy(dense[:1], pruned[:1]),
+    ],
+    "paired_error": [
+        lambda one, other: (paired_error_loop(one, other)[0], 2 * paired_error_loop(one, other)[1]),
+        lambda one, other: (-paired_error_numpy(one, other)[0], (other - one).std()),  # sign and spread over tokens
+        lambda one, other: ((other / one).log().mean(), paired_error_loop(one, other)[1]),
+    ],
+    "with_padding": [
+        lambda nats, real, length, easy: with_padding_numpy(nats, real, length + 1, easy),
+        lambda nats, real, length, easy: 2 ** (with_padding_product(nats, real, length, easy)),
+        lambda nats, real, length, easy: with_padding_numpy(nats.flip(0), real, length, 0.0),
     ],
 }

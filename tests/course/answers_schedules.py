@@ -54,10 +54,30 @@ def sparse_where(W, X, threshold):
     return [torch.from_numpy(large @ W.numpy().T), float((np.abs(X.numpy()) <= threshold).mean())]
 
 
+def exposing_interval_replay(steps, final, gap):
+    """The loop itself, for one interval after the other."""
+    begin, *_, end = steps.tolist()
+    every = 0
+    while True:
+        every += 1
+        last = max(step for step in range(begin, end) if (step - begin) % every == 0)
+        left = (end - last) / (end - begin)
+        if final * left * left * left > gap:
+            return every
+
+
+def exposing_interval_numpy(steps, final, gap):
+    begin, end = int(steps[0]), int(steps[-1])
+    intervals = np.arange(1, end - begin + 1)
+    left = (end - 1 - begin) % intervals + 1
+    return intervals[final * (left / (end - begin)) ** 3 > gap].min()
+
+
 RIGHT = {
     "staircase": [staircase_replay, staircase_updates],
     "gradual_mask": [gradual_numpy, gradual_loop],
     "sparse_outputs": [sparse_loop, sparse_where],
+    "exposing_interval": [exposing_interval_replay, exposing_interval_numpy],
 }
 
 REJECTED = {
@@ -81,5 +101,10 @@ REJECTED = {
         lambda W, X, threshold: sparse_loop(W.abs(), X, threshold),
         lambda W, X, threshold: (X @ W.T, sparse_loop(W, X, threshold)[1]),
         lambda W, X, threshold: sparse_loop(W * (W.abs() > threshold), X, 0.0),  # weights pruned instead
+    ],
+    "exposing_interval": [
+        lambda steps, final, gap: exposing_interval_numpy(steps, final, gap) + 1,
+        lambda steps, final, gap: len(steps) // 10,
+        lambda steps, final, gap: exposing_interval_numpy(steps, 1.0, gap / 2),
     ],
 }

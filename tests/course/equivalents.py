@@ -29,6 +29,7 @@ LAST = "at width 0 either line gives 0"
 WIDER = "what is wider than the dense model is no smaller"
 ODD = "rounding is the same on both sides of 0, so the lowest code is 0"
 ALIKE = "loads that begin alike stay in their order"
+FOUND = "the interval of the whole way is always one that shows it"
 FIRST = "below the scores of all weights that count, so these weights go first"
 
 # exercise -> what stood there and what stands there now -> why it changes nothing
@@ -58,6 +59,14 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "second.sqrt() + 1e-12 -> second.sqrt() - 1e-12": TINY,
         "second.sqrt() + 1e-12 -> second.sqrt() + 1e-11": TINY,
         "second.sqrt() + 1e-12 -> second.sqrt() + 1e-13": TINY,
+    },
+    "with_padding": {
+        "length - real if counted else torch.zeros_like(real) -> length - real": FLAG,
+        "if not weigh: return ((nats * real + easy(cost) * padding) / (real + padding)).exp().mean() -> if False: return ((nats * real + easy(cost) * padding) / (real + padding)).exp().mean()": FLAG,  # noqa: E501
+    },
+    "exposing_interval": {
+        "int(steps[-1] - steps[0]) -> steps[-1] - steps[0]": NUMBER,
+        "way + 1 -> way + 2": FOUND,
     },
     "padded_perplexity": {
         "(at >= 0) & (at < length) -> at < length": PADDED,

@@ -1,13 +1,14 @@
 """The exercises of chapter 09: perplexity from logits of padded windows, bits per byte, KL divergence."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import exchanged, negated, then
+from minprune.course.checks.mutations import exchanged, given, negated, then
 from minprune.course.checks.values import normal
 
 
@@ -204,4 +205,144 @@ kl_divergence = Exercise(
 )
 
 
-EXERCISES = [padded_perplexity, bits_per_byte, kl_divergence]
+# paired_error(one, other): nats (windows, predictions) of two models on the same windows
+def _mean_and_error(one: Tensor, other: Tensor) -> Tensor:
+    worse = (other.double() - one.double()).mean(1)  # (windows,)
+    return torch.stack([worse.mean(), worse.std() / len(worse) ** 0.5])
+
+
+def _paired(
+    order: int = 1, errors: int | None = 1, ddof: int = 1, root: bool = True, paired: bool = True
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The wrong ones: a mean and an error. errors: the axis that is averaged before the error is taken, or None;
+    ddof, root, paired: how the error is made of what is left."""
+
+    def paired_error(one: Tensor, other: Tensor) -> Tensor:
+        one, other = one.double(), other.double()
+        means = [(x.flatten() if errors is None else x.mean(errors)) for x in (one, other)]
+        apart = means[0].var(correction=ddof) + means[1].var(correction=ddof)
+        variance = (means[1] - means[0]).var(correction=ddof) if paired else apart
+        return torch.stack([order * (other - one).mean(), (variance / (len(means[0]) if root else 1)).sqrt()])
+
+    return paired_error
+
+
+def _of_perplexities(one: Tensor, other: Tensor) -> Tensor:
+    worse = other.mean(1).exp() - one.mean(1).exp()
+    return torch.stack([worse.mean(), worse.std() / len(worse) ** 0.5])
+
+
+paired_error = Exercise(
+    name="paired_error",
+    chapter=9,
+    title="how much worse one model is than another on the same windows, and the error of that over windows",
+    reference=_mean_and_error,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "error over tokens": _paired(errors=None),
+            "error over positions": _paired(errors=0),
+            "two models apart": _paired(paired=False),
+            "spread instead of error": _paired(root=False),
+            "divided by all windows": _paired(ddof=0),
+            "the other sign": _paired(order=-1),
+            "of perplexities": _of_perplexities,
+        },
+        """
+        error over tokens: Every prediction was taken for an independent measurement. Neighbours in a text are not: what
+          is independent are the windows, so average over each of them first.
+        error over positions: The means are over windows, one for each position. It is the windows that are drawn; take
+          the mean over each window's predictions first.
+        two models apart: The errors of the two models were put together as if each had its own text. They share their
+          windows, and what is hard about a window cancels in the difference.
+        spread instead of error: This is by how much windows differ from each other. The mean of several windows is
+          surer than one of them.
+        divided by all windows: The variance was divided by the number of windows. One of them is spent on the mean.
+        the other sign: This is by how much `one` is worse. Asked for is how many nats `other` has more.
+        of perplexities: Each window's perplexity was taken first. A hard window then outweighs all others; nats are
+          asked for.
+        """,
+    ),
+    cases=lambda: [
+        Case("five windows", _pair(5, 7, 930)),
+        Case("windows that differ much", _pair(4, 6, 932, hard=3.0)),
+        Case("two windows", _pair(2, 5, 934)),
+        Case("the better model second", _pair(6, 4, 936, shift=-0.4)),
+        Case("no mean difference in one of three windows", _pair(3, 8, 938, hard=2.0, shift=0.0)),
+    ],
+)
+
+
+def _pair(windows: int, predictions: int, seed: int, hard: float = 1.0, shift: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Nats of two models on windows of their own hardness, the second one worse by about `shift`."""
+    base = 3 + hard * normal(windows, 1, seed=seed) + normal(windows, predictions, seed=seed + 1)
+    change = 0.2 * normal(windows, 1, seed=seed + 500) + 0.3 * normal(windows, predictions, seed=seed + 501)
+    return base.abs(), (base + shift + change).abs()
+
+
+# with_padding(nats, real, length, easy): the perplexity that is reported if padding is counted
+def _with_padding(
+    weigh: bool = True, counted: bool = True, easy: Callable[[float], float] = lambda easy: easy
+) -> Callable[[Tensor, Tensor, int, float], Tensor]:
+    """weigh: each text by its number of predictions; counted: padding is in the sum and in the denominator."""
+
+    def with_padding(nats: Tensor, real: Tensor, length: int, cost: float) -> Tensor:
+        nats, real = nats.double(), real.double()
+        padding = length - real if counted else torch.zeros_like(real)
+        if not weigh:
+            return ((nats * real + easy(cost) * padding) / (real + padding)).exp().mean()
+        return ((nats * real + easy(cost) * padding).sum() / (real + padding).sum()).exp()
+
+    return with_padding
+
+
+def _mean_of_perplexities(nats: Tensor, real: Tensor, length: int, easy: float) -> Tensor:
+    padding = (length - real).double()
+    total = (nats.double().exp() * real).sum() + math.exp(easy) * padding.sum()
+    return total / (length * len(nats))
+
+
+def _numerator_only(nats: Tensor, real: Tensor, length: int, easy: float) -> Tensor:
+    return (((nats * real).sum() + easy * (length - real).sum()) / real.sum()).exp()
+
+
+with_padding = Exercise(
+    name="with_padding",
+    chapter=9,
+    title="the perplexity that is reported if predictions of padding are counted",
+    reference=_with_padding(),
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "mean of perplexities": _mean_of_perplexities,
+            "padding not counted": _with_padding(counted=False),
+            "padding for nothing": _with_padding(easy=lambda easy: 0.0),
+            "texts one by one": _with_padding(weigh=False),
+            "in the numerator only": _numerator_only,
+            "nats": then(_with_padding(), torch.log),
+            "real and padding exchanged": given(_with_padding(), real=lambda real: real.max() + real.min() - real),
+        },
+        """
+        mean of perplexities: Perplexities were averaged over predictions. Their logarithms are what a perplexity is the
+          average of.
+        padding not counted: This is the right perplexity. Asked for is the one that is reported with padding.
+        padding for nothing: Padding was taken to cost nothing. Each of its predictions costs `easy` nats.
+        texts one by one: Each text's perplexity was made first, and these were averaged. Sum over all texts,
+          exponentiate once.
+        in the numerator only: Padding is in the sum of the nats and not in the number of predictions. Whoever counts it
+          counts it in both.
+        nats: These are nats. A perplexity is their exponential.
+        real and padding exchanged: The numbers of the texts were mixed up: which of them has how many real predictions?
+        """,
+    ),
+    cases=lambda: [
+        Case("two texts", (torch.tensor([3.0, 4.0]), torch.tensor([10, 30]), 40, 0.1)),
+        Case("three texts of one length", (torch.tensor([2.0, 3.5, 3.0]), torch.tensor([5, 5, 5]), 8, 0.02)),
+        Case("one text", (torch.tensor([3.4]), torch.tensor([64]), 96, 0.05)),
+        Case("padding that is not easy", (torch.tensor([2.5, 5.0, 4.0]), torch.tensor([20, 7, 12]), 25, 1.5)),
+        Case("no padding at all", (torch.tensor([2.0, 4.0]), torch.tensor([6, 6]), 6, 0.3)),
+    ],
+)
+
+
+EXERCISES = [padded_perplexity, bits_per_byte, kl_divergence, paired_error, with_padding]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import then
 from minprune.course.checks.values import half_up, normal
 
 
@@ -261,4 +262,83 @@ sparse_outputs = Exercise(
 )
 
 
-EXERCISES = [staircase, gradual_mask, sparse_outputs]
+# exposing_interval(steps, final, gap): the first interval that shows that there is no update at the end
+def _first_exposing(steps: Tensor, final: float, gap: float) -> int:
+    """steps: from the first step of the ramp to its end, both included."""
+    way = int(steps[-1] - steps[0])
+    return next(every for every in range(1, way + 1) if final * (1 - (way - 1) // every * every / way) ** 3 > gap)
+
+
+def _exposing(
+    curve: Callable[[float], float] = lambda done: 1 - (1 - done) ** 3,
+    at_end: bool = False,
+    relative: bool = False,
+    largest: bool = False,
+    from_zero: bool = False,
+) -> Callable[[Tensor, float, float], int | None]:
+    """The wrong ones. at_end: the end counts as an update if the intervals divide the way; from_zero: they begin at
+    step 0."""
+
+    def exposing_interval(steps: Tensor, final: float, gap: float) -> int | None:
+        way, found = int(steps[-1] - (0 if from_zero else steps[0])), []
+        for every in range(1, way + 1):
+            last = (way if at_end else way - 1) // every * every
+            missed = (1 - curve(last / way)) * (1 if relative else final)
+            if missed > gap:
+                found.append(every)
+        return found[-1 if largest else 0] if found else None
+
+    return exposing_interval
+
+
+def _fewest_left(steps: Tensor, final: float, gap: float) -> int:
+    """The whole distance between the last update and the end, in place of the interval."""
+    return (int(steps[-1] - steps[0]) - 1) % _first_exposing(steps, final, gap) + 1
+
+
+exposing_interval = Exercise(
+    name="exposing_interval",
+    chapter=17,
+    title="the smallest interval for which a cubic ramp without an update at its end misses the final sparsity",
+    reference=_first_exposing,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "linear ramp": _exposing(curve=lambda done: done),
+            "power two": _exposing(curve=lambda done: 1 - (1 - done) ** 2),
+            "an update at the end": _exposing(at_end=True),
+            "share of the final sparsity": _exposing(relative=True),
+            "largest interval": _exposing(largest=True),
+            "distance instead of interval": _fewest_left,
+            "begin forgotten": _exposing(from_zero=True),
+            "the last that hides it": then(_first_exposing, lambda every: every - 1),
+        },
+        """
+        linear ramp: This is the interval for a linear ramp, which shows the bug much sooner. The ramp is a cubic.
+        power two: The distance that is left was squared. In a cubic it has the power three.
+        an update at the end: Where the intervals divide the way evenly you let the loop choose masks at `end`, too. It
+          has no update there: all of its updates lie *before* `end`.
+        share of the final sparsity: The gap was compared with a share of `final`. Both are shares of all weights: a
+          ramp to 0.5 that is at 0.45 misses it by 0.05.
+        largest interval: This is the largest interval that shows the bug. Which is the first?
+        distance instead of interval: This is how far the last update lies from `end`. Asked for is the interval
+          between updates.
+        begin forgotten: Updates were counted from step 0. They begin with step `begin`.
+        the last that hides it: With this interval nothing shows yet. Asked for is the first with which it does.
+        """,
+    ),
+    cases=lambda: [
+        Case("the ramp of the chapter, one point", (torch.arange(60, 451), 0.9, 0.01)),
+        Case("a tenth of a point", (torch.arange(60, 451), 0.9, 0.001)),
+        Case("ten points", (torch.arange(60, 451), 0.9, 0.1)),
+        Case("a ramp to one half", (torch.arange(0, 41), 0.5, 0.02)),
+        Case("a short ramp", (torch.arange(5, 18), 0.8, 0.05)),
+        Case("a long ramp that begins late", (torch.arange(1000, 2001), 0.95, 0.005)),
+        Case("a tolerance that no interval of one step misses", (torch.arange(7, 108), 0.6, 0.0001)),
+        Case("missed at once", (torch.arange(3, 8), 0.9, 0.01)),
+        Case("two steps before the end miss as much as is allowed", (torch.arange(9, 14), 0.5, 0.0625)),
+    ],
+)
+
+
+EXERCISES = [staircase, gradual_mask, sparse_outputs, exposing_interval]
