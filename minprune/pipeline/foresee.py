@@ -43,7 +43,7 @@ def announce(
     )
     free = process + free_memory(torch.device("cpu"))
     if source.device.type == "cpu" and _MORE * peak > free:
-        there = f"but only {amount(free)} are free" if peak > free else f"of {amount(free)}, and it may be a third more"
-        _log.warning("%s, %s: use a smaller --batch-size, fewer --samples or a shorter --length", line, there)
+        there = f", but only {amount(free)} are free" if peak > free else f"; {amount(free)} are free, a bare fit"
+        _log.warning("%s%s: use a smaller --batch-size, fewer --samples or a shorter --length", line, there)
     elif always:
         _log.info("%s", line)
