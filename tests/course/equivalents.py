@@ -30,6 +30,9 @@ WIDER = "what is wider than the dense model is no smaller"
 ODD = "rounding is the same on both sides of 0, so the lowest code is 0"
 ALIKE = "loads that begin alike stay in their order"
 FOUND = "the interval of the whole way is always one that shows it"
+EITHER = "the smaller and the larger of two numbers, named in either order"
+FAIR = "a fair coin: k heads are as likely as k tails"
+NO_WAY = "there is no way to choose more than all"
 FIRST = "below the scores of all weights that count, so these weights go first"
 
 # exercise -> what stood there and what stands there now -> why it changes nothing
@@ -167,6 +170,14 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "_refuse(scores, m) -> pass": REFUSED,
         "if scores.shape[1] % m: raise ValueError(f'{m} does not divide {scores.shape[1]} inputs, so a group would reach into the next row') -> if False: raise ValueError(f'{m} does not divide {scores.shape[1]} inputs, so a group would reach into the next row')": REFUSED,  # noqa: E501
         "scores.shape[1] -> scores.shape[0]": REFUSED,
+    },
+    "lost_in_runs": {
+        "min(run, m) -> min(m, run)": EITHER,
+        "max(0, k * run - m // 2) -> max(k * run - m // 2, 0)": EITHER,
+        "k * run - m // 2 -> m // 2 - k * run": FAIR,
+        "m // 2 -> m / 2": NUMBER,
+        "range(coins + 1) -> range(coins + 1)[::-1]": FAIR,
+        "coins + 1 -> coins + 2": NO_WAY,
     },
     "exact_row": {
         "H @ w -> w @ H": SYMMETRIC,

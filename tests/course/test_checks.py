@@ -8,6 +8,7 @@ import answers_allocation
 import answers_calibration
 import answers_claims
 import answers_columns
+import answers_construct
 import answers_depth
 import answers_formats
 import answers_groups
@@ -166,6 +167,7 @@ RIGHT = {
     **answers_surgeon.RIGHT,
     **answers_calibration.RIGHT,
     **answers_columns.RIGHT,
+    **answers_construct.RIGHT,
     **answers_groups.RIGHT,
     **answers_lottery.RIGHT,
     **answers_optimum.RIGHT,
@@ -242,6 +244,7 @@ REJECTED = {
     **answers_surgeon.REJECTED,
     **answers_calibration.REJECTED,
     **answers_columns.REJECTED,
+    **answers_construct.REJECTED,
     **answers_groups.REJECTED,
     **answers_lottery.REJECTED,
     **answers_optimum.REJECTED,

@@ -1,13 +1,15 @@
 """The exercises of chapter 06: n kept of every m, inputs dealt out to groups, a permutation folded into attention."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from math import comb
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import given, inverted, then, transposed
+from minprune.course.checks.mutations import complement, given, inverted, scaled, then, transposed
 from minprune.course.checks.values import normal
 from minprune.patterns import NM, keep_largest
 
@@ -243,4 +245,65 @@ fold_output = Exercise(
 )
 
 
-EXERCISES = [nm_mask, snake_deal, fold_output]
+# lost_in_runs(runs, m): the share of the top half that N:M prunes if a coin decides for runs of neighbours, N = M/2
+@dataclass(frozen=True)
+class _Lost:
+    """Right unless a field says otherwise."""
+
+    alike: int = 0  # a run length that stands in for all
+    coins: str = "group"
+    excess: bool = True
+    of: str = "top half"
+
+    def __call__(self, runs: Tensor, m: int) -> Tensor:
+        return torch.tensor([self._share(self.alike or run, m) for run in runs.tolist()])
+
+    def _share(self, run: int, m: int) -> float:
+        run = min(run, m)
+        coins = m if self.coins == "weights" else m // run
+        spare = [max(0, k * run - m // 2) if self.excess else k * run > m // 2 for k in range(coins + 1)]
+        size = {"top half": m / 2, "group": m, "runs": m / 2 / run}[self.of]
+        return sum(s * comb(coins, k) for k, s in enumerate(spare)) / 2**coins / size
+
+
+lost_in_runs = Exercise(
+    name="lost_in_runs",
+    chapter=6,
+    title="the share of the top half that N:M prunes if whole runs of neighbours belong to it or not",
+    reference=_Lost(),
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "a coin for each weight": _Lost(alike=1),
+            "share of the group": _Lost(of="group"),
+            "groups counted": _Lost(excess=False),
+            "share of the runs": _Lost(of="runs"),
+            "share that is kept": complement(_Lost()),
+            "per cent": scaled(_Lost(), 100),
+            "as many coins as weights": _Lost(coins="weights"),
+            "all or nothing": lambda runs, m: torch.full((len(runs),), 0.5),
+        },
+        """
+        a coin for each weight: This is the share for independent weights, whatever the run. Here one coin decides for
+          several neighbours.
+        share of the group: This is the share of all weights. The top half is only half of them.
+        groups counted: Groups that have to give something up were counted, not the weights that they give up.
+        share of the runs: Whole runs were counted. Asked for is the share of the weights.
+        share that is kept: This is the share that stays; asked for is the one that goes.
+        per cent: These are per cent; fractions between 0 and 1 are asked for.
+        as many coins as weights: A group has fewer coins than weights if each decides for a run.
+        all or nothing: So it is for runs that fill a group. Shorter runs leave the group a choice.
+        """,
+    ),
+    cases=lambda: [
+        Case("2:4, runs of two", (torch.tensor([2]), 4)),
+        Case("2:4, independent neighbours", (torch.tensor([1]), 4)),
+        Case("2:4, runs that fill a group", (torch.tensor([4]), 4)),
+        Case("2:4, whole heads", (torch.tensor([64]), 4)),
+        Case("4:8", (torch.tensor([1, 2, 4, 8]), 8)),
+        Case("8:16, in any order", (torch.tensor([4, 32, 1]), 16)),
+        Case("1:2", (torch.tensor([1, 2]), 2)),
+    ],
+)
+
+EXERCISES = [nm_mask, snake_deal, fold_output, lost_in_runs]
