@@ -4,7 +4,42 @@ words, and unforeseen wrong ones."""
 from itertools import product
 
 import numpy as np
+import torch
 from scipy.stats import binom
+
+from minprune import METHODS, Statistics, pattern
+
+
+def predict_changes_run(changes):
+    """By running all eight on a layer, with the package."""
+    random = torch.Generator().manual_seed(0)
+    X = torch.randn(400, 24, generator=random).double() @ torch.randn(24, 24, generator=random).double()
+    W, gram = torch.randn(12, 24, generator=random).double(), X.T @ X
+    rows, inputs = torch.randperm(12, generator=random), torch.randperm(24, generator=random)
+    louder = torch.ones(12, 1).double()
+    louder[0] = 2
+
+    def prune(W, gram, text="50%", **options):
+        stats = Statistics(24, dtype=torch.float64)
+        stats.gram.copy_(gram)
+        return METHODS["sparsegpt"](W, stats, pattern(text), **{"block_size": 12, **options}).weight
+
+    base, by_row = prune(W, gram), prune(W, gram, "50%:row")
+    tried = [
+        (prune(W, 2 * gram), base),
+        (prune(W, 4 * gram), base),
+        (prune(louder * W, gram) / louder, base),
+        (prune(louder * W, gram, "50%:row") / louder, by_row),
+        (prune(W[rows], gram)[rows.argsort()], base),
+        (prune(W[:, inputs], gram[inputs][:, inputs])[:, inputs.argsort()], base),
+        (prune(W, gram, block_size=6), base),
+        (prune(W, gram, keep=base != 0, block_size=6), base),
+    ]
+    return [bool((tried[k - 1][0] - tried[k - 1][1]).abs().max() > 1e-6) for k in changes.tolist()]
+
+
+def predict_changes_table(changes):
+    return [k in (3, 6, 7) for k in changes.tolist()]
 
 
 def lost_in_runs_count(runs, m):
@@ -31,10 +66,16 @@ def lost_in_runs_mean(runs, m):
 
 
 RIGHT = {
+    "predict_changes": [predict_changes_run, predict_changes_table],
     "lost_in_runs": [lost_in_runs_count, lost_in_runs_mean],
 }
 
 REJECTED = {
+    "predict_changes": [
+        lambda changes: [k in (3, 4, 5, 6, 7) for k in changes.tolist()],
+        lambda changes: [False for _ in changes.tolist()],
+        lambda changes: [k > 4 for k in changes.tolist()],
+    ],
     "lost_in_runs": [
         lambda runs, m: [100 - 100 * share for share in lost_in_runs_mean(runs, m)],  # two known bugs at once
         lambda runs, m: [1 / (1 + run) for run in runs.tolist()],

@@ -284,6 +284,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "w[:, q] *= keep[:, q] -> pass": ZERO,
         "w * keep -> w": ZERO,
     },
+    "predict_changes": {
+        "right ^ torch.isin(changes, torch.tensor(wrong, dtype=changes.dtype)) -> right": FLAG,
+        "torch.tensor(wrong, dtype=changes.dtype) -> torch.tensor(wrong)": NUMBER,
+    },
     "outlier_share": {
         "int(above_it(A, limit).sum()) -> above_it(A, limit).sum()": NUMBER,
     },

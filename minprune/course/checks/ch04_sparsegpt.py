@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.linalg import cholesky, inv
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import above, transposed
+from minprune.course.checks.mutations import above, then, transposed
 from minprune.course.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
 
@@ -363,4 +364,65 @@ sparsegpt = Exercise(
 )
 
 
-EXERCISES = [backward_factor, surgeon_2_4, sparsegpt]
+# predict_changes(changes): whether SparseGPT's result changes with the numbered change, up to that change itself
+_CHANGES = (False, False, True, False, False, True, True, False)  # 1 to 8
+
+
+def _predicted(changes: Tensor, wrong: tuple[int, ...] = ()) -> Tensor:
+    right = torch.tensor(_CHANGES)[changes - 1]
+    return right ^ torch.isin(changes, torch.tensor(wrong, dtype=changes.dtype))
+
+
+predict_changes = Exercise(
+    name="predict_changes",
+    chapter=4,
+    title="which of eight changes of the weights, the inputs or the options change SparseGPT's result",
+    reference=_predicted,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "twice the tokens": partial(_predicted, wrong=(1,)),
+            "louder inputs": partial(_predicted, wrong=(2,)),
+            "a factor in H": partial(_predicted, wrong=(1, 2)),
+            "a louder row": partial(_predicted, wrong=(3,)),
+            "a louder row on its own": partial(_predicted, wrong=(4,)),
+            "rows taken the wrong way round": partial(_predicted, wrong=(3, 4)),
+            "rows in another order": partial(_predicted, wrong=(5,)),
+            "inputs in another order": partial(_predicted, wrong=(6,)),
+            "orders taken the wrong way round": partial(_predicted, wrong=(5, 6)),
+            "smaller blocks": partial(_predicted, wrong=(7,)),
+            "smaller blocks with a given mask": partial(_predicted, wrong=(8,)),
+            "blocks taken the wrong way round": partial(_predicted, wrong=(7, 8)),
+            "inverted": then(_predicted, torch.logical_not),
+        },
+        """
+        twice the tokens: One of the first two is wrong. What becomes of G if every token is there twice, and what of
+          the damping, which is a fraction of its diagonal?
+        louder inputs: One of the first two is wrong. What becomes of G if all inputs are doubled, and what of the
+          damping, which is a fraction of its diagonal?
+        a factor in H: Both of the first two multiply G by a number. Follow it through the damping, the factor and the
+          costs: what is compared with what?
+        a louder row: The pattern ranks the costs of all rows of a block in one list. What if the costs of one row are
+          four times as high?
+        a louder row on its own: With 50%:row a row's costs are compared with each other only. Does a common factor
+          change their order?
+        rows taken the wrong way round: In which of the two patterns are the costs of different rows compared?
+        rows in another order: Do rows know of each other in any way that depends on their order?
+        inputs in another order: A weight can be made up for only by those behind it. Who is behind it now?
+        orders taken the wrong way round: SparseGPT goes through one of the two, rows or inputs, in order. Which?
+        smaller blocks: The mask of a block is chosen when it is reached. With smaller blocks other weights compete, and
+          later.
+        smaller blocks with a given mask: If the mask is given, all that a block decides is when the updates of the
+          columns behind it are added up.
+        blocks taken the wrong way round: What does a block decide, apart from the moment of adding up?
+        inverted: All eight are the wrong way round: True means that a weight changes.
+        """,
+    ),
+    cases=lambda: [
+        *(Case(f"change {place}", (torch.tensor([place]),)) for place in range(1, 9)),
+        Case("all eight", (torch.arange(1, 9),)),
+        Case("some, in another order", (torch.tensor([6, 2, 7]),)),
+    ],
+)
+
+EXERCISES = [backward_factor, surgeon_2_4, sparsegpt, predict_changes]
