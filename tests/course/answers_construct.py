@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 from scipy.stats import binom
 
 from minprune import METHODS, Statistics, pattern
@@ -42,6 +43,20 @@ def predict_changes_table(changes):
     return [k in (3, 6, 7) for k in changes.tolist()]
 
 
+def rare_share_search(ratios):
+    """From both means of an input that is made up, token by token."""
+
+    def excess(p, ratio):
+        x = np.array([1.0, 0.0])
+        return np.sqrt(np.average(x**2, weights=[p, 1 - p])) / np.average(abs(x), weights=[p, 1 - p]) - ratio
+
+    return [1.0 if f == 1 else brentq(excess, 1e-9, 1, args=(f,), xtol=1e-14) for f in ratios.double().tolist()]
+
+
+def rare_share_power(ratios):
+    return ratios.double() ** -2
+
+
 def lost_in_runs_count(runs, m):
     """By looking at every outcome of the coins of one group, and pruning the group."""
     shares = []
@@ -67,6 +82,7 @@ def lost_in_runs_mean(runs, m):
 
 RIGHT = {
     "predict_changes": [predict_changes_run, predict_changes_table],
+    "rare_share": [rare_share_search, rare_share_power],
     "lost_in_runs": [lost_in_runs_count, lost_in_runs_mean],
 }
 
@@ -75,6 +91,11 @@ REJECTED = {
         lambda changes: [k in (3, 4, 5, 6, 7) for k in changes.tolist()],
         lambda changes: [False for _ in changes.tolist()],
         lambda changes: [k > 4 for k in changes.tolist()],
+    ],
+    "rare_share": [
+        lambda ratios: 100 - 100 * rare_share_power(ratios),  # two known bugs at once
+        lambda ratios: rare_share_power(ratios) / 2,
+        lambda ratios: (-ratios).exp(),
     ],
     "lost_in_runs": [
         lambda runs, m: [100 - 100 * share for share in lost_in_runs_mean(runs, m)],  # two known bugs at once

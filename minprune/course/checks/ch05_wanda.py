@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import ROUNDINGS, above, averaged, given, then
+from minprune.course.checks.mutations import ROUNDINGS, above, averaged, complement, given, scaled, then
 from minprune.course.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
 
@@ -473,4 +473,44 @@ def _wanda_cases() -> list[Case]:
     ]
 
 
-EXERCISES = [input_norms, error_split, ria_scores, wanda]
+# rare_share(ratios): how rarely an input must be 1 for its root mean square to be that many times its mean
+def _rare_share(ratios: Tensor) -> Tensor:
+    return 1 / ratios.square()
+
+
+rare_share = Exercise(
+    name="rare_share",
+    chapter=5,
+    title="the share of tokens on which an input is 1, for a given ratio of root mean square to mean absolute value",
+    reference=_rare_share,
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "not squared": lambda ratios: 1 / ratios,
+            "root of the ratio": lambda ratios: 1 / ratios.sqrt(),
+            "share of zeros": complement(_rare_share),
+            "per cent": scaled(_rare_share, 100),
+            "the other way round": lambda ratios: ratios.square(),
+            "standard deviation": lambda ratios: 1 / (1 + ratios.square()),
+            "mean square": given(_rare_share, ratios=torch.ones_like),
+        },
+        """
+        not squared: With this share the *square* of the ratio is what was asked for. The mean is p; what is the root
+          mean square?
+        root of the ratio: With this share the ratio is the fourth root of what was asked for. Write down both means.
+        share of zeros: This is the share of tokens on which the input is silent.
+        per cent: These are per cent; a share lies between 0 and 1.
+        the other way round: A share is at most 1. Which of the two, root mean square and mean, is the larger one?
+        standard deviation: The mean was subtracted before squaring. Wanda's norm is about zero, not about the mean.
+        mean square: The mean square of such an input is its mean, whatever p is. Its *root* is compared.
+        """,
+    ),
+    cases=lambda: [
+        Case("a ratio of 2", (torch.tensor([2.0]),)),
+        Case("an input that never changes", (torch.tensor([1.0]),)),
+        Case("the ratio of a Gaussian and less", (torch.tensor([1.2533, 1.1]),)),
+        Case("large ratios", (torch.tensor([10.0, 3.0, 50.0]),)),
+    ],
+)
+
+EXERCISES = [input_norms, error_split, ria_scores, wanda, rare_share]
