@@ -11,6 +11,34 @@ from scipy.stats import binom
 from minprune import METHODS, Statistics, pattern
 
 
+def _removed_first(price, a, r, g, h, third):
+    """The input that goes first by a score of a weight and of the matrix: 0 stands for either twin."""
+    H = np.array([[g, r * g, 0.0], [r * g, g, 0.0], [0.0, 0.0, h]])
+    return min(int(price(np.array([a, a, third]), H).argmin()), 2)
+
+
+def apart_search(a, r, g, h):
+    """Where the first choice of each method changes, by bisection on the methods themselves."""
+    prices = (lambda w, H: w**2 / np.diag(np.linalg.inv(H)), lambda w, H: w**2 * np.diag(H))
+    limits = []
+    for price in prices:
+        found = []
+        for row in zip(a.tolist(), r.tolist(), g.tolist(), h.tolist(), strict=True):
+            small, large = 0.0, 1e6
+            for _ in range(120):
+                middle = (small + large) / 2
+                small, large = (middle, large) if _removed_first(price, *row, middle) == 2 else (small, middle)
+            found.append(large)
+        limits.append(found)
+    return [list(pair) for pair in zip(*limits, strict=True)]
+
+
+def apart_inverse(a, r, g, h):
+    H = torch.stack([torch.stack([g, r * g], -1), torch.stack([r * g, g], -1)], -1)  # (n, 2, 2)
+    alone, helped = H[:, 0, 0], 1 / torch.linalg.inv(H)[:, 0, 0]
+    return torch.stack([(a * a * energy / h).sqrt() for energy in (helped, alone)], -1)
+
+
 def predict_changes_run(changes):
     """By running all eight on a layer, with the package."""
     random = torch.Generator().manual_seed(0)
@@ -81,12 +109,18 @@ def lost_in_runs_mean(runs, m):
 
 
 RIGHT = {
+    "apart": [apart_search, apart_inverse],
     "predict_changes": [predict_changes_run, predict_changes_table],
     "rare_share": [rare_share_search, rare_share_power],
     "lost_in_runs": [lost_in_runs_count, lost_in_runs_mean],
 }
 
 REJECTED = {
+    "apart": [
+        lambda a, r, g, h: apart_inverse(a, r, g, h) * 2,
+        lambda a, r, g, h: apart_inverse(a, r, h, g).flip(1),  # two known bugs at once
+        lambda a, r, g, h: apart_inverse(a, r, g, h).T,
+    ],
     "predict_changes": [
         lambda changes: [k in (3, 4, 5, 6, 7) for k in changes.tolist()],
         lambda changes: [False for _ in changes.tolist()],

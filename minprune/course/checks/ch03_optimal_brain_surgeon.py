@@ -339,4 +339,64 @@ def _near() -> Tensor:
     return H
 
 
-EXERCISES = [saliency, eliminate, remove_several, obs_row]
+# apart(a, r, g, h): how large a third weight must be for damage and surgeon to part over twins
+def _apart(a: Tensor, r: Tensor, g: Tensor, h: Tensor) -> Tensor:
+    high = a.abs() * (g / h).sqrt()  # (n,)
+    return torch.stack([high * (1 - r.square()).sqrt(), high], dim=1)  # (n, 2)
+
+
+def _lower(low: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The answer with another lower limit."""
+    return lambda *args: torch.stack([low(*args), _apart(*args)[:, 1]], dim=1)
+
+
+apart = Exercise(
+    name="apart",
+    chapter=3,
+    title="the limits of a third weight between which damage and surgeon remove different ones first",
+    reference=_apart,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "squared weights": then(_apart, torch.square),
+            "prices": lambda a, r, g, h: _apart(a, r, g, torch.ones_like(h)).square(),
+            "limits exchanged": then(_apart, lambda limits: limits.flip(1)),
+            "correlation not squared": _lower(lambda a, r, g, h: a.abs() * (g / h * (1 - r.abs())).sqrt()),
+            "share not rooted": _lower(lambda a, r, g, h: a.abs() * (g / h).sqrt() * (1 - r.square())),
+            "help makes dearer": _lower(lambda a, r, g, h: a.abs() * (g / h / (1 - r.square())).sqrt()),
+            "energy of the third input left out": given(_apart, h=torch.ones_like),
+            "energies left out": given(_apart, g=torch.ones_like, h=torch.ones_like),
+            "energies the wrong way round": lambda a, r, g, h: _apart(a, r, h, g),
+            "energies not rooted": lambda a, r, g, h: _apart(a, r, g.square(), h.square()),
+            "no help": given(_apart, r=torch.zeros_like),
+        },
+        """
+        squared weights: These are the limits of the *squared* weight. Asked for is its absolute value.
+        prices: These are the prices of a twin, with help and without. The third weight has the same price at which
+          absolute value?
+        limits exchanged: The limits are right, but the lower one comes first: whose is it?
+        correlation not squared: What a twin cannot imitate is 1 - r^2 of the energy, not 1 - r.
+        share not rooted: The upper limit is right. The price of a twin is 1 - r^2 of what it is without help; a weight
+          goes into its price squared.
+        help makes dearer: The upper limit is right, but help makes a twin cheaper, so the surgeon's limit is below it.
+        energy of the third input left out: The price of the third weight is its square times its input's energy.
+        energies left out: The energies of the inputs are missing. A weight on a loud input is dear.
+        energies the wrong way round: The price multiplies by the energy. Where the third input is the louder one, its
+          weight must be the *smaller* one for the same price.
+        energies not rooted: The energies enter the price once and the weight squared. Solve for the weight once more.
+        no help: Both limits are those of damage. To the surgeon a twin is cheaper: the other one can do its job.
+        """,
+    ),
+    cases=lambda: [
+        Case("the twins of the chapter", (torch.tensor([[1.0], [0.95], [4.0], [1.5]]).double().unbind())),
+        Case("negative weights and correlations", (torch.tensor([[-2.0], [-0.6], [1.0], [1.0]]).double().unbind())),
+        Case("no correlation", (torch.tensor([[1.5], [0.0], [2.0], [3.0]]).double().unbind())),
+        Case("a loud third input", (torch.tensor([[0.5], [0.8], [1.0], [100.0]]).double().unbind())),
+        Case(
+            "several rows",
+            (torch.tensor([[1.0, 3, -0.2], [0.1, 0.5, -0.99], [9, 0.2, 2], [1, 5, 0.3]]).double().unbind()),
+        ),
+    ],
+)
+
+EXERCISES = [saliency, eliminate, remove_several, obs_row, apart]
