@@ -11,6 +11,14 @@ from scipy.stats import binom
 from minprune import METHODS, Statistics, pattern
 
 
+def worst_loudness_loop(w):
+    return [1 / (value * value) for value in w.tolist()]
+
+
+def worst_loudness_price(w):
+    return ((1 / w.double() ** 2) / w.double() ** 2).sqrt()  # the root of the price over the squared weight
+
+
 def _removed_first(price, a, r, g, h, third):
     """The input that goes first by a score of a weight and of the matrix: 0 stands for either twin."""
     H = np.array([[g, r * g, 0.0], [r * g, g, 0.0], [0.0, 0.0, h]])
@@ -109,6 +117,7 @@ def lost_in_runs_mean(runs, m):
 
 
 RIGHT = {
+    "worst_loudness": [worst_loudness_loop, worst_loudness_price],
     "apart": [apart_search, apart_inverse],
     "predict_changes": [predict_changes_run, predict_changes_table],
     "rare_share": [rare_share_search, rare_share_power],
@@ -116,6 +125,11 @@ RIGHT = {
 }
 
 REJECTED = {
+    "worst_loudness": [
+        lambda w: -worst_loudness_price(w).sqrt(),  # prices that are all 1, and signed
+        lambda w: -worst_loudness_price(w),
+        lambda w: [1 + value for value in worst_loudness_loop(w)],
+    ],
     "apart": [
         lambda a, r, g, h: apart_inverse(a, r, g, h) * 2,
         lambda a, r, g, h: apart_inverse(a, r, h, g).flip(1),  # two known bugs at once

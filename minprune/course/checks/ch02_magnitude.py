@@ -377,4 +377,45 @@ best_mask = Exercise(
 )
 
 
-EXERCISES = [block_mask, global_sparsities, input_cost, best_mask]
+# worst_loudness(w): inputs that turn the order of the magnitudes upside down
+def _worst_loudness(w: Tensor) -> Tensor:
+    return 1 / w.square()
+
+
+worst_loudness = Exercise(
+    name="worst_loudness",
+    chapter=2,
+    title="the root mean square of inputs for which each weight's price is one over its square",
+    reference=_worst_loudness,
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "all prices equal": lambda w: 1 / w.abs(),
+            "mean square": lambda w: 1 / w.square().square(),
+            "the price itself": lambda w: 1 / w.abs() ** 3,
+            "loud where weights are large": lambda w: w.abs(),
+            "signed": lambda w: 1 / (w * w.abs()),
+            "brought to a mean of one": lambda w: _worst_loudness(w) / _worst_loudness(w).mean(),
+            "alike": lambda w: torch.ones_like(w),
+        },
+        """
+        all prices equal: With these inputs every weight costs the same, 1. The order was to be upside down, not level.
+        mean square: That is the mean square of each input; its root is asked for.
+        the price itself: The loudness was divided by the weight once more than the price asks for. Put it into the
+          formula of the price: does 1 / w^2 come out?
+        loud where weights are large: Such inputs make large weights dearer still. Magnitude is at its best on them.
+        signed: A root mean square is never negative.
+        brought to a mean of one: The order is right, but the prices are not 1 / w^2: no scaling was asked for.
+        alike: On inputs that are all alike magnitude ranks as the prices do.
+        """,
+    ),
+    cases=lambda: [
+        Case("one large and one small weight", (torch.tensor([2.0, 0.5]),)),
+        Case("weights of both signs", (torch.tensor([1.0, -3.0, 0.25, -0.1]),)),
+        Case("a single weight", (torch.tensor([-4.0]),)),
+        Case("weights of a random row", (normal(9, seed=260),)),
+        Case("weights that are all alike", (torch.full((3,), 0.5),)),
+    ],
+)
+
+EXERCISES = [block_mask, global_sparsities, input_cost, best_mask, worst_loudness]
