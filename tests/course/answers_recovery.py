@@ -78,11 +78,32 @@ def back_numpy(*perplexities):
     return np.array([b - a, (b - d) - (a - c)]) / (b - d)
 
 
+def too_short_loop(grad, keep, limit):
+    """Both loops, and the kept gradients that they leave."""
+
+    def clipped(g):
+        norm = math.sqrt(sum(value * value for value in g))
+        return [value * min(1.0, limit / norm) for value in g]
+
+    first = [value for value, kept in zip(clipped(grad.tolist()), keep.tolist(), strict=True) if kept]
+    second = clipped(grad[keep].tolist())
+    return sum(abs(value) for value in first) / sum(abs(value) for value in second)
+
+
+def too_short_torch(grad, keep, limit):
+    wrong, right = torch.nn.Parameter(grad.double()), torch.nn.Parameter(grad[keep].double())
+    for parameter in (wrong, right):
+        parameter.grad = parameter.detach().clone()
+        torch.nn.utils.clip_grad_norm_([parameter], limit)
+    return wrong.grad[keep].norm() / right.grad.norm()
+
+
 RIGHT = {
     "sparse_step": [step_torch, step_loop],
     "merged": [merged_numpy, merged_loop],
     "distillation": [distillation_by_hand, distillation_torch],
     "came_back": [back_loop, back_numpy],
+    "too_short": [too_short_loop, too_short_torch],
 }
 
 REJECTED = {
@@ -116,5 +137,10 @@ REJECTED = {
         lambda b, a, d, c: [back_numpy(b, a, d, c)[0].tolist(), [1.0] * len(b)],
         lambda b, a, d, c: back_numpy(a, b, d, c),
         lambda b, a, d, c: back_numpy(*([values.mean()] for values in (b, a, d, c))),
+    ],
+    "too_short": [
+        lambda grad, keep, limit: too_short_torch(grad, keep, 2 * limit),
+        lambda grad, keep, limit: too_short_loop(grad, keep, limit) ** 2,
+        lambda grad, keep, limit: 0.63,
     ],
 }

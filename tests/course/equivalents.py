@@ -67,6 +67,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "length - real if counted else torch.zeros_like(real) -> length - real": FLAG,
         "if not weigh: return ((nats * real + easy(cost) * padding) / (real + padding)).exp().mean() -> if False: return ((nats * real + easy(cost) * padding) / (real + padding)).exp().mean()": FLAG,  # noqa: E501
     },
+    "too_short": {
+        "min(1.0, limit / norm) -> min(limit / norm, 1.0)": ORDER,
+    },
     "exposing_interval": {
         "int(steps[-1] - steps[0]) -> steps[-1] - steps[0]": NUMBER,
         "way + 1 -> way + 2": FOUND,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import complement
+from minprune.course.checks.mutations import complement, given, then
 from minprune.course.checks.values import normal
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -355,4 +355,75 @@ came_back = Exercise(
 )
 
 
-EXERCISES = [sparse_step, merged, distillation, came_back]
+# too_short(grad, keep, limit): what it costs to clip before masking
+def _factor(norm: float, limit: float) -> float:
+    return min(1.0, limit / norm)
+
+
+def _norms(grad: Tensor, keep: Tensor) -> tuple[float, float]:
+    return float(grad.double().norm()), float(grad.double()[keep.bool()].norm())
+
+
+def _too_short(grad: Tensor, keep: Tensor, limit: float) -> float:
+    whole, kept = _norms(grad, keep)
+    return _factor(whole, limit) / _factor(kept, limit)
+
+
+def _ratio_of_norms(grad: Tensor, keep: Tensor, limit: float) -> float:
+    whole, kept = _norms(grad, keep)
+    return kept / whole
+
+
+def _of_squares(grad: Tensor, keep: Tensor, limit: float) -> float:
+    whole, kept = (norm**2 for norm in _norms(grad, keep))
+    return _factor(whole, limit) / _factor(kept, limit)
+
+
+too_short = Exercise(
+    name="too_short",
+    chapter=18,
+    title="by which factor kept gradients are too short if clipping comes before the mask",
+    reference=_too_short,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "always clipped": _ratio_of_norms,
+            "never clipped": lambda grad, keep, limit: 1.0,
+            "clipped before, never after": lambda grad, keep, limit: _factor(_norms(grad, keep)[0], limit),
+            "the right loop alone": lambda grad, keep, limit: _factor(_norms(grad, keep)[1], limit),
+            "square root of the share": lambda grad, keep, limit: math.sqrt(float(keep.double().mean())),
+            "squared norms": _of_squares,
+            "too long instead of too short": then(_too_short, lambda factor: 1 / factor),
+            "mask inverted": given(_too_short, keep=torch.logical_not),
+        },
+        """
+        always clipped: This is the ratio of the two norms, which is right if both are above the limit. Clipping does
+          nothing to a norm below it.
+        never clipped: You always say 1. If the whole norm is above the limit, gradients of pruned weights have
+          shortened those of the others.
+        clipped before, never after: This is by how much the wrong loop clips. The right one may clip, too: compare.
+        the right loop alone: This is by how much the loop clips that masks first. What does the other one do?
+        square root of the share: This is the rule of thumb for gradients of equal size. Here they are given.
+        squared norms: The limit was compared with squared norms.
+        too long instead of too short: The factor was asked by which they are too *short*: below 1.
+        mask inverted: The norm of the pruned weights' gradients was taken for that of the kept ones: True means *kept*.
+        """,
+    ),
+    cases=lambda: [
+        Case("both norms above the limit", (normal(40, seed=1860), normal(40, seed=1861) > 0.3, 1.0)),
+        Case(
+            "only the whole above the limit", (torch.tensor([3.0, 4.0, 12.0]), torch.tensor([True, True, False]), 8.0)
+        ),
+        Case("both below the limit", (normal(10, seed=1862), normal(10, seed=1863) > 0, 100.0)),
+        Case(
+            "large gradients at pruned places",
+            (torch.tensor([0.3, -9.0, 0.4, 9.0]), torch.tensor([True, False, True, False]), 1.0),
+        ),
+        Case(
+            "large gradients at kept places", (torch.tensor([6.0, 0.5, -8.0]), torch.tensor([True, False, True]), 5.0)
+        ),
+    ],
+)
+
+
+EXERCISES = [sparse_step, merged, distillation, came_back, too_short]
