@@ -1,11 +1,26 @@
-"""What every page has in its head: a description for search engines, and no script that this book does not use."""
+"""What every page has: a description for search engines, no script that is not used, and HTML that is valid and quiet.
 
+What Sphinx and its extensions write is mended here, once for all pages: an image says its size, so that nothing moves
+when it comes, and comes when it is needed; a table without a title over its first column has titles in it, one a row;
+the summary of a folded cell is called what it says; references are items of their list; no `id` stands twice in a page;
+the list of sources is nested as lists are; and cells do not show the mark by which the tests know them.
+"""
+
+import html
 import re
+from pathlib import Path
 from typing import Any
 
+import imagesize
 from docutils import nodes
 
 LONGEST = 160  # characters of a description that a search engine shows
+MARK = "# NBVAL_CHECK_OUTPUT\n"  # first line of a cell whose output is compared when the notebooks are tested
+_OTHER = {  # pages without a text of their own
+    "search": "Search the course on pruning large language models and the reference of the minprune package.",
+    "genindex": "Every function, class and method of the minprune package, in alphabetical order.",
+    "_modules/index": "The modules of the minprune package whose source can be read here.",
+}
 
 
 def description(doctree: nodes.document) -> str:
@@ -18,16 +33,71 @@ def description(doctree: nodes.document) -> str:
     return ""
 
 
-def write_head(app: Any, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
-    """Add the page's description; leave out Thebe, which Jupyter Book adds twice (the second stops with an error)."""
+def described(pagename: str, doctree: nodes.document | None) -> str:
+    """The description of a page; `doctree` is None if Sphinx makes it: an index, the search, a module's source."""
     if doctree:
-        context["description"] = description(doctree)
+        return description(doctree)
+    if pagename.startswith("_modules/") and pagename not in _OTHER:
+        name = pagename.removeprefix("_modules/").replace("/", ".")
+        return f"The source of {name}, a module of minprune, the package that the course on pruning builds."
+    return _OTHER.get(pagename, "")
+
+
+def write_page(app: Any, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
+    """Add the page's description, mend its body; leave out Thebe, which Jupyter Book adds twice (then it fails)."""
+    context["description"] = described(pagename, doctree)
     for kind in ("script_files", "css_files"):
-        context[kind] = [file for file in context[kind] if "thebe" not in _described(file)]
+        context[kind] = [file for file in context[kind] if "thebe" not in _named(file)]
+    if "body" in context:
+        built = {name: Path(app.srcdir) / path for path, name in app.builder.images.items()}
+        body = context["body"] if pagename != "_modules/index" else nested(context["body"])
+        context["body"] = mended(body, built)
 
 
-def _described(file: Any) -> str:
+def _named(file: Any) -> str:
     return f"{file} {getattr(file, 'filename', '')} {getattr(file, 'attributes', '')}".lower()
+
+
+def mended(body: str, images: dict[str, Path]) -> str:
+    """The HTML of a page's body, mended. images: the file behind each name in _images/."""
+    body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
+    body = body.replace('role="doc-biblioentry"', 'role="listitem"')  # ARIA has given up the first
+    body = re.sub(r"<th[^>]*>(?:<p></p>)?</th>", "<td></td>", body)
+    return re.sub(r"<img [^>]*>", lambda found: _sized(found[0], images), body)
+
+
+def nested(body: str) -> str:
+    """Viewcode's list of modules, in which a list stands between two items: it is a part of the one before it."""
+    opened, inner, last = body.replace("</li>\n<ul>", "\n<ul>").rpartition("</ul>")
+    return opened.replace("</ul>", "</ul></li>") + inner + last
+
+
+def _sized(image: str, images: dict[str, Path]) -> str:
+    """An <img> with its size in pixels, loaded late; one that has a width, or is not ours, stays."""
+    source = re.search(r' src="[^"]*_images/([^"]+)"', image)
+    path = images.get(html.unescape(source[1])) if source else None
+    if path is None or re.search(r" (?:width|style)=", image):
+        return image
+    width, height = imagesize.get(path)
+    size = f'width="{round(width)}" height="{round(height)}"'
+    return f'<img loading="lazy" {size}{image.removeprefix("<img")}' if width > 0 else image
+
+
+def tidy(app: Any, doctree: nodes.document) -> None:
+    """Take out the mark of tested cells and the ids that all exercises of a page would share; name tables' rows."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.astext().startswith(MARK):
+            text = block.astext().removeprefix(MARK)
+            block.children = []
+            block.rawsource = text
+            block += nodes.Text(text)
+    for section in doctree.findall(nodes.section):
+        if section["ids"] in (["exercise-content"], ["solution-content"]):
+            section["ids"] = []
+    for group in doctree.findall(nodes.tgroup):
+        heads = [row[0].astext().strip() for head in group.findall(nodes.thead) for row in head]
+        if heads and not any(heads):
+            next(group.findall(nodes.colspec))["stub"] = 1
 
 
 def small_mathjax(app: Any, config: Any) -> None:
@@ -37,6 +107,7 @@ def small_mathjax(app: Any, config: Any) -> None:
 
 def setup(app: Any) -> dict:
     """Sphinx calls this."""
-    app.connect("html-page-context", write_head, priority=900)
+    app.connect("doctree-read", tidy)
+    app.connect("html-page-context", write_page, priority=900)
     app.connect("config-inited", small_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -134,6 +134,7 @@ export function start(app, root) {
   const readout = root.querySelector(".explorer-readout");
   let state = app.prepare(app.start, data);
   frame.tabIndex = 0;
+  frame.setAttribute("role", "application"); // so that a screen reader leaves the arrow keys to it
   const readAgain = readValues(frame, readout);
   const get = () => state;
   const set = (next) => {

@@ -32,7 +32,7 @@ export function table(caption, head, rows, current = -1) {
     tag("p", { class: "explorer-caption" }, escapeText(caption)) +
     tag(
       "div",
-      { class: "explorer-scroll", tabindex: "0", role: "group", "aria-label": caption },
+      { class: "explorer-scroll", tabindex: "0", role: "region", "aria-label": caption },
       tag(
         "table",
         { class: "explorer-values", "aria-label": caption },

@@ -1,25 +1,33 @@
-"""The head of every page: a description, no script that is not used, the theme's files without its icon bundle."""
+"""Every page: its description, no script that is not used, the theme's files without its icon bundle, HTML mended."""
 
 import importlib.util
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pydata_sphinx_theme
 import pytest
 import yaml
-from docutils.core import publish_doctree
+from docutils import nodes
+from docutils.core import publish_doctree, publish_from_doctree
+from myst_nb.sphinx_ import HideCodeCellNode, visit_HideCellInput
+from PIL import Image
 
 BOOK = Path(__file__).parent.parent.parent / "book"
 THEME = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static"
 
 
-@pytest.fixture(scope="module")
-def pages():
-    spec = importlib.util.spec_from_file_location("pages", BOOK / "_ext" / "pages.py")
+def extension(name):
+    spec = importlib.util.spec_from_file_location(name, BOOK / "_ext" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return extension("pages")
 
 
 def _doctree(text):
@@ -50,8 +58,80 @@ def test_thebe_is_left_out_and_all_else_is_kept(pages):
         "script_files": [*kept, file("", body="const THEBE_JS_URL = 1"), file("_static/sphinx-thebe.js")],
         "css_files": ["_static/basic.css", "_static/sphinx-thebe.css"],
     }
-    pages.write_head(None, "page", "page.html", context, None)
-    assert context == {"script_files": kept, "css_files": ["_static/basic.css"]}
+    pages.write_page(None, "page", "page.html", context, None)
+    assert context == {"script_files": kept, "css_files": ["_static/basic.css"], "description": ""}
+
+
+def test_pages_without_a_text_of_their_own_are_described_too(pages):
+    made = ["search", "genindex", "_modules/index", "_modules/minprune/load"]
+    found = [pages.described(name, None) for name in made]
+    assert len(set(found)) == len(made)
+    assert all(40 < len(text) <= pages.LONGEST for text in found)
+    assert "minprune.methods.wanda," in pages.described("_modules/minprune/methods/wanda", None)
+
+
+def test_an_image_says_its_size_before_it_is_there(pages, tmp_path):
+    Image.new("RGB", (640, 360)).save(tmp_path / "seen.png")
+    (tmp_path / "drawn.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="30"/>')
+    images = {path.name: path for path in tmp_path.iterdir()}
+    body, late = '<img alt="a &lt; b" src="../_images/{}"/>', 'loading="lazy"'
+    assert pages.mended(body.format("seen.png"), images).startswith(
+        f'<img {late} width="640" height="360" alt="a &lt; b" '
+    )
+    assert pages.mended(body.format("drawn.svg"), images).startswith(f'<img {late} width="90" height="30" ')
+    for other in (body.format("unknown.png"), '<img src="x.png"/>', '<img width="3" src="_images/seen.png"/>'):
+        assert pages.mended(other, images) == other
+
+
+def test_a_folded_cell_is_called_what_its_summary_says(pages):
+    writer = SimpleNamespace(body=[])
+    visit_HideCellInput(writer, HideCodeCellNode(prompt_show="Show the plot", prompt_hide="Hide the plot"))
+    page = "".join(writer.body) + "</details>"
+    assert "aria-label" in page, "MyST-NB has mended it: the replacement in pages.py can go"
+    assert "aria-label" not in pages.mended(page, {}) and "Show the plot" in pages.mended(page, {})
+
+
+def test_references_are_items_of_their_list(pages):
+    page = '<div role="list"><div class="citation" id="id1" role="doc-biblioentry"></div></div>'
+    assert {element.get("role") for element in ElementTree.fromstring(pages.mended(page, {}))} == {"listitem"}
+
+
+@pytest.mark.parametrize("heads", [["", "value"], ["", ""], ["name", "value"]])
+def test_every_cell_of_a_table_has_a_title_and_no_title_is_empty(pages, heads):
+    doctree = _doctree(
+        f".. list-table::\n   :header-rows: 1\n\n   * - {heads[0]}\n     - {heads[1]}\n   * - row\n     - 1\n"
+    )
+    pages.tidy(None, doctree)
+    page = pages.mended(publish_from_doctree(doctree, writer_name="html5").decode(), {})
+    table = ElementTree.fromstring(re.search(r"<table.*?</table>", page, re.S)[0])
+    rows = [[("".join(cell.itertext()).strip(), cell.tag) for cell in row] for row in table.iter("tr")]
+    assert rows[0] == [(head, "th" if head else "td") for head in heads]
+    assert rows[1] == [("row", "td" if any(heads[:1]) else "th"), ("1", "td")]
+
+
+def test_lists_within_the_list_of_sources_are_parts_of_items(pages):
+    flat = "<ul><li>a</li>\n<ul><li>a.b</li>\n<ul><li>a.b.c</li>\n</ul></ul><li>d</li>\n</ul>\n"
+    root = ElementTree.fromstring(pages.nested(flat))
+    assert {child.tag for found in root.iter("ul") for child in found} == {"li"}
+    assert "".join(root.itertext()).split() == ["a", "a.b", "a.b.c", "d"]
+    assert pages.nested("<ul><li>a</li>\n</ul>\n") == "<ul><li>a</li>\n</ul>\n"
+
+
+def test_the_mark_of_a_tested_cell_is_not_shown_and_code_is_else_as_it_was(pages):
+    code = "x = 1\n# NBVAL_CHECK_OUTPUT is a mark\nprint(x)"
+    doctree = nodes.document(None, None)
+    doctree += [nodes.literal_block(text, text) for text in (f"# NBVAL_CHECK_OUTPUT\n{code}", code)]
+    pages.tidy(None, doctree)
+    assert [block.astext() for block in doctree] == [code, code]
+    assert [block.rawsource for block in doctree] == [code, code]  # or Sphinx would not colour it
+
+
+def test_no_two_exercises_share_an_id(pages):
+    doctree = nodes.document(None, None)
+    names = ["exercise-content", "solution-content", "exercise-content", "a-heading"]
+    doctree += [nodes.section("", ids=[name]) for name in names]
+    pages.tidy(None, doctree)
+    assert [section["ids"] for section in doctree] == [[], [], [], ["a-heading"]]
 
 
 def test_the_theme_still_has_the_files_that_our_copy_of_its_list_names():
@@ -106,3 +186,27 @@ def test_every_file_of_styles_and_scripts_that_is_asked_for_is_there():
     config = yaml.safe_load((BOOK.parent / "_config.yml").read_text())["sphinx"]["config"]
     for name in [*config["html_css_files"], *config["html_js_files"]]:
         assert (BOOK / "_static" / name).is_file(), name
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "kept"),
+    [("so ", ", and", "x,"), ("(", ").", "(x)."), ("(in ", ") or", "x)"), ("[(", " is", "[(x"), ("a ", " b", None)],
+)
+def test_no_line_begins_with_the_comma_behind_a_formula_or_ends_with_a_bracket(before, behind, kept):
+    formulas = extension("formulas")
+    paragraph = nodes.paragraph("", "", nodes.Text(before), nodes.math("x", "x"), nodes.Text(behind))
+    doctree = nodes.document(None, None)
+    doctree += paragraph
+    formulas.keep_together(None, doctree)
+    assert paragraph.astext() == f"{before}x{behind}"
+    assert [group.astext() for group in paragraph.findall(nodes.inline)] == ([kept] if kept else [])
+
+
+def test_formulas_alone_at_the_ends_and_side_by_side_stay_as_they_are():
+    formulas = extension("formulas")
+    doctree = nodes.document(None, None)
+    doctree += nodes.paragraph(
+        "", "", nodes.math("x", "x"), nodes.math("y", "y"), nodes.Text("; "), nodes.math("z", "z")
+    )
+    formulas.keep_together(None, doctree)
+    assert doctree.astext() == "xy; z" and [group.astext() for group in doctree.findall(nodes.inline)] == ["y;"]

@@ -10,6 +10,7 @@ from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
 from minprune.output.page import render, write_page
+from minprune.training.page import write_curves
 
 VOID = {"meta", "line", "circle", "rect", "br"}
 HOSTILE = "</title><script>alert('1')</script><img src=http://evil.example/x onerror=\"a\"> & {{ 7 * 7 }}"
@@ -212,3 +213,46 @@ def test_the_page_of_a_real_run_has_all_its_layers(family, tmp_path):
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert set(page.marks("rect")) == {row.name for row in report.layers} == set(page.marks("circle"))
     assert all(f"{row.sparsity:.2%}" in page.marks("rect")[row.name][1] for row in report.layers)
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """The pages of a pruning and of a recovery."""
+    rows = [{"step": k, "tokens": 9 * k, "loss": 3.0, "perplexity": {"news": 9.0 - k}} for k in range(3)]
+    trained = {"model": "tiny", "sparsity": 0.5, "rows": rows, "options": {"lr": 0.1}, "seconds": {"total": 2.0}}
+    write_curves(tmp_path / "report.html", trained | {"calibration": {"source": "news"}})
+    return [render(record()), (tmp_path / "report.html").read_text(encoding="utf-8")]
+
+
+def test_the_pages_can_be_read_by_ear_and_with_the_keyboard_alone(pages):
+    for html in pages:
+        elements = Page(html).elements
+        inside = html[html.index("<main>") : html.index("</main>")]
+        assert re.sub(r"<[^>]*>", "", html.partition("<body>")[2].replace(inside, "")).strip() == ""
+        heads = [int(tag[1]) for tag, _ in elements if re.fullmatch(r"h\d", tag)]
+        assert heads.count(1) == 1 and all(after <= before + 1 for before, after in pairwise([0, *heads]))
+        assert all(attrs.get("scope") == "col" for tag, attrs in elements if tag == "th")
+        assert all(attrs.get("aria-label") for tag, attrs in elements if tag == "svg")
+        wide = [attrs for _, attrs in elements if attrs.get("class") == "wide"]
+        assert wide and all(attrs["tabindex"] == "0" and attrs["role"] == "region" for attrs in wide)
+        assert all(attrs["aria-label"] in Page(html).said() for attrs in wide)
+        said = {attrs["name"]: attrs["content"] for tag, attrs in elements if attrs.get("name")}
+        assert len(said["description"]) > 40 and "tiny" in said["description"]
+
+
+def test_text_stands_out_from_its_ground_in_the_light_and_in_the_dark(pages):
+    def luminance(color):
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for html in pages:
+        themes = [
+            dict(re.findall(r"--(\w+): (#\w{6});", block)) for block in re.findall(r":root \{(.*?)\}", html, re.S)
+        ]
+        assert len(themes) == 2
+        for theme in themes:
+            for ground in ("ground", "card"):
+                for name, least in {"ink": 4.5, "soft": 4.5, "mark": 3, "bar": 3}.items():
+                    dark, bright = sorted(luminance(theme[key]) for key in (name, ground))
+                    assert (bright + 0.05) / (dark + 0.05) >= least, f"{name} {theme[name]} on {theme[ground]}"
