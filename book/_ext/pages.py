@@ -84,20 +84,24 @@ def _sized(image: str, images: dict[str, Path]) -> str:
 
 
 def tidy(app: Any, doctree: nodes.document) -> None:
-    """Take out the mark of tested cells and the ids that all exercises of a page would share; name tables' rows."""
+    """Take out the mark of tested cells, and name the rows of tables."""
     for block in doctree.findall(nodes.literal_block):
         if block.astext().startswith(MARK):
             text = block.astext().removeprefix(MARK)
             block.children = []
             block.rawsource = text
             block += nodes.Text(text)
-    for section in doctree.findall(nodes.section):
-        if section["ids"] in (["exercise-content"], ["solution-content"]):
-            section["ids"] = []
     for group in doctree.findall(nodes.tgroup):
         heads = [row[0].astext().strip() for head in group.findall(nodes.thead) for row in head]
         if heads and not any(heads):
             next(group.findall(nodes.colspec))["stub"] = 1
+
+
+def tell_apart(app: Any, doctree: nodes.document, pagename: str) -> None:
+    """Number the ids that all exercises of a page, and all solutions, would share."""
+    for number, section in enumerate(doctree.findall(nodes.section)):
+        if section["ids"] in (["exercise-content"], ["solution-content"]):
+            section["ids"] = [f"{section['ids'][0]}-{number}"]
 
 
 def small_mathjax(app: Any, config: Any) -> None:
@@ -108,6 +112,7 @@ def small_mathjax(app: Any, config: Any) -> None:
 def setup(app: Any) -> dict:
     """Sphinx calls this."""
     app.connect("doctree-read", tidy)
+    app.connect("doctree-resolved", tell_apart)  # when Sphinx has counted the sections
     app.connect("html-page-context", write_page, priority=900)
     app.connect("config-inited", small_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
