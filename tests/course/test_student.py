@@ -137,6 +137,19 @@ def test_a_cell_that_needs_an_answer_asks_for_it(capsys):
     assert capsys.readouterr().out == "2 'two\\nlines'\n2\n[1]\n"
 
 
+def test_what_a_cell_binds_before_it_needs_the_answer_is_missing_as_well():
+    made = edition(
+        "import torch\nids = torch.arange(7)",
+        "found = []\nfor length in (2, 3):\n    found.append(cut_windows(ids, length))",
+        "for windows in found:\n    print(len(windows))",
+    )
+    code = [cell.source for cell in made.cells if cell.cell_type == "code"]
+    assert [source.startswith("if checks.cut_windows") for source in code[2:]] == [False, True, True]
+    namespace = {}
+    for source in code:
+        exec(source, namespace)
+
+
 def test_an_answer_and_its_check_may_stand_in_two_cells():
     stub, call = STUB.split("\n\n\n")
     made = student_edition(small(START, stub, call, END, OPEN, SOLVED, CLOSE, "print(cut_windows)"))

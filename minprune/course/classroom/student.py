@@ -95,8 +95,10 @@ def _dependent(cells: list[Cell]) -> list[tuple[Cell, list[str]]]:
                 needs_of = {name: checks for name, checks in needs_of.items() if name not in statement.binds}
                 needs_of |= {name: list(needs) for name in statement.binds if needs}
             of_solutions -= statement.binds
-        if needs:
-            found.append((cell, list(dict.fromkeys(needs))))
+        if needs:  # then none of the cell runs, nor what it binds before the answer is needed
+            needs = list(dict.fromkeys(needs))
+            needs_of |= {name: needs for statement in cell.statements for name in statement.binds}
+            found.append((cell, needs))
     return found
 
 
