@@ -2,8 +2,9 @@
 
 What Sphinx and its extensions write is mended here, once for all pages: an image says its size, so that nothing moves
 when it comes, and comes when it is needed; a table without a title over its first column has titles in it, one a row;
-the summary of a folded cell is called what it says; references are items of their list; no `id` stands twice in a page;
-the list of sources is nested as lists are; and cells do not show the mark by which the tests know them.
+the summary of a folded cell is called what it says; references are items of their list, and preprints among them links;
+no `id` stands twice in a page; the list of sources is nested as lists are; and cells do not show the mark by which the
+tests know them.
 """
 
 import html
@@ -62,6 +63,8 @@ def mended(body: str, images: dict[str, Path]) -> str:
     """The HTML of a page's body, mended. images: the file behind each name in _images/."""
     body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')  # ARIA has given up the first
+    preprint = r'<em><a class="reference external" href="https://arxiv.org/abs/\2">\1</a></em>'
+    body = re.sub(r"<em>(arXiv:(\d{4}\.\d{4,5}))</em>", preprint, body)
     body = re.sub(r"<th[^>]*>(?:<p></p>)?</th>", "<td></td>", body)
     return re.sub(r"<img [^>]*>", lambda found: _sized(found[0], images), body)
 

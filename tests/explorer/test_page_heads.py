@@ -96,6 +96,15 @@ def test_references_are_items_of_their_list(pages):
     assert {element.get("role") for element in ElementTree.fromstring(pages.mended(page, {}))} == {"listitem"}
 
 
+def test_a_preprint_in_the_references_is_a_link(pages):
+    for number in ("2502.12444", "0704.0001"):
+        page = ElementTree.fromstring(pages.mended(f"<p>Said. <em>arXiv:{number}</em>, 2025.</p>", {}))
+        assert page.find("em/a").get("href") == f"https://arxiv.org/abs/{number}"
+        assert "".join(page.itertext()) == f"Said. arXiv:{number}, 2025."
+    other = "<p><em>arXiv: a history</em></p>"
+    assert pages.mended(other, {}) == other
+
+
 @pytest.mark.parametrize("heads", [["", "value"], ["", ""], ["name", "value"]])
 def test_every_cell_of_a_table_has_a_title_and_no_title_is_empty(pages, heads):
     doctree = _doctree(
