@@ -1,4 +1,4 @@
-"""`minprune export`: write a pruned model so that its zeros save bytes on disk."""
+"""`minprune export`: write a pruned model so that its zeros save bytes on disk, or so that llama.cpp loads it."""
 
 from argparse import Namespace
 from collections import defaultdict
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minprune.cli.common import MODEL, LayerName, command, console, load, table_of, whole
-from minprune.errors import decimal, kind_of_layer
+from minprune.errors import PruneError, decimal, kind_of_layer
 from minprune.output.target import check_target
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ def add(commands) -> None:
         commands,
         "export",
         run,
-        "write a pruned model in a sparse format, which takes fewer bytes on disk",
+        "write a pruned model in a sparse format, which takes fewer bytes on disk, or as GGUF",
         "minprune.load_model and all minprune commands load the folder, with the same weights bit by bit; "
-        "other programs do not.",
+        "other programs do not. With gguf it is the other way round, and the weights are rounded; zeros stay zero.",
         "minprune export smollm2-sparsegpt-50pct --format auto --dtype float16",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -37,7 +37,17 @@ def add(commands) -> None:
         "csr, csc: a row or column index for each value\n"
         "block: whole square blocks\n"
         "integers: codes of a few bits and scales, for a quantised model\n"
-        "dense: all values",
+        "dense: all values\n"
+        "gguf: one file, model.gguf, for llama.cpp and others; of the families Llama, Mistral and Qwen2",
+    )
+    parser.add_argument(
+        "--type",
+        metavar="K",
+        help="of gguf:\n"
+        "q8_0: 8 bits, and a scale for every 32 weights (default)\n"
+        "q4_0: 4 bits, likewise\n"
+        "f16: half precision\n"
+        "f32: as they are",
     )
     parser.add_argument(
         "--bits", metavar="B", type=whole(2, 8), help="with which the model was quantised (default: as its record says)"
@@ -46,32 +56,50 @@ def add(commands) -> None:
     parser.add_argument(
         "--dtype", metavar="T", default="auto", help="float32, bfloat16, float16, or the checkpoint's own (auto)"
     )
-    parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-FORMAT here)")
+    parser.add_argument("--output", metavar="DIR", help="folder to write (default: MODEL-FORMAT or MODEL-TYPE here)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that minprune wrote before")
 
 
 def run(arguments: Namespace) -> None:
     """Write the model to a folder that appears only when it is complete, and say what each kind of layer takes."""
-    from minprune.formats.choose import check_form
     from minprune.formats.disk import write_exported
+    from minprune.formats.gguf import write_gguf
     from minprune.load import model_folder
     from minprune.output.folder import OutputFolder, default_name
     from minprune.output.model_files import check_space, rehearse
     from minprune.output.record import read_record
 
-    check_form(arguments.format)
-    target = Path(arguments.output or default_name(arguments.model, arguments.format))
+    gguf = _gguf_type(arguments)
+    target = Path(arguments.output or default_name(arguments.model, gguf or arguments.format))
     check_target(target, arguments.model)
     origin = read_record(arguments.model)
     with OutputFolder(target, "export", arguments.overwrite).open() as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
         record = _record(arguments, str(model.dtype), origin)
         source = model_folder(arguments.model)
-        ahead = rehearse(folder, model, tokenizer, record, source=source)
-        check_space(folder, model, -ahead)
-        rows = write_exported(folder, model, tokenizer, arguments.format, record, source, _grid(arguments, origin))
+        if gguf:
+            rows = write_gguf(folder, model, tokenizer, gguf, record, source)
+        else:
+            ahead = rehearse(folder, model, tokenizer, record, source=source)
+            check_space(folder, model, -ahead)
+            rows = write_exported(folder, model, tokenizer, arguments.format, record, source, _grid(arguments, origin))
     _show(rows)
     console().print(f"written to {target}", soft_wrap=True)
+
+
+def _gguf_type(arguments: Namespace) -> str | None:
+    """The type of a GGUF file, None if none is asked for; `PruneError` for a format or type that there is not."""
+    from minprune.formats.choose import check_form
+    from minprune.formats.gguf import check_type
+
+    if arguments.format == "gguf":
+        kind = "q8_0" if arguments.type is None else arguments.type
+        check_type(kind)
+        return kind
+    check_form(arguments.format)
+    if arguments.type is not None:
+        raise PruneError(f"--type {arguments.type} is one of GGUF: add --format gguf, or leave it out")
+    return None
 
 
 def _grid(arguments: Namespace, origin: "RunRecord") -> tuple[int, int] | None:
@@ -96,9 +124,11 @@ def _show(rows: "list[StoredRow]") -> None:
     kinds: dict[str, list[StoredRow]] = defaultdict(list)
     for row in rows:
         kinds[kind_of_layer(row.name)].append(row)
-    table = table_of("layers", "count", "format", "MB", "of dense")
+    rounded = any(row.error for row in rows)
+    table = table_of("layers", "count", "format", "MB", "of dense", *["error"] * rounded)
     for name, group in [*kinds.items(), ("all", rows)]:
         size, dense = sum(row.bytes for row in group), sum(row.dense_bytes for row in group)
         formats = ", ".join(sorted({row.format for row in group}))
-        table.add_row(LayerName(name), str(len(group)), formats, decimal(size / 1e6), f"{size / dense:.1%}")
+        error = [f"{max(row.error for row in group):.2%}"] * rounded  # the largest
+        table.add_row(LayerName(name), str(len(group)), formats, decimal(size / 1e6), f"{size / dense:.1%}", *error)
     console().print(table)

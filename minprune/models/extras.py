@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 NOT_LOADED = "model-not-loaded.safetensors"
 _TABLES = r"(inv_freq|position_ids|masked_bias|attn(ention)?\.bias)$"  # that the library computes by now
-_COPIED = r".*\.(json|jinja|model|txt|tiktoken)|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*"
+LICENCES = r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*"
+_COPIED = rf".*\.(json|jinja|model|txt|tiktoken)|{LICENCES}"
 _OURS = r".*\.index\.json|(minprune|formats|sha256|stamps)\.json|.*trainer_state\.json|.*results\.json|adapter_.*"
 _SMALL = 2**26  # bytes
 
@@ -52,13 +53,13 @@ def note_of(left: Iterable[str]) -> list[str]:
     ]
 
 
-def copy_files(source: Path, target: Path) -> None:
+def copy_files(source: Path, target: Path, names: str = _COPIED) -> None:
     """Copy small files of a model's folder that the target lacks; weights, code and records are none.
 
-    Raises `PruneError` for one that cannot be read or lies elsewhere.
+    names: a regular expression for those meant. Raises `PruneError` for one that cannot be read or lies elsewhere.
     """
     for path in sorted(source.iterdir()):
-        if not re.fullmatch(_COPIED, path.name) or re.fullmatch(_OURS, path.name) or (target / path.name).exists():
+        if not re.fullmatch(names, path.name) or re.fullmatch(_OURS, path.name) or (target / path.name).exists():
             continue
         if path.is_file() and entry(path).stat().st_size <= _SMALL:
             (target / path.name).write_bytes(read_bytes(path))

@@ -13,7 +13,7 @@ WORK = "unfinished"  # a folder in PATH.partial: what the run needs until it has
 _ALWAYS = rf"{RECORD}|{PAGE}|README\.md|{WORK}(/kind(\.tmp)?)?"
 _UNLISTED = (  # in an output whose record lists no files
     r"((generation_|tokenizer_)?config|tokenizer|special_tokens_map|added_tokens|vocab|formats)\.json|merges\.txt|"
-    r"(model|stored)(-[\w-]+)?\.safetensors|model\.safetensors\.index\.json|tokenizer\.model|chat_template\.jinja"
+    r"(model|stored)(-[\w-]+)?\.safetensors|model\.gguf|model\.safetensors\.index\.json|tokenizer\.model|chat_template\.jinja"
 )
 
 
