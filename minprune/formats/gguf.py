@@ -5,10 +5,10 @@ A row is cut into blocks of 32 inputs with one scale d, a float16. Where m is th
     Q8_0:  d = |m| / 127,  q = round(w / d), halves away from zero,  w' = d q         8.5 bits a weight
     Q4_0:  d = m / -8,     q = min(floor(w / d + 8.5), 15),          w' = d (q - 8)   4.5 bits a weight
 
-The error is at most d / 2, at the end of Q4_0 opposite to m up to d, and the rounding of d itself. 0 is a level of both (q = 0 and q = 8), so pruned weights stay zero; each still takes its
-bits. A level of another grid is in general none of Q4_0: weights of 4 bits are rounded once more. Both by the `gguf`
-package of llama.cpp. Norms and biases stay F32, a width that is no multiple of 32 F16. Beside Q4_0 blocks the
-embeddings and the head are Q8_0, as llama.cpp too gives these more bits.
+The error is at most d / 2, at the end of Q4_0 opposite to m up to d, and the rounding of d itself. 0 is a level of both
+(q = 0, q = 8): pruned weights stay zero, and each still takes its bits. A level of another grid is in general none of
+Q4_0: weights of 4 bits are rounded once more. The `gguf` package of llama.cpp rounds. Norms and biases stay F32, and a
+width that is no multiple of 32 F16. Beside Q4_0 the embeddings and the head are Q8_0: llama.cpp, too, gives them more.
 
 Left out: every family but Llama's, scaled rotary positions, and tokenizers that are not byte-level BPE: refused.
 """

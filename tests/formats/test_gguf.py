@@ -80,7 +80,10 @@ def rounded(W, kind):
         if d == 0:
             continue
         q = block * (one / d)
-        q = np.sign(q) * np.floor(np.abs(q.astype(float)) + 0.5) if kind == "q8_0" else np.clip(np.floor(q + np.float32(8.5)), 0, 15) - 8
+        if kind == "q8_0":
+            q = np.sign(q) * np.floor(np.abs(q.astype(float)) + 0.5)
+        else:
+            q = np.clip(np.floor(q + np.float32(8.5)), 0, 15) - 8
         out[i, 32 * j : 32 * j + 32] = q * np.float32(np.float16(d))
     return out
 
