@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,7 @@ def run(arguments: Namespace) -> None:
         model, tokenizer = load(arguments.model, arguments.dtype, "cpu")
         record = _record(arguments, str(model.dtype), origin)
         source = model_folder(arguments.model)
+        rows: Sequence[StoredRow]
         if gguf:
             rows = write_gguf(folder, model, tokenizer, gguf, record, source)
         else:
@@ -120,15 +122,18 @@ def _record(arguments: Namespace, dtype: str, origin: "RunRecord") -> "RunRecord
     )
 
 
-def _show(rows: "list[StoredRow]") -> None:
+def _show(rows: "Sequence[StoredRow]") -> None:
     kinds: dict[str, list[StoredRow]] = defaultdict(list)
     for row in rows:
         kinds[kind_of_layer(row.name)].append(row)
-    rounded = any(row.error for row in rows)
-    table = table_of("layers", "count", "format", "MB", "of dense", *["error"] * rounded)
+    from minprune.formats.gguf import RoundedRow
+
+    rounded = any(isinstance(row, RoundedRow) for row in rows)
+    table = table_of("layers", "count", "format", "MB", "of dense", *["max. error"] * rounded)
     for name, group in [*kinds.items(), ("all", rows)]:
         size, dense = sum(row.bytes for row in group), sum(row.dense_bytes for row in group)
         formats = ", ".join(sorted({row.format for row in group}))
-        error = [f"{max(row.error for row in group):.2%}"] * rounded  # the largest
+        errors = [row.error for row in group if isinstance(row, RoundedRow)]
+        error = [f"{max(errors):.2%}"] if errors else []
         table.add_row(LayerName(name), str(len(group)), formats, decimal(size / 1e6), f"{size / dense:.1%}", *error)
     console().print(table)

@@ -39,7 +39,7 @@ INDEX, ARRAYS, VERSION = "formats.json", "stored.safetensors", 1
 class StoredRow:
     """One matrix of an exported model. shape: (d_out, d_in); format: with its settings, "nm 2:4".
 
-    bytes: as stored; dense_bytes: of the same matrix with all its zeros. error: of rounding, relative (Frobenius).
+    bytes: as stored; dense_bytes: of the same matrix with all its zeros.
     """
 
     name: str
@@ -47,7 +47,6 @@ class StoredRow:
     format: str
     bytes: int
     dense_bytes: int
-    error: float = 0.0
 
 
 def save_model(

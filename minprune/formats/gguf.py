@@ -14,6 +14,7 @@ Left out: every family but Llama's, scaled rotary positions, and tokenizers that
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,13 @@ _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}  # of 
 _WIDTH = 32  # of a block
 
 
+@dataclass(frozen=True)
+class RoundedRow(StoredRow):
+    """One matrix of a GGUF file. error: what rounding changed, relative to the matrix, in the Frobenius norm."""
+
+    error: float
+
+
 def check_type(kind: str) -> None:
     """Raise `PruneError` unless `kind` is one of `TYPES`."""
     if kind not in TYPES:
@@ -51,7 +59,7 @@ def write_gguf(
     kind: str = "q8_0",
     record: RunRecord | None = None,
     source: Path | None = None,
-) -> list[StoredRow]:
+) -> list[RoundedRow]:
     """Write the model and its tokenizer into the empty `folder` as `model.gguf`, and say of each matrix how.
 
     kind: one of `TYPES`. record: what minprune.json says beside the format and the bytes. source: the folder that the
@@ -124,7 +132,7 @@ def _add_config(writer: "GGUFWriter", config: Any) -> None:
     writer.add_vocab_size(config.vocab_size)
 
 
-def _add_tensors(writer: "GGUFWriter", model: "PreTrainedModel", kind: str) -> Iterator[StoredRow]:
+def _add_tensors(writer: "GGUFWriter", model: "PreTrainedModel", kind: str) -> Iterator[RoundedRow]:
     """Round every parameter and hand it to the writer; a row for each matrix."""
     from gguf import MODEL_ARCH_NAMES, dequantize, get_tensor_name_map, quantize
 
@@ -150,7 +158,7 @@ def _add_tensors(writer: "GGUFWriter", model: "PreTrainedModel", kind: str) -> I
             size = float(np.linalg.norm(values))
             error = float(np.linalg.norm(back - values)) / size if size else 0.0
             shape = (values.shape[0], values.shape[1])
-            yield StoredRow(name.removesuffix(".weight"), shape, form.name, stored.nbytes, parameter.nbytes, error)
+            yield RoundedRow(name.removesuffix(".weight"), shape, form.name, stored.nbytes, parameter.nbytes, error)
 
 
 def _form(name: str, values: "NDArray[np.float32]", kind: str) -> "GGMLQuantizationType":
