@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from collections import defaultdict
 from math import log
 from pathlib import Path
 from statistics import fmean
@@ -343,18 +344,31 @@ def test_make_results_makes_every_method_and_pattern_of_the_layers(monkeypatch):
 
 @pytest.mark.slow
 def test_a_seed_of_the_lottery_drawn_anew_each_time_is_trained_again(monkeypatch):
-    """All ways of one seed of lottery.json. Training amplifies rounding: 4 points of accuracy, 2 % of the bits."""
+    """All ways of one seed of lottery.json. Training amplifies rounding, so that another machine is a new draw.
+
+    A score differs by less than four standard deviations of the file's seeds, and the mean over all ways by half of one.
+    """
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import lottery
 
     cells = json.loads((ROOT / "book" / "results" / "lottery.json").read_text())["cells"]
     run = drawn(cells)
+    of_task = [cell for cell in cells if cell["task"] == run["task"]]
+    scores = defaultdict(list)
+    for cell in of_task:
+        for place, row in enumerate(cell["rows"]):
+            scores[cell["way"], place].append(row[1])
+    spread = {key: statistics.stdev(of_seeds) for key, of_seeds in scores.items()}
+    usual = statistics.median(spread.values())
     found = {cell["way"]: cell["rows"] for cell in lottery.recompute(run["task"], run["seed"])}
-    for cell in cells:
-        if (cell["task"], cell["seed"]) == (run["task"], run["seed"]):
-            for (sparsity, score, cost), row in zip(found[cell["way"]], cell["rows"], strict=True):
-                assert [sparsity, cost] == [pytest.approx(row[0], abs=1e-5), row[2]], cell
-                assert score == pytest.approx(row[1], abs=0.04 if cell["task"] == "mnist1d" else 0.08), cell
+    apart = []
+    for cell in of_task:
+        if cell["seed"] == run["seed"]:
+            for place, (row, again) in enumerate(zip(cell["rows"], found[cell["way"]], strict=True)):
+                assert [again[0], again[2]] == [pytest.approx(row[0], abs=1e-5), row[2]], cell
+                apart.append(again[1] - row[1])
+                assert abs(apart[-1]) < 4 * max(usual, spread[cell["way"], place]), cell
+    assert abs(statistics.mean(apart)) < usual / 2
 
 
 @pytest.mark.slow

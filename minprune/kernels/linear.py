@@ -20,6 +20,7 @@ from minprune.formats.nm import NMPacked
 from minprune.formats.stored import Dense, SparseMatrix
 from minprune.kernels.build import kernel
 from minprune.kernels.product import Packed, pack_for_kernel
+from minprune.models.memory import return_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -155,6 +156,7 @@ def place_stored(model: "PreTrainedModel", name: str, stored: SparseMatrix) -> b
     except PruneError:
         made = SparseLinear(_stored(stored.to_dense(), "auto"), module.bias)
     model.set_submodule(name, made.eval())
+    return_memory()  # what was needed to check and to pack it lies between pieces that stay
     return True
 
 

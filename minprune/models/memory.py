@@ -1,5 +1,6 @@
-"""How many windows go through a model at once, from the memory that is free. Chapter 08."""
+"""How many windows go through a model at once, and how freed memory goes back to the system. Chapter 08."""
 
+import ctypes
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,3 +49,13 @@ def windows_at_once(model: "PreTrainedModel", layers: list[Layer], calib: Tensor
     """How many of the windows (windows, length) go through the model at once: all, if the free memory takes them."""
     fit = int(_SHARE * free_memory(calib.device) / bytes_per_window(model, layers, calib.shape[1]))
     return max(1, min(len(calib), fit))
+
+
+def return_memory() -> None:
+    """Let the C library give freed memory back to the system.
+
+    glibc keeps what is freed between two pieces that are still in use. Of a block of 100 MB about 60 MB stayed that way
+    (book/results/memory.json is measured with this in place): after 57 blocks more than half of the model.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)

@@ -14,15 +14,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minprune.errors import four_digits, kind_of_layer
+from minprune.errors import four_digits, kind_of_layer, short
 from minprune.files import whole_characters, write_text
 from minprune.output.record import Perplexity, Reconstruction, RunRecord, as_record
 from minprune.output.report import LayerRow
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 160, 104, 34, 6, 88  # of one chart, in its own units
 _FEW = 6  # entries of a table that are not folded away
+_WORST = 5  # layers that are named
+_HASH = re.compile("[0-9a-f]{64}")
+_VERDICTS = [
+    (1.05, "hardly changed"),
+    (1.25, "a little worse"),
+    (2, "clearly worse"),
+    (5, "much worse"),
+    (math.inf, "ruined"),
+]
 _ELSEWHERE = {
     "version",
+    "command",
+    "files",
     "layers",
     "seconds",
     "versions",
@@ -50,7 +61,10 @@ def render(found: RunRecord | Mapping[str, Any], samples: dict[str, str] | None 
     layers = record.layers
     return template("page.html").render(
         title=f"{record.model or 'a model'}, {record.made_by}",
+        verdict=_verdict(record),
+        command=shlex.join(record.command),
         facts=_facts(record),
+        worst=_worst(record),
         figures=_figures(layers, _when(record)),
         notes=[*record.notes, *(f"{row.name}: {row.note}" for row in layers if row.note)],
         samples=samples,
@@ -60,6 +74,7 @@ def render(found: RunRecord | Mapping[str, Any], samples: dict[str, str] | None 
             ("Perplexity was measured on", _protocol(record.perplexity)),
             ("Seconds", [(key, four_digits(value)) for key, value in record.seconds.items()]),
             ("Versions", list(record.versions.items())),
+            ("Hashes", _hashes(record)),
         ],
         layers=[
             {
@@ -105,6 +120,37 @@ def _facts(record: RunRecord) -> list[tuple[str, str, str]]:
     if "total" in record.seconds:
         facts.append(("time", four_digits(record.seconds["total"]), "seconds of pruning"))
     return facts
+
+
+def _verdict(record: RunRecord) -> str:
+    """In words, what the perplexities say; without both of them, how to get them."""
+    before, after = record.perplexity.before, record.perplexity.after
+    if before is None or after is None or not 0 < before < math.inf:
+        return "What it lost was not measured: minprune eval gives perplexities, of this folder and of the dense model."
+    times = after / before
+    words = next((words for most, words in _VERDICTS if times <= most), "ruined")
+    return (
+        f"By perplexity it is {words}: {four_digits(times)} times the dense model's. What else it can still do, "
+        "minprune eval asks."
+    )
+
+
+def _worst(record: RunRecord) -> list[tuple[str, str]]:
+    """The layers of the largest errors, largest first."""
+    known = sorted((row for row in record.layers if row.error is not None), key=lambda row: -(row.error or 0.0))
+    return [(row.name, f"{row.error:.3g}") for row in known[:_WORST]]
+
+
+def _hashes(record: RunRecord) -> list[tuple[str, Any]]:
+    """All sha256 of the record in full, folded away; elsewhere they are cut short."""
+
+    def inside(value: Any, path: str) -> list[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            return [found for key, part in value.items() for found in inside(part, f"{path} {key}".strip())]
+        return [(path, value)] if isinstance(value, str) and _HASH.fullmatch(value) else []
+
+    found = inside(record.as_dict(), "")
+    return [("sha256", {"summary": f"{len(found)} of texts, tokens and files", "rows": found})] if found else []
 
 
 def _when(record: RunRecord) -> str:
@@ -194,7 +240,7 @@ def _recipe(record: RunRecord) -> list[tuple[str, Any]]:
             summary = f"{len(value)} layers, {min(value.values()):.2%} to {max(value.values()):.2%}"
             rows.append((key, {"summary": summary, "rows": [(name, f"{part:.2%}") for name, part in value.items()]}))
         else:
-            rows.append((key, shlex.join(value) if key == "command" else _words(value)))
+            rows.append((key, _words(value)))
     return rows
 
 
@@ -225,4 +271,4 @@ def _words(value: Any) -> str:
         return ", ".join(map(_words, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return four_digits(value) if isinstance(value, float) else str(value)
+    return four_digits(value) if isinstance(value, float) else _HASH.sub(lambda found: short(found[0]), str(value))

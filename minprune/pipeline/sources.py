@@ -4,11 +4,9 @@ Both are used through one protocol, `Checkpoint`. A part is a block, by its inde
 blocks.
 """
 
-import ctypes
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +19,7 @@ from minprune.files import sha256
 from minprune.models.blocks import decoder_blocks
 from minprune.models.extras import not_loaded, note_of
 from minprune.models.layers import Layer
+from minprune.models.memory import return_memory
 from minprune.models.weight_files import StoredTensor, check_finite
 
 if TYPE_CHECKING:
@@ -184,7 +183,7 @@ class StreamedCheckpoint:
         empty = {name: value.to("meta") for name, value in self.tensors(part).items()}
         self.model.load_state_dict(empty, strict=False, assign=True)
         self._at_hand -= empty.keys()
-        _return_memory()
+        return_memory()
 
     def tensors(self, part: int | None) -> dict[str, Tensor]:
         return _tensors(self, part)
@@ -265,13 +264,3 @@ def _in_one_piece(like: list[Tensor], device: torch.device) -> list[Tensor]:
     return [
         piece[: value.nbytes].view(value.dtype).view(value.shape) for piece, value in zip(pieces, like, strict=True)
     ]
-
-
-def _return_memory() -> None:
-    """Let the C library give freed memory back to the system.
-
-    glibc keeps what is freed between two pieces that are still in use. Of a block of 100 MB about 60 MB stayed that way
-    (book/results/memory.json is measured with this in place): after 57 blocks more than half of the model.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
