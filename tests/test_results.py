@@ -346,7 +346,7 @@ def test_make_results_makes_every_method_and_pattern_of_the_layers(monkeypatch):
 def test_a_seed_of_the_lottery_drawn_anew_each_time_is_trained_again(monkeypatch):
     """All ways of one seed of lottery.json. Training amplifies rounding, so that another machine is a new draw.
 
-    A score differs by less than four standard deviations of the file's seeds, and the mean over all ways by half of one.
+    A score is within four standard deviations of the seeds of the file, and the mean over all ways within half of one.
     """
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import lottery
