@@ -130,8 +130,8 @@ def _verdict(record: RunRecord) -> str:
     times = after / before
     words = next((words for most, words in _VERDICTS if times <= most), "ruined")
     return (
-        f"By perplexity it is {words}: {four_digits(times)} times the dense model's. What else it can still do, "
-        "minprune eval asks."
+        f"By perplexity it is {words}: {four_digits(times)} times the dense model's. minprune eval asks "
+        "what else it can still do."
     )
 
 
@@ -164,20 +164,24 @@ def _figures(layers: list[LayerRow], when: str) -> list[tuple[str, str, list[dic
     text = "There were no calibration tokens to measure it on."
     charts = []
     if known:
-        low = math.floor(math.log10(min(positive, default=0.1)))
+        usual = sorted(positive)[len(positive) // 20 :]  # a few very small errors are not to squeeze the axis
+        low = math.floor(math.log10(min(usual, default=0.1)))
         high = max(math.ceil(math.log10(max(positive, default=1.0))), low + 1)
         ticks = {10.0**k: f"{10.0**k:g}" if k > -4 else f"1e{k}" for k in range(low, high + 1)}
 
         def height(row: LayerRow) -> float | None:
             error = row.error
-            return (math.log10(error) - low) / (high - low) if error is not None and 0 < error < math.inf else None
+            if error is None or not 0 < error < math.inf:
+                return None
+            return max(0.0, (math.log10(error) - low) / (high - low))
 
         charts = _charts(
             layers, height, {(math.log10(t) - low) / (high - low): label for t, label in ticks.items()}, False
         )
         text = (
             f"Share of a layer's output, on its calibration inputs, that pruning changed{when}; against depth, on one "
-            "logarithmic scale for all types. A hollow mark has none: the error is zero or was not measured."
+            "logarithmic scale for all types, on whose lowest line still smaller errors stand. A hollow mark has none: "
+            "the error is zero or was not measured."
         )
     zeros = _charts(layers, lambda row: row.sparsity, {0.0: "0 %", 0.5: "50 %", 1.0: "100 %"}, True)
     return [

@@ -131,6 +131,43 @@ def test_perplexities_and_samples_stand_there_if_they_were_made_and_only_then():
         assert part in said, part
 
 
+@pytest.mark.parametrize(
+    "after, words",
+    [(10.2, "hardly changed"), (12, "a little worse"), (19, "clearly worse"), (40, "much worse"), (1e9, "ruined")],
+)
+def test_the_verdict_is_in_words_and_falls_with_the_perplexity(after, words):
+    assert f"it is {words}: " in Page(render(record(perplexity={"before": 10.0, "after": after}))).said()
+
+
+def test_without_perplexities_the_verdict_says_how_to_get_them():
+    assert "minprune eval" in Page(render(record(perplexity={}))).said()
+
+
+def test_the_worst_layers_are_named_largest_error_first():
+    named = re.findall(r"<dt>(.*?)</dt><dd>error (.*?)</dd>", render(record()))
+    errors = {row["name"]: row["error"] for row in record()["layers"]}
+    assert [float(error) for _, error in named] == pytest.approx(sorted(errors.values(), reverse=True)[:5], rel=1e-2)
+    assert all(float(error) == pytest.approx(errors[name], rel=1e-2) for name, error in named)
+
+
+def test_a_few_tiny_errors_do_not_squeeze_the_axis():
+    found = record()
+    layers = [row | {"name": f"model.layers.{k}.mlp.up", "error": 0.05} for k, row in enumerate(found["layers"] * 9)][
+        :50
+    ]
+    layers[7]["error"] = 1e-12
+    marks = Page(render(found | {"layers": layers})).marks("circle")
+    heights = {name: float(attrs["cy"]) for name, (attrs, _) in marks.items()}
+    assert heights.pop("model.layers.7.mlp.up") - max(heights.values()) > 20  # of 82 units, where decades would leave 5
+
+
+def test_hashes_are_cut_short_but_for_a_folded_list():
+    digest = "0123456789abcdef" * 4
+    html = render(record(calibration={"windows": 2, "length": 64, "sha256": digest, "source": "wikipedia"}))
+    folded = "".join(re.findall(r"<details>.*?</details>", html, re.S))
+    assert html.count(digest) == folded.count(digest) == 1 and digest[:12] + "," in html
+
+
 def test_a_reconstruction_is_told_by_its_settings_and_the_median_blocks_error():
     how = {
         "epochs": 2,
