@@ -1,6 +1,7 @@
 """Answers to the exercises of chapters 01 to 06 that construct or predict, for test_checks.py: right ones in other
 words, and unforeseen wrong ones."""
 
+import math
 from itertools import product
 
 import numpy as np
@@ -9,6 +10,20 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 
 from minprune import METHODS, Statistics, pattern
+
+
+def exposing_nats_search(factors):
+    """By bisection on the definition, in double precision."""
+
+    def excess(h, factor):
+        return (1 + math.exp(h)) / 2 - factor * math.exp(h / 2)
+
+    return [0.0 if f == 1 else brentq(excess, 1e-9, 50, args=(f,), xtol=1e-13) for f in factors.double().tolist()]
+
+
+def exposing_nats_roots(factors):
+    f = factors.double()
+    return 2 * (f + (f.square() - 1).sqrt()).log()
 
 
 def worst_loudness_loop(w):
@@ -117,6 +132,7 @@ def lost_in_runs_mean(runs, m):
 
 
 RIGHT = {
+    "exposing_nats": [exposing_nats_search, exposing_nats_roots],
     "worst_loudness": [worst_loudness_loop, worst_loudness_price],
     "apart": [apart_search, apart_inverse],
     "predict_changes": [predict_changes_run, predict_changes_table],
@@ -125,6 +141,11 @@ RIGHT = {
 }
 
 REJECTED = {
+    "exposing_nats": [
+        lambda factors: -exposing_nats_roots(factors) / 2,  # two known bugs at once
+        lambda factors: exposing_nats_roots(factors.flip(0)),
+        lambda factors: factors - 1,
+    ],
     "worst_loudness": [
         lambda w: -worst_loudness_price(w).sqrt(),  # prices that are all 1, and signed
         lambda w: -worst_loudness_price(w),

@@ -1,5 +1,6 @@
-"""The exercises of chapter 01: windows of a text, the size of a model, perplexity, counting zeros."""
+"""The exercises of chapter 01: windows of a text, the size of a model, perplexity, counting zeros, a revealing test."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import complement, scaled
+from minprune.course.checks.mutations import complement, negated, scaled
 from minprune.course.checks.values import normal
 
 
@@ -245,4 +246,52 @@ def _sparse(rows: int, columns: int, *, zeros: int, seed: int) -> Tensor:
     return W
 
 
-EXERCISES = [cut_windows, count_parameters, perplexity, zero_shares]
+# exposing_nats(factors): how hard the second of two windows must be for the mean of perplexities to be so much too high
+def _exposing_nats(factors: Tensor) -> Tensor:
+    return 2 * torch.acosh(factors)
+
+
+exposing_nats = Exercise(
+    name="exposing_nats",
+    chapter=1,
+    title="the nats of the second window at which the mean of two perplexities is a given factor too high",
+    reference=_exposing_nats,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "half of it": lambda factors: torch.acosh(factors),
+            "second window alone": lambda factors: (2 * factors - 1).log(),
+            "its own perplexity compared": lambda factors: 2 * (2 * factors).log(),
+            "sum of the perplexities": lambda factors: 2 * torch.acosh((factors / 2).clamp(min=1)),
+            "negative nats": negated(_exposing_nats),
+            "perplexity instead of nats": lambda factors: _exposing_nats(factors).exp(),
+            "logarithm of the factor": [lambda factors: factors.log(), lambda factors: 2 * factors.log()],
+            "bits": lambda factors: _exposing_nats(factors) / math.log(2),
+        },
+        """
+        half of it: At this h the mean of the two is too high by less than that. The right perplexity is that of h / 2
+          nats, the mean over both windows.
+        second window alone: The mean of the two perplexities is the factor here, but it is to be the factor *times the
+          right perplexity*, and that rises with h as well.
+        its own perplexity compared: The perplexity of the perfect window is 1, not 0. For large factors it hardly
+          counts, for a factor of 1 it does.
+        sum of the perplexities: The two perplexities were added up. The bug takes their mean.
+        negative nats: A window cannot be predicted better than perfectly: of the two solutions, take the one that is
+          not negative.
+        perplexity instead of nats: This is the perplexity of the second window; asked for are its nats.
+        logarithm of the factor: Then the mean of the two would be the factor times something else. Write down both
+          numbers for two windows of 0 and h nats.
+        bits: These are bits. Perplexity is e to the mean of the nats.
+        """,
+    ),
+    cases=lambda: [
+        Case("a factor of 2", (torch.tensor([2.0]),)),
+        Case("windows that are equally hard", (torch.tensor([1.0]),)),
+        Case("factors near 1", (torch.tensor([1.01, 1.1, 1.22]),)),
+        Case("large factors", (torch.tensor([5.0, 40.0, 1000.0]),)),
+        Case("in any order", (torch.tensor([3.0, 1.0, 1.5]),)),
+    ],
+)
+
+
+EXERCISES = [cut_windows, count_parameters, perplexity, zero_shares, exposing_nats]
