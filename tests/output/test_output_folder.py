@@ -2,8 +2,8 @@
 
 import json
 import os
-import resource
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -302,9 +302,9 @@ def test_a_full_disk_gives_one_line_and_what_is_finished_can_go_on(tmp_path, tin
         pytest.skip("only root may mount a small disk; the test before this one needs no rights")
     try:
         assert main(["prune", str(tiny_folder), "--method", "magnitude", "--output", str(disk / "out")]) == 2
-        said = (  # the record, whose size is that of the paths in it, is counted
-            rf"minprune: the model needs 5\d\d kB and {re.escape(str(disk))} has 188 kB left: free some space or choose "
-            r"another output\n"
+        said = (  # the record is counted, and so the paths in it
+            rf"minprune: the model needs 5\d\d kB and {re.escape(str(disk))} has 188 kB left: free some space or "
+            r"choose another output\n"
         )
         assert re.fullmatch(said, capsys.readouterr().err)
         monkeypatch.setattr(checkpoint, "check_space", lambda folder, model, there: None)  # it fills up during the run
