@@ -123,11 +123,12 @@ def _record(arguments: Namespace, dtype: str, origin: "RunRecord") -> "RunRecord
 
 
 def _show(rows: "Sequence[StoredRow]") -> None:
+    """A line for each kind of layer; of rows that were rounded also the largest error."""
+    from minprune.formats.gguf import RoundedRow
+
     kinds: dict[str, list[StoredRow]] = defaultdict(list)
     for row in rows:
         kinds[kind_of_layer(row.name)].append(row)
-    from minprune.formats.gguf import RoundedRow
-
     rounded = any(isinstance(row, RoundedRow) for row in rows)
     table = table_of("layers", "count", "format", "MB", "of dense", *["max. error"] * rounded)
     for name, group in [*kinds.items(), ("all", rows)]:
