@@ -171,14 +171,13 @@ def load(name: str, dtype: str, device: str, sparse: bool = False):
 
 
 def calm_transformers() -> None:
-    """No advice from transformers among our lines, and its progress bars only for a person."""
+    """No advice and no progress bar of transformers among our lines."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()  # it reports every retry
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
 
 
 def tokens_of(tokenizer, source: str, split: str, samples: int, length: int, seed: int | None):

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from filelock import FileLock
@@ -221,7 +222,8 @@ def smollm2_folder() -> Path:
         _log.info("converting SmolLM2 from 4-bit GGUF to float32 safetensors (once)")
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with redirect_stderr(StringIO()):  # two progress bars that have no switch
+            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
         config = AutoConfig.for_model(
             **{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
         )

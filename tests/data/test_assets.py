@@ -9,6 +9,7 @@ from threading import Event, Thread, current_thread
 from time import sleep
 
 import pytest
+from tqdm.auto import tqdm
 
 import minprune as mp
 from minprune.data import assets
@@ -245,6 +246,19 @@ def test_make_assets_says_what_went_wrong_in_one_line(monkeypatch, tmp_path, cap
     monkeypatch.setattr(assets, "_download", stopped)
     assert assets.main() == 130 and "interrupted: nothing half-written" in capsys.readouterr().err
     assert os.listdir(cache_folder()) == []
+
+
+def test_the_bundled_model_is_converted_without_the_bars_of_others(monkeypatch, capsys):
+    def with_a_bar(folder, gguf_file):
+        for _ in tqdm(range(3), desc="Converting"):
+            pass
+        raise OSError("as far as this test goes")
+
+    monkeypatch.setattr(assets, "fetch", lambda name: Path("model.gguf"))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", with_a_bar)
+    with pytest.raises(OSError, match="as far as"):
+        assets.smollm2_folder()
+    assert capsys.readouterr().err == ""
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
