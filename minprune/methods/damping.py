@@ -21,13 +21,18 @@ def checked_gram(W: Tensor, stats: Statistics, damp: float, keep: Tensor | None 
         raise PruneError(
             f"the mask is {tuple(keep.shape)} of {keep.dtype}: it must be {tuple(W.shape)} of torch.bool, True = kept"
         )
-    if not 0 <= damp < float("inf"):
-        raise PruneError(f"damping {damp:g} is not a number from 0 up: 0.01 is the published one")
+    check_damp(damp)
     gram = stats.gram.to(W.device, torch.promote_types(W.dtype, torch.float32))
     mean = float(gram.diagonal().mean())
     if not mean > 0:  # also refuses NaN
         raise PruneError(f"the mean of diag(gram) is {mean:g}: these statistics saw no input, only zeros, or NaN")
     return gram
+
+
+def check_damp(damp: float) -> None:
+    """Raise `PruneError` unless this is a finite number from 0 up."""
+    if not 0 <= damp < float("inf"):
+        raise PruneError(f"damping {damp:g} is not a number from 0 up: 0.01 is the published one")
 
 
 def check_finite(W: Tensor) -> None:
@@ -65,7 +70,7 @@ def damped(gram: Tensor, amount: float | Tensor) -> Iterator[None]:
 
 def more_damping(first: float, damp: float) -> tuple[float, str]:
     """The damping to try after `damp`, and the note that it is not the first. `PruneError` after more than the mean."""
-    if damp > 1:
+    if not damp <= 1:  # NaN, too, which never rises
         raise PruneError(f"the Gram matrix has no Cholesky factor even with damping {damp:g}: look for infinities")
     raised = max(10 * damp, 1e-6)
     return raised, f"damping raised from {first:g} to {raised:g}"

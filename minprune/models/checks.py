@@ -108,9 +108,13 @@ def layer_notes(model: "PreTrainedModel", layers: list[Layer]) -> list[str]:
 
 
 def check_result(found: Tensor, W: Tensor, pattern: Pattern, block_size: int = 128) -> None:
-    """Raise `PruneError` unless what a method made of W (d_out, d_in) has its shape and all zeros of the pattern."""
+    """Raise `PruneError` unless what a method made of W (d_out, d_in) has its shape, all zeros of the pattern, and no
+    infinity, as a narrow type rounds to what is just beyond its range.
+    """
     if found.shape != W.shape:
         raise PruneError(f"the method made {tuple(found.shape)} of its {tuple(W.shape)}: mend the method")
+    if not bool(torch.stack(found.aminmax()).isfinite().all()):
+        raise PruneError(f"the method made weights that are NaN or too large for {found.dtype}: use float32")
     zeros, least = count_zeros(found), _least_zeros(pattern, W.shape[0], W.shape[1], block_size)
     if zeros < least:
         raise PruneError(f"the method set {zeros} weights to zero, not the {least} of {pattern}: mend the method")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import tiny_model
 
 import minprune as mp
 from minprune.compress.gptq import gptq, rtn
@@ -168,3 +169,12 @@ def test_an_impossible_option_is_refused_with_its_value(options, said):
 def test_rounding_alone_chooses_no_zeros():
     with pytest.raises(mp.PruneError, match="pattern 50% asks for some: prune first"):
         rtn(torch.ones(2, 4), None, mp.pattern("50%"), group=4)
+
+
+def test_a_level_beyond_the_range_of_the_type_is_refused_and_no_weight_is_infinite():
+    """The scale of -65504 .. 65504 in 3 bits is rounded up to 21,840: three times that is no float16."""
+    model = tiny_model("llama", torch.float16)
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.finfo(torch.float16).max
+    with pytest.raises(mp.PruneError, match=r"layers\.1\.mlp\.up_proj.*too large for torch.float16"):
+        mp.quantize(model, None, bits=3, group=16, method="rtn", grid="symmetric")
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
