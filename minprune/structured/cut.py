@@ -10,13 +10,19 @@ import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
+from minprune.models.causality import evaluating
 from minprune.models.layers import decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_TOKENS = 8  # with which a smaller model is tried
 
 
 @dataclass
@@ -50,7 +56,26 @@ def built(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         found[name] = value if kept is None else value.index_select(axis, kept.to(value.device))
     smaller.load_state_dict(found, assign=True)
     smaller.tie_weights()
-    return nn.Module.to(smaller, model.device).train(model.training)
+    smaller = nn.Module.to(smaller, model.device).train(model.training)
+    if cut.blocks is not None:
+        _check_runs(smaller)
+    return smaller
+
+
+@torch.no_grad()
+def _check_runs(smaller: "PreTrainedModel") -> None:
+    """Raise `PruneError` for a model whose configuration means blocks by their former numbers."""
+    text = smaller.config.get_text_config()
+    tokens = torch.arange(_TOKENS, device=smaller.device)[None] % text.vocab_size
+    try:
+        with evaluating(smaller):
+            smaller(input_ids=tokens, use_cache=False)
+    except Exception as error:  # whatever a family's own code raises
+        kind = type(error).__name__
+        raise PruneError(
+            f"{type(smaller).__name__} cannot be cut like this: with {text.num_hidden_layers} blocks it does not run "
+            f"({kind}: {error})"
+        ) from error
 
 
 def become(model: "PreTrainedModel", smaller: "PreTrainedModel") -> None:
@@ -78,7 +103,29 @@ def check_cut(model: "PreTrainedModel", cut: Cut) -> tuple["PreTrainedModel", di
                 f"{type(model).__name__} cannot be cut like this: {name} would be {tuple(shape)}, and no configuration "
                 f"of its family says so, the nearest wants {tuple(value.shape)}"
             )
+    prefix, placed = decoder_blocks(model)[0], set(sources.values())
+    for name, value in cut.values.items():
+        if name not in placed and bool(value.any()) and not _goes(name, prefix, cut.blocks):
+            raise PruneError(
+                f"{type(model).__name__} cannot be cut like this: no configuration of its family has a place for "
+                f"{name}: choose another repair"
+            )
     return smaller, sources
+
+
+@torch.no_grad()
+@exact_arithmetic()  # a caller's autocast rounds both otherwise
+def check_same(model: "PreTrainedModel", smaller: "PreTrainedModel", window: Tensor, why: str) -> None:
+    """Raise `PruneError` if the smaller model does not compute what the larger one does as it is set up now.
+
+    window (1, length); why: what it means if it does not.
+    """
+    expected, found = (one(input_ids=window.to(model.device), use_cache=False).logits for one in (model, smaller))
+    if not bool(expected.isfinite().all()):
+        raise PruneError(f"the predictions of {type(model).__name__} are NaN or infinite: check its weights and dtype")
+    gap, size = (found.float() - expected.float()).abs().max(), expected.float().abs().max()
+    if not gap < (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1) * size:
+        raise PruneError(f"{type(model).__name__} {why}")
 
 
 def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
@@ -102,6 +149,12 @@ def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         raise PruneError(f"{type(model).__name__} cannot be cut like this: {error}") from error
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller
+
+
+def _goes(name: str, prefix: str, blocks: list[int] | None) -> bool:
+    """Whether a tensor of the larger model belongs to a block that does not stay."""
+    inside = name.removeprefix(f"{prefix}.")
+    return blocks is not None and inside != name and int(inside.split(".")[0]) not in blocks
 
 
 def _source(name: str, prefix: str, blocks: list[int] | None) -> str:

@@ -17,6 +17,7 @@ can learn to add it, by ridge regression towards what it is:
 Left out: parts of blocks, which no configuration can describe.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -33,11 +34,13 @@ from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, backbone, decoder_blocks
 from minprune.statistics import Statistics
 from minprune.structured.criteria import gradients
+from minprune.structured.cut import Cut, become, built
 from minprune.structured.units import heads, layers_by_block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_ROUNDED = 0.02  # by so much a factor of 1 may be off in 16 bits
 DEPTH_SCORES = ("influence", "attention", "angle", "taylor", "loss", "greedy")
 
 
@@ -64,7 +67,8 @@ def block_scores(model: "PreTrainedModel", calib: Tensor, how: str) -> Tensor:
     """How much each block seems to be worth by itself, (blocks,): "influence", "attention", "taylor" or "loss"."""
     depth = len(decoder_blocks(model)[1])
     if how == "loss":
-        return torch.tensor([_perplexity_without(model, calib, {block}) for block in range(depth)]).log()
+        losses = _losses_without(model, calib, {block: {block} for block in range(depth)})
+        return torch.tensor([losses.get(block, math.inf) for block in range(depth)], dtype=torch.float64)
     if how == "taylor":
         layers = layers_by_block(model)
         found, _ = gradients(model, calib, [layer for block in layers for layer in block])
@@ -126,23 +130,19 @@ def stream_of(model: "PreTrainedModel", calib: Tensor) -> list[Tensor]:
 
 @contextmanager
 def without(model: "PreTrainedModel", gone: set[int]) -> Iterator[None]:
-    """While open, the model runs without these blocks."""
-    name, blocks = decoder_blocks(model)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    config, depth = model.config.get_text_config(), len(blocks)
-    kept = [index for index in range(depth) if index not in gone]
-    lists = {k: v for k, v in vars(config).items() if isinstance(v, list) and len(v) == depth}
-    setattr(parent, name.rpartition(".")[2], nn.ModuleList(blocks[index] for index in kept))
-    config.num_hidden_layers = len(kept)
-    for key, value in lists.items():
-        setattr(config, key, [value[index] for index in kept])
+    """While open, the model is the one that is left when these blocks are cut out, and shares its tensors.
+
+    Blocks that are taken out of the list alone would go on counting themselves as they were numbered. Raises
+    `PruneError` if no configuration of the family describes what is left.
+    """
+    smaller = built(model, Cut(blocks=[block for block in range(len(decoder_blocks(model)[1])) if block not in gone]))
+    before = dict(vars(model))
+    become(model, smaller)
     try:
         yield
     finally:
-        setattr(parent, name.rpartition(".")[2], blocks)
-        config.num_hidden_layers = depth
-        for key, value in lists.items():
-            setattr(config, key, value)
+        vars(model).clear()
+        vars(model).update(before)
 
 
 def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:
@@ -150,37 +150,88 @@ def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:
     left = list(range(depth))
     for _ in range(gone):
         gone_already = set(range(depth)) - set(left)
-        losses = {block: _perplexity_without(model, calib, gone_already | {block}) for block in left}
-        left.remove(min(left, key=losses.__getitem__))
+        losses = _losses_without(model, calib, {block: gone_already | {block} for block in left})
+        left.remove(min(losses, key=losses.__getitem__))
     return left
 
 
-def _perplexity_without(model: "PreTrainedModel", calib: Tensor, gone: set[int]) -> float:
-    with without(model, gone):
-        return perplexity(model, calib)
+def _losses_without(model: "PreTrainedModel", calib: Tensor, sets: dict[int, set[int]]) -> dict[int, float]:
+    """The loss without each of these sets of blocks, by its key; those without which there is no model are left out.
+
+    Raises `PruneError` if none can go.
+    """
+    found, refused = {}, None
+    for key, gone in sets.items():
+        try:
+            with without(model, gone):
+                found[key] = math.log(perplexity(model, calib))
+        except PruneError as error:
+            refused = error
+    if refused and not found:
+        raise refused
+    return found
 
 
 @torch.no_grad()
-def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: float) -> None:
+def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: float) -> list[int]:
     """Refit the last matrix of each block that others used to follow, from the first cut to the last, in place.
 
-    Raises `PruneError` before anything changes if what is written to one of them would be lost.
+    Whatever a block does to this matrix's output before it adds it to the stream (a norm, a number) counts as a factor,
+    which is measured. A matrix that brings the stream no nearer to the dense one is put back. Returns the blocks before
+    a cut that stay as they were. Raises `PruneError` before anything changes if what is written would be lost.
     """
-    depth = len(decoder_blocks(model)[1])
-    refitted = _before_cuts(model, kept)
-    check_weights(model, [layer for _, _, layer in refitted])
-    targets = stream_of(model, calib)
-    for place, behind, layer in refitted:
-        seen: list[Tensor] = []
-        hook = layer.module.register_forward_pre_hook(
-            lambda _, args, kwargs, seen=seen: seen.append(input_of(args, kwargs)), with_kwargs=True
-        )
-        try:
-            with without(model, set(range(depth)) - set(kept)):
-                streams = stream_of(model, calib)
-        finally:
-            hook.remove()
-        refit(layer.weight, seen[0], targets[behind], streams[place + 1], damp)
+    gone = set(range(len(decoder_blocks(model)[1]))) - set(kept)
+    cuts = _before_cuts(model, kept)
+    check_weights(model, [layer for _, _, layer in cuts if layer is not None])
+    targets, left = stream_of(model, calib), []
+    for place, behind, layer in cuts:
+        if layer is None or not _refit_before(model, calib, gone, place, targets[behind], damp):
+            left.append(kept[place])
+    return left
+
+
+def _refit_before(model, calib: Tensor, gone: set[int], place: int, target: Tensor, damp: float) -> bool:
+    """Refit the last matrix of the block at this place of those that stay; False if it does better as it is.
+
+    target: the dense stream behind the cut.
+    """
+    with without(model, gone):
+        layer = layers_by_block(model)[place][-1]  # its weight is that of the larger model
+        before = layer.weight.clone()
+        Z, stream = _pass_to(model, calib, layer, place)
+        if stream.numel() != Z[..., 0].numel() * len(before):  # of several streams
+            return False
+        lack = target - stream
+        moved = _pass_to(model, calib[:1], layer, place, lack[:1])[1] - stream[:1]
+        factor = float((moved.double() * lack[:1].double()).sum() / lack[:1].double().square().sum())
+        if not factor > 0:
+            return False
+        goal = target if abs(factor - 1) < _ROUNDED else stream + lack / factor
+        refit(layer.weight, Z, goal, stream, damp)
+        after = _pass_to(model, calib, layer, place)[1]
+        if (after - target).double().norm() < lack.double().norm():
+            return True
+        layer.weight.copy_(before)
+        torch.clear_autocast_cache()
+        return False
+
+
+def _pass_to(
+    model: "PreTrainedModel", windows: Tensor, layer: Layer, place: int, more: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What a layer reads, and the stream behind the block at this place. more: what is added to the layer's output."""
+    seen: list[Tensor] = []
+
+    def watch(_: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tensor:
+        seen.append(input_of(args, kwargs))
+        return out if more is None else out + more.reshape(out.shape)
+
+    hook = layer.module.register_forward_hook(watch, with_kwargs=True)
+    try:
+        streams = stream_of(model, windows)
+    finally:
+        hook.remove()
+    return seen[0], streams[place + 1]
 
 
 @exact_arithmetic()
@@ -195,22 +246,22 @@ def refit(W: Tensor, Z: Tensor, target: Tensor, stream: Tensor, damp: float) -> 
     torch.clear_autocast_cache()  # a caller's autocast may remember the weight as it was
 
 
-def _before_cuts(model: "PreTrainedModel", kept: list[int]) -> list[tuple[int, int, Layer]]:
+def _before_cuts(model: "PreTrainedModel", kept: list[int]) -> list[tuple[int, int, Layer | None]]:
     """For each cut the place in `kept` of the block before it, the index of the block behind it, and what to refit."""
     following = [*kept[1:], len(decoder_blocks(model)[1])]
-    cuts = [
+    return [
         (place, behind, _last_matrix(model, block))
         for place, (block, behind) in enumerate(zip(kept, following, strict=True))
         if behind != block + 1
     ]
-    return [(place, behind, layer) for place, behind, layer in cuts if layer is not None]
 
 
 def _last_matrix(model: "PreTrainedModel", block: int) -> Layer | None:
-    """The matrix whose output ends in the stream, nothing else of the block being behind it; None in a mixture."""
+    """The matrix whose output ends in the stream, no other of the block being behind it; None if it is shared."""
     layer = layers_by_block(model)[block][-1]
     width = model.config.get_text_config().hidden_size
-    return layer if layer.expert_index is None and layer.weight.shape[0] == width else None
+    alone = layer.expert_index is None and not layer.aliases
+    return layer if alone and layer.weight.shape[0] == width else None
 
 
 def _tensor(out) -> Tensor:

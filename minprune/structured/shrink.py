@@ -18,6 +18,8 @@ from torch import Tensor
 from minprune.arithmetic import ordinary_tensors
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
+from minprune.methods import METHODS
+from minprune.methods.damping import check_damp
 from minprune.models.causality import check_causal, evaluating
 from minprune.models.hooks import check_compiled
 from minprune.models.layers import check_windows, decoder_blocks
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECONSTRUCTION = Reconstruction()
+_OF_PRUNE = ("batch_size", "sequential", "precision", "progress")
 
 
 @ordinary_tensors()
@@ -68,7 +71,8 @@ def shrink(
         cut; "bias" has a bias say the means of missing inputs; "reconstruct" is "refit", and at the end each block is
         trained to give what the dense model has there; "none" leaves all as it is.
     **options
-        Further arguments of `minprune.prune`; `reconstruction`, a `Reconstruction`, says how blocks are trained.
+        `damp` of least squares; batch_size, sequential, precision and progress as for `minprune.prune`;
+        `reconstruction`, a `Reconstruction`, says how blocks are trained.
 
     Returns
     -------
@@ -78,7 +82,7 @@ def shrink(
     Raises
     ------
     PruneError
-        For an unknown removal or method, and if no configuration of the model's family describes the result.
+        For an unknown removal, method or option, and if no configuration of the model's family describes the result.
 
     Examples
     --------
@@ -109,7 +113,8 @@ def run_removals(
 
     progress: what an earlier run has finished, and where it is noted what this one has.
     """
-    check_plan(model, calib, plan)
+    check_options(options)
+    check_plan(model, calib, plan, repair)
     if repair == "reconstruct" and calib is None:
         raise PruneError("blocks are reconstructed on calibration tokens: pass calib")
     start = time.perf_counter()
@@ -135,14 +140,25 @@ def run_removals(
     return report
 
 
-def check_plan(model: "PreTrainedModel", calib: Tensor | None, plan: list[tuple[Removal, str]]) -> None:
+def check_options(options: dict[str, Any]) -> None:
+    """Raise `PruneError` for an option that no removal has, or that cannot be what it is."""
+    least_squares = METHODS["obs"]
+    known = [*_OF_PRUNE, *(name for name in least_squares.options if name != "keep")]
+    if unknown := [name for name in options if name not in known]:
+        raise PruneError(f"shrink does not know the option {unknown[0]!r}: its options are {', '.join(known)}")
+    least_squares.check_values(options)
+    check_damp(options.get("damp", 0.0))
+
+
+def check_plan(model: "PreTrainedModel", calib: Tensor | None, plan: list[tuple[Removal, str]], repair: str) -> None:
     """Raise `PruneError` if one of the removals cannot be made, or if no configuration says what all of them leave."""
-    every = Cut()
+    every, asked = Cut(), list[Width]()
+    if calib is not None:
+        check_windows(model, calib)
     for one, chosen in plan:
         if one.what in ("blocks", "hidden") or chosen in ("taylor", "fisher"):
             if calib is None:
                 raise PruneError(f"choosing {one.what} needs calibration tokens: pass calib")
-            check_windows(model, calib)
             check_causal(model, calib.shape[1])
         if one.what == "blocks":
             depth = len(decoder_blocks(model)[1])
@@ -154,13 +170,18 @@ def check_plan(model: "PreTrainedModel", calib: Tensor | None, plan: list[tuple[
             check_cut(model, narrower)
             empty_model(model, Cut({**every.config, "hidden_size": first.shape[1]}))
         else:
-            found = Width(model, one.what, one.of).example()
+            width = Width(model, one.what, one.of)
+            found = width.example(repair)
             if overlap := set(found.tensors) & set(every.tensors):
                 raise PruneError(f"{min(overlap)} would be cut twice: remove heads or groups, not both")
             every.config |= found.config
             every.tensors |= found.tensors
+            every.values |= found.values
+            asked.append(width)
     if every.config or every.blocks:
         check_cut(model, every)
+    for width in asked:
+        width.check(model, calib)
 
 
 def remove_one(
@@ -203,11 +224,14 @@ def _remove_blocks(model, calib: Tensor, one: Removal, how: str, repair: str, da
     with evaluating(model):
         kept = choose_blocks(model, calib, gone, how)
         check_cut(model, Cut(blocks=kept))
-        if repair == "refit":
-            repair_cuts(model, calib, kept, damp)
+        left = repair_cuts(model, calib, kept, damp) if repair == "refit" else []
     apply_cut(model, Cut(blocks=kept))
-    note = f"blocks {', '.join(str(block) for block in range(depth) if block not in kept)} of {depth} removed"
-    return Report(how, f"blocks:{gone}", {}, _describe(calib), notes=[note]), kept
+    notes = [f"blocks {', '.join(str(block) for block in range(depth) if block not in kept)} of {depth} removed"]
+    if left:
+        notes.append(
+            f"block {', '.join(map(str, left))} before a cut stays as it was: its last matrix cannot make up for it"
+        )
+    return Report(how, f"blocks:{gone}", {}, _describe(calib), notes=notes), kept
 
 
 def _remove_channels(model, calib: Tensor, one: Removal, how: str) -> tuple[Report, Tensor]:

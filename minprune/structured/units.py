@@ -63,7 +63,11 @@ def heads(model: "PreTrainedModel") -> tuple[Heads, list[Units]]:
     Raises `PruneError` for attention whose parts are not matrices of their own.
     """
     text = model.config.get_text_config()
-    queries = text.num_attention_heads
+    queries = getattr(text, "num_attention_heads", None)
+    if not isinstance(queries, int):  # none in a recurrent model; one for each block, in some
+        raise PruneError(
+            f"{type(model).__name__} has no number of heads that holds for each of its blocks: remove neurons or blocks"
+        )
     groups = getattr(text, "num_key_value_heads", None) or queries
     width = getattr(text, "head_dim", None) or text.hidden_size // queries
     shape = Heads(queries, groups, width)

@@ -5,28 +5,32 @@ is calibrated on what the smaller layers before it produce. A criterion gives ea
 go, and the matrix is solved anew for those that stay. Then what is zero is cut out, with all that computed it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minprune.errors import PruneError
 from minprune.methods import Method, Result, get_method
 from minprune.methods.columns import refit as refit_columns
 from minprune.methods.damping import checked_gram, damped_cholesky
+from minprune.models.causality import evaluating
+from minprune.models.hooks import input_of
 from minprune.models.layers import is_conv1d
 from minprune.output.report import Report
 from minprune.patterns import Lines
 from minprune.pipeline.prune import prune
 from minprune.structured import criteria
 from minprune.structured.criteria import gradients, group_of
-from minprune.structured.cut import Cut
+from minprune.structured.cut import Cut, built, check_same
 from minprune.structured.units import Units, heads, neurons
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_TOKENS = 8  # with which a model is run that nothing is known of
 CRITERIA = ("obs", "obd", "wanda", "activation", "flap", "magnitude", "l2", "taylor", "fisher")
 _OF_THE_READER: dict[str, Callable] = {  # of the last matrix W and the statistics of its inputs -> (d_in,)
     "obd": lambda W, stats: criteria.l2((W * stats.sq_norm.sqrt()).T),
@@ -47,10 +51,28 @@ class Width:
     def __init__(self, model: "PreTrainedModel", what: str, gone: Callable[[int], int]):
         self.config, self.units, self.pattern = _PLANS[what](model, gone)
 
-    def example(self) -> Cut:
+    def example(self, repair: str) -> Cut:
         """A cut of this size, to see whether the family can say it: which units it takes does not matter."""
         like = self.pattern.keep(torch.zeros_like(self.units[0].reader.weight))
-        return self._cut([like[0].nonzero().view(-1)] * len(self.units))
+        cut = self._cut([like[0].nonzero().view(-1)] * len(self.units))
+        if repair == "bias":
+            some = {unit.reader.name: unit.reader.weight.new_ones(len(unit.reader.weight)) for unit in self.units}
+            self._add_biases(cut, some)
+        return cut
+
+    def check(self, model: "PreTrainedModel", calib: Tensor | None) -> None:
+        """Raise `PruneError` if the model without some of the units is not the one in which they say nothing."""
+        some = torch.arange(_TOKENS)[None] % model.config.get_text_config().vocab_size
+        window = some if calib is None else calib[:1, :64]
+        cut = self.example("none")
+        with evaluating(model), ExitStack() as shown:
+            smaller = built(model, cut)
+            for unit in self.units:
+                kept = cut.tensors[f"{unit.reader.name}.weight"][1]
+                silent = torch.ones(unit.reader.weight.shape[1], dtype=torch.bool, device=kept.device)
+                silent[kept] = False
+                shown.enter_context(_silenced(unit.reader.module, silent))
+            check_same(model, smaller, window, "does something else with its units than to add up what each says")
 
     def prune(self, model: "PreTrainedModel", calib: Tensor | None, how: str, repair: str, **options: Any) -> Report:
         """Make the inputs zero, chosen by one of `CRITERIA`. repair: "none", "bias" or "refit" of what stays."""
@@ -73,7 +95,7 @@ class Width:
         used = [unit.reader.weight.any(0).float()[None] for unit in self.units]  # (1, d_in) each
         cut = self._cut([self.pattern.keep(one)[0].nonzero().view(-1) for one in used])
         if self.biases:
-            self._add_biases(cut)
+            self._add_biases(cut, self.biases)
         return cut
 
     def _cut(self, kept: list[Tensor]) -> Cut:
@@ -89,19 +111,36 @@ class Width:
     def _note_bias(self, W: Tensor, bias: Tensor) -> None:
         self.biases[next(u.reader.name for u in self.units if u.reader.weight.data_ptr() == W.data_ptr())] = bias
 
-    def _add_biases(self, cut: Cut) -> None:
-        """The biases in place of the missing inputs' means, and those of zero that a configuration wants beside."""
+    def _add_biases(self, cut: Cut, biases: dict[str, Tensor]) -> None:
+        """The biases in place of the missing inputs' means, and those of zero that a configuration wants beside.
+
+        biases: by the name of the reader. What has a bias of its own keeps it.
+        """
         for unit in self.units:
             layer = unit.reader
-            bias, old = self.biases[layer.name], getattr(layer.module, "bias", None)
+            bias, old = biases[layer.name], getattr(layer.module, "bias", None)
             cut.values[f"{layer.name}.bias"] = bias if old is None else old.data + bias
             if old is not None:
                 continue
             cut.config |= {"attention_bias" if self.config.get("head_dim") else "mlp_bias": True}
-            for maker, _ in unit.makers:
+            for maker in (maker for maker, _ in unit.makers if getattr(maker.module, "bias", None) is None):
                 weight, kept = maker.weight, cut.tensors[f"{maker.name}.weight"][1]
                 cut.values[f"{maker.name}.bias"] = weight.new_zeros(len(weight))
                 cut.tensors[f"{maker.name}.bias"] = (0, kept)
+
+
+@contextmanager
+def _silenced(module: nn.Module, silent: Tensor) -> Iterator[None]:
+    """While open, these inputs (d_in,) of a matrix are zero."""
+
+    def silence(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return (input_of(args, kwargs).masked_fill(silent, 0),), {}
+
+    handle = module.register_forward_pre_hook(silence, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _choosing(how: str, scores: dict[int, Tensor], repair: str, note_bias: Callable[[Tensor, Tensor], None]):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokens
+from tiny import FAMILIES, tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
@@ -13,7 +13,7 @@ from minprune.pipeline.reconstruction import Reconstruction
 from minprune.structured.cut import Cut, apply_cut
 from minprune.structured.depth import block_scores, stream_of, without
 from minprune.structured.repair import reconstruct
-from minprune.structured.units import heads
+from minprune.structured.units import heads, neurons
 
 ALL = ["neurons:25%", "heads:1/2", "blocks:1", "hidden:25%"]
 TRAINED = Reconstruction(epochs=3, batch_size=8, lr=0.02)
@@ -74,6 +74,29 @@ def test_a_bias_says_the_mean_of_what_is_missing(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-5)
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("what", ["neurons:25%", "heads:1/2"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bias_is_there_when_the_model_is_loaded_again_or_the_family_is_refused_unchanged(family, what, tmp_path):
+    """Mistral and others have no place for one; in Qwen2 the queries have biases and what reads them has not."""
+    model, tokens = tiny_model(family), tiny_tokens()
+    before = copy.deepcopy(model.state_dict())
+    try:
+        mp.shrink(model, tokens, what, "flap", "bias")
+    except mp.PruneError:
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        return
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for unit in neurons(loaded)[2] if what.startswith("neurons") else heads(loaded)[1]:
+        bias, old = unit.reader.module.bias, before.get(f"{unit.reader.name}.bias")
+        assert bias.any() and (old is None or not torch.equal(bias, old)), unit.reader.name
+        for maker, _ in unit.makers:
+            old = before.get(f"{maker.name}.bias")
+            assert old is None or set(maker.module.bias.tolist()) <= set(old.tolist()), maker.name
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
 
 
 def test_whole_groups_of_heads_go_with_their_keys_and_values():

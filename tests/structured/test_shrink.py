@@ -9,19 +9,21 @@ from tiny import FAMILIES, tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
+from minprune.structured.cut import Cut, apply_cut
 from minprune.structured.depth import angular_distance, block_influence, choose_blocks, refit, stream_of, without
 from minprune.structured.removals import removal
 from minprune.structured.shrink import shrink
 from minprune.structured.units import heads, neurons
 
 REMOVALS = ("neurons:25%", "heads:1/2", "blocks:1")
-REFUSED = {("mixtral", "neurons:25%"), ("bloom", "neurons:25%")} | {
+# in DiffLlama heads work in pairs, those of one half with those of the other: whose partner is gone does something else
+REFUSED = {("mixtral", "neurons:25%"), ("bloom", "neurons:25%"), ("diffllama", "heads:1/2")} | {
     (family, "heads:1/2") for family in ("opt", "gpt2", "gpt_neox", "falcon", "bloom", "gptj", "olmo2")
 }
 
 
 @pytest.mark.parametrize("what", REMOVALS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "diffllama"])
 def test_a_smaller_model_is_saved_and_loaded_by_transformers_alone(family, what, tmp_path):
     model, tokens = tiny_model(family), tiny_tokens()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -42,7 +44,7 @@ def test_a_smaller_model_is_saved_and_loaded_by_transformers_alone(family, what,
 
 
 @pytest.mark.parametrize("what", ["neurons:25%", "heads:1/2"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi", "gpt2", "starcoder2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi", "gpt2", "starcoder2", "cohere", "diffllama"])
 def test_cutting_changes_nothing_that_pruning_whole_inputs_has_not_changed(family, what):
     if (family, what) in REFUSED:
         pytest.skip("refused, see above")
@@ -58,18 +60,79 @@ def test_cutting_changes_nothing_that_pruning_whole_inputs_has_not_changed(famil
         assert torch.allclose(model(tokens).logits, twin(tokens).logits, atol=1e-9)
 
 
-def test_without_a_block_is_what_is_left_when_it_is_cut_out():
-    model, tokens = (
-        tiny_model("gemma3", num_hidden_layers=4, layer_types=["sliding_attention", "full_attention"] * 2),
-        tiny_tokens(),
-    )
-    kept = choose_blocks(model, tokens, 1, "greedy")
-    with torch.no_grad(), without(model, set(range(4)) - set(kept)):
-        expected = model(tokens, use_cache=False).logits  # a cache would count the blocks as they were numbered
+DEEP = {  # four blocks; whether all blocks of a family are alike, or depend on their number
+    "llama": {"num_hidden_layers": 4},
+    "gemma3": {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gpt2": {"n_layer": 4, "scale_attn_by_inverse_layer_idx": True},
+    "diffllama": {"num_hidden_layers": 4},
+    "bamba": {"num_hidden_layers": 4},
+    "gemma3n": {},
+    "gemma4": {},
+    "zamba2": {},
+}
+
+
+@pytest.mark.parametrize("family", DEEP)
+def test_the_loss_that_greedy_has_seen_is_that_of_the_model_which_is_left(family, tmp_path):
+    """The numbers of blocks matter in DiffLlama and here in GPT-2; keys and values are shared in the Gemmas."""
+    model, tokens = tiny_model(family, **DEEP[family]), tiny_tokens()
+    depth, refused = model.config.num_hidden_layers, "cannot be cut"
+    losses = {}
+    for block in range(depth):
+        smaller = copy.deepcopy(model)
+        try:
+            apply_cut(smaller, Cut(blocks=[b for b in range(depth) if b != block]))
+        except mp.PruneError:
+            continue
+        smaller.save_pretrained(tmp_path / str(block))
+        losses[block] = mp.perplexity(AutoModelForCausalLM.from_pretrained(tmp_path / str(block)), tokens)
+    if not losses:
+        with pytest.raises(mp.PruneError, match=refused):
+            shrink(model, tokens, "blocks:1", "greedy")
+        return
     shrink(model, tokens, "blocks:1", "greedy", repair="none")
+    assert mp.perplexity(model, tokens) == pytest.approx(min(losses.values()), rel=1e-6)
+
+
+def test_without_leaves_the_model_as_it_was():
+    model, tokens = tiny_model("llama", num_hidden_layers=4), tiny_tokens()
+    config = model.config.to_dict()
     with torch.no_grad():
-        assert torch.equal(model(tokens).logits, expected)
-    assert len(model.config.layer_types) == 3
+        expected = model(tokens).logits
+        with pytest.raises(ZeroDivisionError), without(model, {1, 2}):
+            assert model.config.num_hidden_layers == len(model.model.layers) == 2
+            raise ZeroDivisionError
+        assert torch.equal(model(tokens).logits, expected) and model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+def test_a_refit_reaches_the_dense_stream_through_whatever_follows_the_matrix(factor):
+    """Granite multiplies what a block adds by a number: with w times as large matrices it is the same model."""
+    tokens, found = tiny_tokens(40, 24), []
+    for multiplier in (1.0, factor):
+        model = tiny_model("granite", torch.float64, num_hidden_layers=4, residual_multiplier=multiplier)
+        with torch.no_grad():
+            for block in model.model.layers:
+                block.self_attn.o_proj.weight /= multiplier
+                block.mlp.down_proj.weight /= multiplier
+        shrink(model, tokens, "blocks:1", "influence")
+        with torch.no_grad():
+            found.append(model(tokens).logits)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "hunyuan", "afmoe", "mamba", "diffllama"])
+def test_a_refit_never_leaves_the_stream_farther_from_the_dense_one(family):
+    changes = {"n_layer": 4} if family in ("gpt2", "gptj", "bloom") else {"num_hidden_layers": 4}
+    changes |= DEEP.get(family, {})
+    dense, tokens = tiny_model(family, **changes), tiny_tokens(16)
+    target, errors = stream_of(dense, tokens)[-1], {}
+    for repair in ("none", "refit"):
+        model = copy.deepcopy(dense)
+        report = shrink(model, tokens, "blocks:1", "influence", repair)
+        errors[repair] = float((stream_of(model, tokens)[-1] - target).square().sum())
+    stays = any("stays as it was" in note for note in report.notes)
+    assert errors["refit"] == errors["none"] if stays else errors["refit"] <= errors["none"]
 
 
 def test_greedy_takes_the_block_whose_absence_costs_least():
@@ -132,6 +195,20 @@ def test_what_cannot_be_removed_is_refused_in_a_line_and_changes_nothing(text):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("what", ["neurons:25%", "blocks:1", "hidden:25%"])
+@pytest.mark.parametrize(
+    "options",
+    [{"dampp": 1.0}, {"include": ["*"]}, {"damp": -1.0}, {"damp": float("nan")}, {"damp": float("inf")}, {"damp": "x"}],
+)
+def test_an_option_that_cannot_be_is_refused_for_every_kind_of_removal(what, options):
+    """A damping of NaN went round for ever: nothing is more than it."""
+    model, tokens = tiny_model("llama", num_hidden_layers=3), tiny_tokens()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(mp.PruneError, match=r"damp|include"):
+        shrink(model, tokens, what, **options)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_shares_and_numbers_are_read():
     assert removal("neurons:25%").of(48) == 12
     assert removal("heads:1/3").of(9) == 3
@@ -183,6 +260,12 @@ def test_a_refit_is_solved_in_the_arithmetic_of_its_dtype(precision):
     gram += 0.01 * gram.diagonal().mean() * torch.eye(48).double()
     byhand = torch.linalg.solve(gram, wide.T @ R.double().reshape(-1, 32)).T
     torch.testing.assert_close(expected, byhand, rtol=1e-9, atol=1e-12)  # float64 was not narrowed
+
+
+@pytest.mark.parametrize("family", ["rwkv", "mamba"])
+def test_a_family_without_heads_is_refused_in_a_line(family):
+    with pytest.raises(mp.PruneError, match="remove neurons or blocks"):
+        shrink(tiny_model(family), tiny_tokens(), "heads:1/2")
 
 
 def test_blocks_of_a_model_that_sees_the_future_are_not_removed():
