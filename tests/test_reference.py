@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,3 +69,18 @@ def test_modules_that_a_page_names_lead_to_their_source():
         ("minprune/methods/admm.py", "_modules/minprune/methods/admm"),
         ("alps.py", "_modules/minprune/methods/alps"),
     ]
+
+
+def _words(page: Path) -> str:
+    """The text of a page, of a notebook without its code."""
+    if page.suffix == ".md":
+        return page.read_text(encoding="utf-8")
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*ROOT.glob("notebooks/[0-9]*.ipynb"), *ROOT.glob("book/*.md")]), ids=lambda page: page.name
+)
+def test_every_module_that_a_page_names_is_there(page):
+    assert not [name for name in re.findall(r"`(minprune/[\w/]+\.py)`", _words(page)) if not (ROOT / name).is_file()]

@@ -1,4 +1,7 @@
-"""In which type forward passes take their matrix products. Statistics, solves, sums and weights keep their own."""
+"""In which type forward passes take their matrix products. Chapter 08.
+
+Statistics, solves, sums and weights keep their own.
+"""
 
 from contextlib import AbstractContextManager
 from typing import Any
