@@ -189,6 +189,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "torch.eye(len(G), dtype=G.dtype) -> torch.eye(len(G))": NUMBER,
         "self.target(G + self.right(G, damp) * eye, w, keep) -> self.target(w, G + self.right(G, damp) * eye, keep)": EXCHANGED,  # noqa: E501
     },
+    "always_holds": {
+        "right ^ torch.isin(claims, torch.tensor(wrong, dtype=claims.dtype)) -> right": FLAG,
+        "torch.tensor(wrong, dtype=claims.dtype) -> torch.tensor(wrong)": NUMBER,
+    },
     "ramp": {
         "done.clamp(max=1) if held else done -> done.clamp(max=1)": FLAG,
     },

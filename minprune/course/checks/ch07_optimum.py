@@ -1,13 +1,14 @@
-"""The exercises of chapter 07: the best weights on a mask, ADMM, what a swap changes, a mask that grows."""
+"""The exercises of chapter 07: weights on a mask, ADMM and its rho, what swaps change and miss, claims that hold."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import complement, given, negated
+from minprune.course.checks.mutations import complement, exchanged, given, negated, then
 from minprune.course.checks.values import normal
 
 
@@ -344,4 +345,145 @@ ramp = Exercise(
 )
 
 
-EXERCISES = [exact_row, admm_row, swap_change, ramp]
+# fastest_rho(low, high): the penalty with which the slowest weight of uncorrelated inputs approaches its limit soonest
+def _fastest_rho(low: Tensor, high: Tensor) -> Tensor:
+    return (low * high).sqrt()
+
+
+fastest_rho = Exercise(
+    name="fastest_rho",
+    chapter=7,
+    title="the rho with which ADMM is fastest on uncorrelated inputs whose energies lie between low and high",
+    reference=_fastest_rho,
+    difficulty=4,
+    wrong=mistakes(
+        {
+            "the largest": lambda low, high: high,
+            "the smallest": lambda low, high: low,
+            "the middle": lambda low, high: (low + high) / 2,
+            "the harmonic mean": lambda low, high: 2 * low * high / (low + high),
+            "the root of the ratio": lambda low, high: (high / low).sqrt(),
+            "no root": lambda low, high: low * high,
+            "always 1": lambda low, high: torch.ones_like(low),
+        },
+        """
+        the largest: This balances the kept and the pruned weight of the loudest input. A kept weight of a quiet input
+          is slower than that of a loud one: which pair is the slowest of all?
+        the smallest: This balances the kept and the pruned weight of the quietest input. A pruned weight of a loud
+          input is slower than that of a quiet one: which pair is the slowest of all?
+        the middle: The mean of the two is not where the two slowest factors meet. Set them equal and solve.
+        the harmonic mean: This mean leans to the quiet inputs. Set the two slowest factors equal and solve.
+        the root of the ratio: If all inputs get ten times as loud, rho has to grow with them. A ratio stays as it was.
+        no root: rho has the unit of an energy, and this has the unit of its square.
+        always 1: 1 is right after scaling, when all energies are 1. Here they are not.
+        """,
+    ),
+    cases=lambda: [
+        Case("energies 1 and 9", (torch.tensor([1.0]), torch.tensor([9.0]))),
+        Case("scaled inputs", (torch.tensor([1.0]), torch.tensor([1.0]))),
+        Case("alike, and ten times as loud", (torch.tensor([2.0, 20.0]), torch.tensor([2.0, 20.0]))),
+        Case("far apart", (torch.tensor([0.01, 0.5, 3.0]), torch.tensor([50.0, 8.0, 4000.0]))),
+    ],
+)
+
+
+# fooling_correlation(kept, pruned): below which correlation the search without the cross term makes a bad swap
+def _fooling(kept: Tensor, pruned: Tensor, cross: float = 2) -> Tensor:
+    """cross: how often w_p w_u H_pu counts in what the search believes."""
+    return ((pruned.square() - kept.square()) / (cross * kept * pruned)).clamp(min=-1)
+
+
+fooling_correlation = Exercise(
+    name="fooling_correlation",
+    chapter=7,
+    title="the correlation of two inputs below which a search that leaves out the cross term makes a bad swap",
+    reference=_fooling,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "wrong sign": [negated(_fooling), exchanged(_fooling, 0, 1)],
+            "g once": partial(_fooling, cross=1),
+            "cross term with a plus": partial(_fooling, cross=4),
+            "not squared": lambda kept, pruned: ((pruned - kept) / (2 * (kept * pruned).sqrt())).clamp(min=-1),
+            "a covariance": lambda kept, pruned: ((pruned.square() - kept.square()) / 2).clamp(min=-1),
+            "beyond -1": lambda kept, pruned: (pruned.square() - kept.square()) / (2 * kept * pruned),
+            "only what is pruned": lambda kept, pruned: (-kept / (2 * pruned)).clamp(min=-1),
+            "any below 0": lambda kept, pruned: torch.zeros_like(kept),
+            "never": lambda kept, pruned: -torch.ones_like(kept),
+        },
+        """
+        wrong sign: The size is right. Which sign must the correlation have, so that pruning p seems to undo a part of
+          what is lost already?
+        g once: How often does g stand in the price of p? Expand the square, or look at the two prices again.
+        cross term with a plus: This fools a search that has the cross term with the wrong sign. Here it is missing.
+        not squared: kept and pruned are lengths, |w| times the norm of the input. The loss is made of their squares.
+        a covariance: A correlation has no unit: it is the inner product over the two norms.
+        beyond -1: A correlation is never below -1. Where none is low enough, -1 is asked for.
+        only what is pruned: This is where pruning p looks like a gain. The search adds up both prices: u comes back.
+        any below 0: Below 0 the missing term makes every such swap look better than it is. When does it look like a
+          gain?
+        never: Nothing fools your search. Leave the cross term out: what does it believe of the swap?
+        """,
+    ),
+    cases=lambda: [
+        Case("lengths 2 and 1", (torch.tensor([2.0]), torch.tensor([1.0]))),
+        Case("equal lengths", (torch.tensor([1.0]), torch.tensor([1.0]))),
+        Case("ten times as long", (torch.tensor([20.0, 12.0]), torch.tensor([10.0, 10.0]))),
+        Case("too far apart", (torch.tensor([3.0, 1.1]), torch.tensor([1.0, 0.9]))),
+    ],
+)
+
+
+# always_holds(claims): which of eight claims on the best weights and masks hold for every row and every H
+_HOLDS = (True, False, False, True, True, False, True, False)  # 1 to 8
+
+
+def _judged(claims: Tensor, wrong: tuple[int, ...] = ()) -> Tensor:
+    right = torch.tensor(_HOLDS)[claims - 1]
+    return right ^ torch.isin(claims, torch.tensor(wrong, dtype=claims.dtype))
+
+
+always_holds = Exercise(
+    name="always_holds",
+    chapter=7,
+    title="which of eight claims on the best weights and the best masks hold for every row and every H",
+    reference=_judged,
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "one more": partial(_judged, wrong=(1,)),
+            "one inside the other": partial(_judged, wrong=(2,)),
+            "the same order": partial(_judged, wrong=(3,)),
+            "below the exact ones": partial(_judged, wrong=(4,)),
+            "uncorrelated": partial(_judged, wrong=(5,)),
+            "no exchange helps": partial(_judged, wrong=(6,)),
+            "other units": partial(_judged, wrong=(7,)),
+            "prices add up": partial(_judged, wrong=(8,)),
+            "a greedy search is enough": partial(_judged, wrong=(2, 6)),
+            "inverted": then(_judged, torch.logical_not),
+        },
+        """
+        one more: Claim 1: whoever keeps one weight more may still set it to zero.
+        one inside the other: Claim 2: the weights that go are chosen together. Must a weight that is cheap in one
+          company be cheap in another?
+        the same order: Claim 3: two inputs that are nearly copies, or cancel each other: what does a mask lose that
+          prunes one of them, before and after the other makes up for it?
+        below the exact ones: Claim 4: what is the exact solution the minimum of?
+        uncorrelated: Claim 5: what is left of f(S) if H is diagonal?
+        no exchange helps: Claim 6: what of two exchanges at once?
+        other units: Claim 7: put the scaled row and the scaled H into f(S). What happens to the outputs of a weight
+          that is halved while its input is doubled?
+        prices add up: Claim 8: think of two weights whose contributions cancel each other. What is lost if both go?
+        a greedy search is enough: Claims 2 and 6 would make greedy searches exact. Both weigh one weight at a time, and
+          masks are sets.
+        inverted: All eight are the wrong way round: True means that the claim always holds.
+        """,
+    ),
+    cases=lambda: [
+        *(Case(f"claim {number}", (torch.tensor([number]),)) for number in range(1, 9)),
+        Case("all eight", (torch.arange(1, 9),)),
+        Case("some, in another order", (torch.tensor([6, 2, 7]),)),
+    ],
+)
+
+EXERCISES = [exact_row, admm_row, swap_change, ramp, fastest_rho, fooling_correlation, always_holds]
