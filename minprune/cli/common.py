@@ -95,11 +95,12 @@ def add_output(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A type for argparse: whole numbers of at least `least`."""
+    """A type for argparse: whole numbers from `least` to `most`."""
+    range_ = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= (most or sys.maxsize):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {range_}")
         return int(text)
 
     return read

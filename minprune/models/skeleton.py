@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}  # of a model in use
+DEEPEST = 10_000  # blocks: 50 times those of the deepest language models
 # What training scripts leave in a config.json, and the value that a model in use has: with the others it answers in
 # tuples, or its configuration cannot be saved.
 _IN_USE = {
@@ -113,6 +114,9 @@ def fill_tables(model: Any) -> None:
 
 def describe_or_refuse(folder: Path, config: "PreTrainedConfig", dtype: torch.dtype | None) -> "PreTrainedModel":
     """`describe`, with a `PruneError` for a configuration of which no model can be made."""
+    depth = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(depth, int) and depth > DEEPEST:  # each takes milliseconds and kilobytes, without weights, too
+        raise PruneError(f"{folder / 'config.json'} describes no model: {depth} blocks are more than {DEEPEST}")
     try:
         return describe(config, dtype)
     except BaseException as error:

@@ -15,6 +15,7 @@ and the largest of: what a forward pass holds, a Gram matrix with what its solve
 Left out: what the library does beside products (norms, activations), which the measured rate of a forward pass holds.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -256,12 +257,11 @@ def solve_bytes(method: str, d_out: int, d_in: int, itemsize: int) -> float:
 
 def fitting_batch(sizes: Sizes, run: Run, memory: float) -> int:
     """The most windows at a time with which the run stays within so many bytes; 0 if not even one does."""
-    fits = [n for n in range(1, run.windows + 1) if _fits(sizes, replace(run, batch_size=n), memory)]
-    return max(fits, default=0)
 
+    def too_many(n: int) -> bool:  # more windows never take less
+        return sum(memory_bytes(sizes, replace(run, batch_size=n)).values()) > memory
 
-def _fits(sizes: Sizes, run: Run, memory: float) -> bool:
-    return sum(memory_bytes(sizes, run).values()) <= memory
+    return bisect_left(range(1, run.windows + 1), True, key=too_many)
 
 
 def of_each_rank(run: Run, ranks: int) -> Run:

@@ -71,7 +71,9 @@ def sweep(
     back with its reason in "failed" and without numbers. Raises `PruneError`, before anything is measured, for an
     unknown method, pattern or text and for a file that another run is writing or that has another protocol.
     """
-    cells, path = keys_of(methods, patterns, seeds), absolute(path)
+    cells, path, texts = keys_of(methods, patterns, seeds), absolute(path), list(texts)
+    if not texts:
+        raise PruneError("a sweep needs at least one text to measure on")
     dtype = str(model.dtype).removeprefix("torch.")
     cut = {text: windows_of(tokenizer, text, "test", test_samples, length, dtype) for text in texts}
     tests = {text: windows for text, (windows, _) in cut.items()}

@@ -117,6 +117,7 @@ def test_a_mixture_whose_tensors_are_renamed_is_planned_whole(plan, config):
         (["--config", "list.json"], "list.json"),
         (["--config", "unknown.json"], "unknown.json"),
         (["--config", "quantised.json"], "quantised"),
+        (["--config", "deep.json"], "1000000 blocks are more than 10000"),
         (["--config", "config.json", "--memory", "24"], "write it as 24GB"),
         (["--config", "config.json", "--bandwidth", "1GB/h"], "write it as 100MB/s"),
         (["--config", "config.json", "--ranks", "0"], "--ranks"),
@@ -132,6 +133,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(plan, config, words, named):
     for name, text in {
         "damaged.json": "{",
         "list.json": "[]",
+        "deep.json": json.dumps(LLAMA | SIZE | {"num_hidden_layers": 10**6}),
         "unknown.json": '{"model_type": "nothing"}',
         "quantised.json": json.dumps(LLAMA | SIZE | {"quantization_config": {"quant_method": "gptq"}}),
     }.items():

@@ -83,8 +83,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(quantize, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"bits": 1}, "not a whole number of at least 2"),
-        ({"bits": 9}, "not a whole number of at least 2"),
+        ({"bits": 1}, "not a whole number from 2 to 8"),
+        ({"bits": 9}, "not a whole number from 2 to 8"),
         ({"group": 5}, "groups of 5 do not divide"),
         ({"method": "awq"}, "unknown way to quantise 'awq'"),
         ({"grid": "log"}, "unknown grid 'log'"),

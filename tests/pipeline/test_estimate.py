@@ -16,6 +16,7 @@ import minprune as mp
 from minprune.models.hooks import capture_inputs
 from minprune.models.layers import block_layers
 from minprune.models.skeleton import describe
+from minprune.pipeline import estimate
 from minprune.pipeline.checkpoint import prune_checkpoint
 from minprune.pipeline.estimate import (
     Run,
@@ -183,6 +184,26 @@ def test_more_windows_at_a_time_never_fit_in_less_memory(sizes):
     least = sum(memory_bytes(sizes, Run("sparsegpt", 40, 256, 1)).values())
     found = [fitting_batch(sizes, run, memory) for memory in (0.5 * least, least, 2 * least, 1e12)]
     assert found[0] == 0 and found[1] >= 1 and found == sorted(found) and found[-1] == 40
+
+
+@pytest.mark.parametrize("windows", [1, 2, 7, 40])
+def test_the_largest_batch_that_fits_is_the_largest_of_all(sizes, windows):
+    needed = [sum(memory_bytes(sizes, Run("sparsegpt", windows, 256, n)).values()) for n in range(1, windows + 1)]
+    for memory in {bound + change for bound in needed for change in (-1, 0, 1)}:
+        fits = [n for n, each in enumerate(needed, 1) if each <= memory]
+        assert fitting_batch(sizes, Run("sparsegpt", windows, 256, windows), memory) == max(fits, default=0)
+
+
+def test_the_largest_batch_of_ten_million_windows_is_found_without_trying_each(sizes, monkeypatch):
+    tried = []
+
+    def counted(*given, real=memory_bytes):
+        tried.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(estimate, "memory_bytes", counted)
+    assert fitting_batch(sizes, Run("sparsegpt", 10**7, 256, 10**7), 1e30) == 10**7
+    assert len(tried) < 40
 
 
 @pytest.mark.parametrize("costs", [[3, 3, 2, 2, 2], [5, 1, 1, 1], [1], []])

@@ -125,7 +125,6 @@ def test_a_file_grows_over_several_calls(run, tmp_path):
         ({"length": 16}, "calibration length 32 instead of 16"),
         ({"test_samples": 2}, "samples 3 instead of 2"),
         ({"name": "another"}, "model tiny instead of another"),
-        ({"texts": []}, "there instead of none"),
     ],
 )
 def test_a_file_of_another_protocol_is_refused_by_name_and_left_alone(run, tmp_path, changes, named):
@@ -181,6 +180,7 @@ def test_mistakes_show_before_anything_is_measured(run, tmp_path):
         ({"patterns": ["50%", "5:4"]}, "5:4"),
         ({"seeds": []}, "at least one method, one pattern and one seed"),
         ({"texts": ["nowhere.txt"]}, "no text 'nowhere.txt'"),
+        ({"texts": []}, "at least one text to measure on"),
     ]:
         with pytest.raises(mp.PruneError, match=match):
             run(**changes)
