@@ -7,7 +7,7 @@ faster to build the dense matrix once than to expand it on the way.
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,19 @@ _MAKERS: dict[str, Callable[[Tensor], SparseMatrix]] = {
     "nm": NMPacked.from_dense,
     "dense": Dense.from_dense,
 }
+
+
+class _Product(torch.autograd.Function):
+    """X -> X W^T by the kernel, with the gradient in X, for what lies before it."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, packed: Packed) -> Tensor:
+        ctx.packed = packed
+        return packed.matmul(X)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient @ ctx.packed.to_dense().to(gradient.dtype), None
 
 
 class SparseLinear(nn.Module):
@@ -74,7 +87,7 @@ class SparseLinear(nn.Module):
     def forward(self, X: Tensor) -> Tensor:
         if X.numel() > FEW * self.in_features:
             return linear(X, self.packed.to_dense().to(X.dtype), self.bias)
-        out = self.packed.matmul(X)
+        out = _Product.apply(X, self.packed) if X.requires_grad else self.packed.matmul(X)
         return out if self.bias is None else out + self.bias
 
     def extra_repr(self) -> str:
@@ -128,6 +141,9 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     if reason := why_dense(model):
         _log.warning(f"the matrices stay dense: {reason}")
         return sum(module.weight.nbytes for _, module in chosen)
+    for _, module in chosen if format != "auto" else ():  # else a part of them would be replaced already
+        if module is not output:
+            _stored(module.weight.detach(), format)
     for name, module in chosen:
         W = module.weight.detach()
         place_stored(model, name, Dense.from_dense(W) if module is output else _stored(W, format))

@@ -45,3 +45,34 @@ def test_the_smallest_format_is_taken_for_each_matrix():
 def test_an_unknown_format_is_refused():
     with pytest.raises(mp.PruneError, match="auto, bitmask"):
         sparsify(tiny_model("llama"), "zip")
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 24])
+def test_gradients_go_through_a_stored_matrix_whatever_the_number_of_tokens(tokens):
+    """Up to 64 tokens are multiplied by the kernel, of which autograd knows nothing."""
+    model, ids = tiny_model("llama"), tiny_tokens(4, tokens)
+    mp.prune(model, None, "magnitude", "2:4")
+    sparse, found = copy.deepcopy(model), []
+    sparsify(sparse)
+    for one in (model, sparse):
+        one(ids, use_cache=False).logits.square().mean().backward()
+        found.append([parameter.grad for name, parameter in one.named_parameters() if "norm" in name])
+    for dense, stored in zip(*found, strict=True):
+        torch.testing.assert_close(stored, dense, rtol=1e-4, atol=1e-6)
+
+
+def test_a_format_that_does_not_fit_all_matrices_changes_none():
+    model = tiny_model("llama")
+    mp.prune(model, None, "magnitude", "2:4", exclude=["*.layers.1.mlp.down_proj"])
+    with pytest.raises(mp.PruneError):
+        sparsify(model, "nm")
+    assert not any(isinstance(module, SparseLinear) for module in model.modules())
+
+
+def test_a_model_of_stored_matrices_is_not_pruned_again_and_the_line_says_why():
+    model = tiny_model("llama")
+    mp.prune(model, None, "magnitude", "2:4")
+    sparsify(model)
+    for again in (mp.prune, mp.quantize):
+        with pytest.raises(mp.PruneError, match="stored in another form is loaded anew"):
+            again(model, tiny_tokens())
