@@ -37,7 +37,10 @@ def decoder_blocks(model: "PreTrainedModel") -> tuple[str, nn.ModuleList]:
     least = min((name.count(".") for name, _ in lists), default=0)
     lists = [(name, found) for name, found in lists if name.count(".") == least]
     if not lists:
-        raise PruneError(f"found no list of {depths[0]} decoder blocks in {type(model).__name__}")
+        raise PruneError(
+            f"found no list of {depths[0]} decoder blocks with dense linear layers in {type(model).__name__}: a model "
+            "whose matrices are stored in another form is loaded anew without that"
+        )
     if len(lists) > 1:
         names = ", ".join(name for name, _ in lists)
         raise PruneError(f"{type(model).__name__} has no single list of decoder blocks but {names}: use another model")

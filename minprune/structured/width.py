@@ -62,7 +62,7 @@ class Width:
 
     def check(self, model: "PreTrainedModel", calib: Tensor | None) -> None:
         """Raise `PruneError` if the model without some of the units is not the one in which they say nothing."""
-        some = torch.arange(_TOKENS)[None] % model.config.get_text_config().vocab_size
+        some = torch.arange(_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
         window = some if calib is None else calib[:1, :64]
         cut = self.example("none")
         with evaluating(model), ExitStack() as shown:

@@ -446,3 +446,19 @@ def test_the_check_of_weights_is_not_misled_by_what_a_callers_autocast_remembers
         expected = model(tiny_tokens()).logits
         check_weights(model, mp.find_layers(model))
         assert torch.equal(model(tiny_tokens()).logits, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("around", [torch.float16, torch.bfloat16])
+def test_weights_are_looked_at_in_their_own_type_whatever_a_callers_autocast(dtype, around):
+    """Autocast refuses to stack numbers of the other narrow type."""
+    found = []
+    for enabled in (False, True):
+        model = tiny_model("llama", dtype)
+        with torch.autocast("cpu", around, enabled=enabled):
+            mp.prune(model, None, "magnitude", "50%")
+        found.append(model.state_dict())
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    model.model.layers[1].self_attn.q_proj.weight.data[0, 0] = float("inf")
+    with torch.autocast("cpu", around), pytest.raises(mp.PruneError, match=f"{NAME}: its weights hold NaN or infinity"):
+        mp.prune(model, None, "magnitude", "50%")
