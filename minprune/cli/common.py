@@ -4,6 +4,7 @@ torch and transformers are imported inside the functions, so that help is immedi
 """
 
 import argparse
+import logging
 import re
 import sys
 import textwrap
@@ -114,6 +115,16 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def warn_of_grid(model: str) -> None:
+    """Say that what comes now moves the weights of a model which was quantised; nothing of another."""
+    from minprune.output.record import read_record
+
+    if grid := read_record(model).grid:
+        logging.getLogger(__name__).warning(
+            f"{model} was rounded to {grid[0]} bits, and the weights that change now leave their grid: quantise last"
+        )
 
 
 def say(message: str) -> None:

@@ -106,10 +106,7 @@ def _gguf_type(arguments: Namespace) -> str | None:
 
 def _grid(arguments: Namespace, origin: "RunRecord") -> tuple[int, int] | None:
     """(bits, group) of the model's weights, as far as somebody says so."""
-    if arguments.bits:
-        return arguments.bits, arguments.group
-    bits, group = origin.options.get("bits"), origin.options.get("group", 0)
-    return (bits, group) if isinstance(bits, int) and isinstance(group, int) else None
+    return (arguments.bits, arguments.group) if arguments.bits else origin.grid
 
 
 def _record(arguments: Namespace, dtype: str, origin: "RunRecord") -> "RunRecord":

@@ -21,6 +21,7 @@ from minprune.cli.common import (
     split_of,
     table_of,
     tokens_of,
+    warn_of_grid,
     whole,
 )
 from minprune.cli.prune_options import read_allocation, read_options, table_by_rule
@@ -166,6 +167,8 @@ def run(arguments: Namespace) -> None:
     allocation: Any = read_allocation(arguments.allocation) if arguments.allocation else None
     target = Path(arguments.output or default_name(arguments.model, arguments.recipe or name, str(pattern)))
     place = check_target(target, arguments.model, arguments.calibration, arguments.test, arguments.allocation)
+    if is_first() and not arguments.bits and get_method(name).needs == "gram":  # the others only set zeros
+        warn_of_grid(arguments.model)
     with reserved(place, arguments.overwrite):
         prune_to_disk(arguments, target, method, recipe, pattern, allocation, options)
 

@@ -19,6 +19,7 @@ from minprune.cli.common import (
     split_of,
     table_of,
     tokens_of,
+    warn_of_grid,
     whole,
 )
 from minprune.errors import PruneError
@@ -125,6 +126,7 @@ def run(arguments: Namespace) -> None:
     if taught and not arguments.teacher:
         raise PruneError(f"--{next(iter(taught))} says how to learn from a teacher: name the dense model as --teacher")
     pruned = read_record(arguments.model)
+    warn_of_grid(arguments.model)
     with training_folder(target, arguments.resume, arguments.overwrite) as folder:
         model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
         dtype = model.dtype

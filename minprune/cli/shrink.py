@@ -20,6 +20,7 @@ from minprune.cli.common import (
     say_on_terminal,
     split_of,
     tokens_of,
+    warn_of_grid,
 )
 from minprune.cli.prune import TEST_WINDOWS, add_samples, show_report
 
@@ -122,6 +123,7 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     from minprune.structured.shrink import run_removals
 
     before = read_record(arguments.model)
+    warn_of_grid(arguments.model)
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
     source = arguments.calibration or "wikipedia"
     calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
@@ -179,7 +181,7 @@ def _damping(text: str) -> float:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
 
 
 def _plain(recipe: dict[str, Any]) -> dict[str, Any]:

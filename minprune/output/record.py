@@ -170,6 +170,15 @@ class RunRecord(_Part):
         group = f" in groups of {self.options['group']}" if self.options.get("group") else ""
         return f"{how} {self.options['bits']} bits{group}" + ("" if what == "0%" else f", {what}")
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(bits, group) to which the weights were rounded last, by this run or by one before it; None if by none."""
+        bits, group = self.options.get("bits"), self.options.get("group", 0)
+        if isinstance(bits, int) and isinstance(group, int):
+            return bits, group
+        before = self.pruned or self.earlier
+        return as_record(before).grid if before else None
+
 
 def read_record(folder: str | Path) -> RunRecord:
     """What the minprune.json in a model's folder says; an empty record if there is none. Raises as `from_json`."""

@@ -59,6 +59,34 @@ def test_joint_pruning_and_rounding_makes_the_zeros_that_are_asked_for(quantize)
         assert ((layer.weight != 0).unflatten(1, (-1, 4)).sum(2) <= 2).all()
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["recover", "--steps", 1, "--batch-size", 2, "--test", ","], True),
+        (["shrink", "--remove", "neurons:25%", "--no-test", "--samples", 6], True),
+        (["prune", "--method", "sparsegpt", "--no-test", "--samples", 6], True),
+        (["prune", "--method", "wanda", "--no-test", "--samples", 6], False),
+    ],
+)
+def test_who_moves_the_weights_of_a_quantised_model_is_told_and_what_stays_is_stored(
+    quantize, run, text_file, command, said
+):
+    """Zeros are on every grid. What training and least squares make of a weight is on none."""
+    assert quantize("--no-test")[0] == 0
+    text = "--data" if command[0] == "recover" else "--calibration"
+    code, _, err = run(command[0], "out", *command[1:], text, text_file, "--length", 16, "--output", "then")
+    assert code == 0 and ("rounded to 4 bits" in err) == said, err
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in ("out", "then"))
+    moved = {
+        b.name
+        for a, b in zip(mp.find_layers(before), mp.find_layers(after), strict=True)
+        if a.weight.shape != b.weight.shape or not bool(((a.weight == b.weight) | (b.weight == 0)).all())
+    }
+    assert bool(moved) == said
+    code, out, err = run("export", "then", "--output", "stored")
+    assert code == 0 and ("integers of 4 bits" in out) == (command[0] == "shrink"), out
+
+
 def test_a_stopped_run_goes_on_to_the_same_bytes(quantize, monkeypatch):
     assert quantize("--no-test", output="whole")[0] == 0
     original, calls = Journal.add, []
