@@ -4,6 +4,7 @@ import shlex
 import statistics
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def run(arguments: Namespace) -> None:
     import torch
 
     from minprune.compress.advice import advise
+    from minprune.models.layers import block_layers, unsupported_experts
     from minprune.models.skeleton import describe_or_refuse, read_config
 
     size, wanted = arguments.bytes, arguments.tokens_per_second
@@ -61,16 +63,19 @@ def run(arguments: Namespace) -> None:
         say_on_terminal(f"{rate:.1f} tokens a second")
     found = advise(model, size, wanted / rate if wanted and rate else None)
     _show(found, rate)
-    lines = commands_for(found.fits[0].steps, arguments.model, rate is not None)
+    dense = unsupported_experts(block_layers(model))
+    lines = commands_for(found.fits[0].steps, arguments.model, rate is not None, dense)
     console().print("The commands for the first:")
     for line in lines:
         console().print(f"  {shlex.join(line)}", soft_wrap=True, highlight=False, markup=False)
 
 
-def commands_for(steps: tuple[str, ...], model: str, fast: bool = False) -> list[list[str]]:
+def commands_for(
+    steps: tuple[str, ...], model: str, fast: bool = False, exclude: Sequence[str] = ()
+) -> list[list[str]]:
     """The command lines that go the steps one after the other, store the result in 16 bits a number, and measure it.
 
-    fast: and write with the kernels that skip the zeros.
+    fast: and write with the kernels that skip the zeros. exclude: globs of layers that are left as they are.
     """
     from minprune.output.folder import default_name
 
@@ -78,7 +83,8 @@ def commands_for(steps: tuple[str, ...], model: str, fast: bool = False) -> list
     for number_, step in enumerate(steps, 1):
         there = default_name(model, f"step{number_}")
         verb, way, *rest = step.split()
-        lines.append(["minprune", verb, here, *_words(verb, way, rest), "--output", there])
+        left = [] if verb == "shrink" else [word for glob in exclude for word in ("--exclude", glob)]
+        lines.append(["minprune", verb, here, *_words(verb, way, rest), *left, "--output", there])
         here = there
     small = default_name(model, "small")
     lines.append(["minprune", "export", here, "--dtype", "float16", "--output", small])

@@ -97,7 +97,7 @@ def _sizes(arguments: Namespace, wanted: Any, pattern: Any) -> tuple["Sizes", An
     """The sizes of the model, and the dtype of its weights."""
     import torch
 
-    from minprune.models.layers import find_layers
+    from minprune.models.layers import block_layers, find_layers, unsupported_experts
     from minprune.models.skeleton import describe_or_refuse
     from minprune.pipeline.estimate import sizes_of
     from minprune.pipeline.plan import check_model
@@ -107,7 +107,7 @@ def _sizes(arguments: Namespace, wanted: Any, pattern: Any) -> tuple["Sizes", An
     dtype: Any = wanted if isinstance(wanted, torch.dtype) else config.dtype or torch.float32
     model = describe_or_refuse(path.parent, config, dtype)
     check_model(model)
-    layers = find_layers(model)
+    layers = find_layers(model, exclude=unsupported_experts(block_layers(model)))
     for layer in layers:
         pattern.check(*layer.weight.shape)
     return sizes_of(model, layers, is_plain(model)), dtype

@@ -22,10 +22,12 @@ from minprune.errors import PruneError, amount
 from minprune.files import parse_json
 from minprune.formats.sizes import bitmask_bits, nm_bits
 from minprune.formats.stored import packed_bytes
-from minprune.models.layers import decoder_blocks, find_layers
+from minprune.models.layers import block_layers, decoder_blocks, find_layers, unsupported_experts
 from minprune.patterns import NM, Pattern, pattern
-from minprune.structured.cut import Cut, empty_model
+from minprune.structured.cut import Cut, check_cut, empty_model
 from minprune.structured.removals import Removal, removal
+from minprune.structured.slicing import parts_of_stream
+from minprune.structured.units import heads
 from minprune.structured.width import Width
 
 if TYPE_CHECKING:
@@ -246,26 +248,24 @@ def _for_depth(step: str, depth: int) -> str:
 
 
 def _smaller(model: "PreTrainedModel", what: str) -> "PreTrainedModel":
-    """The model that a removal leaves, without weights."""
-    smaller = empty_model(model, _cut(model, removal(what)))
+    """The model that a removal leaves, without weights. Raises `PruneError` for a family that cannot be cut so."""
+    one = removal(what)
+    if one.what == "hidden":  # by SliceGPT, whose head has a matrix of its own
+        parts_of_stream(model)
+        width = model.config.get_text_config().hidden_size
+        changes = {"hidden_size": width - one.of(width), "head_dim": heads(model)[0].width}
+        smaller = empty_model(model, Cut({**changes, "tie_word_embeddings": False}))
+    elif one.what == "blocks":
+        depth = len(decoder_blocks(model)[1])
+        smaller, _ = check_cut(model, Cut(blocks=list(range(depth - one.of(depth)))))
+    else:
+        smaller, _ = check_cut(model, Width(model, one.what, one.of).example("refit"))
     smaller.tie_weights()
     return smaller
 
 
-def _cut(model: "PreTrainedModel", one: Removal) -> Cut:
-    """What its configuration says of the model that a removal leaves."""
-    if one.what == "blocks":
-        depth = len(decoder_blocks(model)[1])
-        return Cut(blocks=list(range(depth - one.of(depth))))
-    if one.what == "hidden":  # by SliceGPT, whose head has a matrix of its own
-        text = model.config.get_text_config()
-        width = text.hidden_size
-        heads = {"head_dim": getattr(text, "head_dim", None) or width // text.num_attention_heads}
-        return Cut({"hidden_size": width - one.of(width), "tie_word_embeddings": False, **heads})
-    return Cut(dict(Width(model, one.what, one.of).config))
-
-
 def _shapes(model: "PreTrainedModel") -> tuple[list[tuple[int, int]], int]:
     """The shapes of the matrices that are pruned, and how many other numbers there are; what is tied counts once."""
-    shapes = [(layer.weight.shape[0], layer.weight.shape[1]) for layer in find_layers(model)]
+    layers = find_layers(model, exclude=unsupported_experts(block_layers(model)))
+    shapes = [(layer.weight.shape[0], layer.weight.shape[1]) for layer in layers]
     return shapes, sum(p.numel() for p in model.parameters()) - sum(d_out * d_in for d_out, d_in in shapes)

@@ -139,9 +139,9 @@ def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         lists = {k: v for k, v in text.to_dict().items() if isinstance(v, list) and len(v) == depth}
         changes |= {key: [value[block] for block in cut.blocks] for key, value in lists.items()}
         changes["num_hidden_layers"] = len(cut.blocks)
-    for name, value in changes.items():
-        setattr(text, name, value)
     try:
+        for name, value in changes.items():
+            setattr(text, name, value)  # some families compute a value, and let nobody set it
         type(text).from_dict(text.to_dict())  # what checks there are run when it is made, as whoever loads it will
         with init_empty_weights(include_buffers=False):
             smaller = type(model)._from_config(config, dtype=model.dtype)

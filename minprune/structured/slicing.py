@@ -157,6 +157,7 @@ def parts_of_stream(model: "PreTrainedModel") -> tuple[dict[str, str], list[str]
 
     Raises `PruneError` unless each block is: norm, attention, norm, MLP, and all norms are RMSNorms without a bias.
     """
+    _eps(model)
     prefix, blocks = decoder_blocks(model)
     readers: dict[str, str] = {}
     writers: list[str] = []

@@ -53,7 +53,7 @@ class Width:
 
     def example(self, repair: str) -> Cut:
         """A cut of this size, to see whether the family can say it: which units it takes does not matter."""
-        like = self.pattern.keep(torch.zeros_like(self.units[0].reader.weight))
+        like = self.pattern.keep(torch.zeros(self.units[0].reader.weight.shape))  # the model may hold no numbers
         cut = self._cut([like[0].nonzero().view(-1)] * len(self.units))
         if repair == "bias":
             some = {unit.reader.name: unit.reader.weight.new_ones(len(unit.reader.weight)) for unit in self.units}
@@ -69,9 +69,9 @@ class Width:
             smaller = built(model, cut)
             for unit in self.units:
                 kept = cut.tensors[f"{unit.reader.name}.weight"][1]
-                silent = torch.ones(unit.reader.weight.shape[1], dtype=torch.bool, device=kept.device)
+                silent = torch.ones(unit.reader.weight.shape[1], dtype=torch.bool)
                 silent[kept] = False
-                shown.enter_context(_silenced(unit.reader.module, silent))
+                shown.enter_context(_silenced(unit.reader.module, silent.to(model.device)))
             check_same(model, smaller, window, "does something else with its units than to add up what each says")
 
     def prune(self, model: "PreTrainedModel", calib: Tensor | None, how: str, repair: str, **options: Any) -> Report:

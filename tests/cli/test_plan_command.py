@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from tiny import UNSUPPORTED_EXPERTS
 
 SIZE = {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_key_value_heads": 2, "num_hidden_layers": 2}
@@ -105,6 +106,13 @@ def test_a_mixture_whose_tensors_are_renamed_is_planned_whole(plan, config):
     code, out, err = plan("--config", config(**mixture, num_experts_per_tok=2))
     assert code == 0, err
     assert "whole in memory" in out
+
+
+def test_experts_in_a_layout_that_is_not_pruned_are_planned_dense(plan, tmp_path):
+    make, arguments = UNSUPPORTED_EXPERTS["gpt_oss"]
+    make(**arguments, architectures=["GptOssForCausalLM"]).save_pretrained(tmp_path / "experts")
+    code, out, err = plan("--config", tmp_path / "experts" / "config.json", "--memory", "64GB")
+    assert code == 0 and "peak memory" in out, err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What `advise` names: the best of what fits, in bytes that formats really take, and no worse with a larger budget."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -8,14 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES
+from tiny import FAMILIES, HANDING_ON, NOT_ON_META, ROUTED, UNSUPPORTED_EXPERTS, tiny_model, tiny_tokens
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import minprune as mp
+from minprune.cli.advise import commands_for
 from minprune.compress import advice
 from minprune.compress.advice import advise
 from minprune.errors import PruneError
 from minprune.formats import store
+from minprune.models.layers import block_layers, unsupported_experts
 from minprune.structured.shrink import shrink
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +189,29 @@ def test_every_family_gets_advice_from_its_configuration_alone(family, measured)
     found = advise(model, size=0.99 * dense)
     assert found.dense.bytes == dense and all(choice.bytes < dense for choice in found.fits)
     assert len(found.fits) + len(found.left_out) == 3 and len(found.fits) >= 2
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *HANDING_ON, *ROUTED, *NOT_ON_META, "zamba2"])
+def test_a_removal_is_offered_only_to_a_family_that_shrink_can_do_it_with(family, measured):
+    """A recurrent model has no heads, and norms that are no RMSNorms cannot be rotated."""
+    measured(way("shrink neurons:25%"), way("shrink hidden:25%"), way("prune magnitude 50%", zeros=0.5))
+    model = tiny_model(family)
+    found = advise(model, size=2 * sum(p.numel() for p in model.parameters()) - 1)
+    for choice in (*found.fits, *found.beyond):
+        verb, what, *_ = choice.steps[0].split()
+        if verb == "shrink":
+            smaller = copy.deepcopy(model)
+            shrink(smaller, tiny_tokens(), what)
+            assert smaller.num_parameters() != model.num_parameters()
+
+
+@pytest.mark.parametrize("family", UNSUPPORTED_EXPERTS)
+def test_experts_that_cannot_be_pruned_are_counted_as_they_are_and_excluded_in_the_commands(family, measured):
+    measured(way("prune magnitude 50%", zeros=0.5))
+    model = tiny_model(family)
+    globs = unsupported_experts(block_layers(model))
+    pruned = sum(layer.weight.numel() for layer in mp.find_layers(model, exclude=globs))
+    found = advise(model, size=2 * sum(p.numel() for p in model.parameters()) - 1)
+    assert found.dense.bytes - found.fits[0].bytes == pytest.approx(pruned * (2 - 1 - 1 / 8), rel=1e-3)
+    lines = commands_for(found.fits[0].steps, "m", exclude=globs)
+    assert [lines[0][at + 1] for at, word in enumerate(lines[0]) if word == "--exclude"] == globs
