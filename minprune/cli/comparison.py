@@ -60,6 +60,8 @@ def demo(
         raise PruneError(f"cannot write to {folder} ({error.strerror}): choose another output") from None
     method, pattern = WRITTEN
     target, figure = folder / default_name(model_name, method, pattern), folder / "perplexity.png"
+    if figure.exists() and not target.exists():  # an earlier demo would have left both
+        raise PruneError(f"{figure} is not of a demonstration and would be lost: choose another output")
     with OutputFolder(target, overwrite=True).open() as partial:
         _log.info(f"loading {model_name} and the texts")
         model, tokenizer = load_model(model_name)
@@ -83,7 +85,7 @@ def demo(
             if run == WRITTEN:
                 record = RunRecord.of(report, model=model_name)
                 write_model(partial, model, tokenizer, record, source=model_folder(model_name))
-        draw(rows, figure)
+    draw(rows, figure)
     _show(rows, console, f"{text} (test), {test.numel()} tokens")
     console.print(f"figure: {figure}\nmodel:  {target}", soft_wrap=True)
     return rows

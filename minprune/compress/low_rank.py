@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
+from minprune.methods.damping import check_finite
 
 
 @exact_arithmetic()
@@ -39,7 +40,7 @@ def low_rank(W: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Raises
     ------
     PruneError
-        If the rank is out of range.
+        If the rank is out of range, the shapes do not fit, or there is NaN or infinity.
 
     Examples
     --------
@@ -53,6 +54,10 @@ def low_rank(W: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= len(W):
         raise PruneError(f"rank {rank!r} is not from 1 to {len(W)}, the number of outputs")
+    if gram.shape != (W.shape[1], W.shape[1]):
+        raise PruneError(f"a Gram matrix {tuple(gram.shape)} does not fit {W.shape[1]} inputs: give that of this layer")
+    check_finite(W)
+    check_finite(gram, "the Gram matrix contains")
     wide = W.double()
     outputs = wide @ gram.to(W.device, torch.float64) @ wide.T  # (d_out, d_out)
     left = torch.linalg.eigh(outputs).eigenvectors[:, -rank:].flip(1)  # (d_out, rank), falling eigenvalues

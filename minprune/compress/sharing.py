@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
+from minprune.methods.damping import check_finite
 
 
 @exact_arithmetic()
@@ -43,7 +44,7 @@ def shared_values(w: Tensor, importance: Tensor, count: int, zero: bool = True) 
     Raises
     ------
     PruneError
-        If there is no value to choose, or the shapes do not fit.
+        If there is no value to choose, the shapes do not fit, or a number is NaN, infinite or, of importance, negative.
 
     Examples
     --------
@@ -56,6 +57,11 @@ def shared_values(w: Tensor, importance: Tensor, count: int, zero: bool = True) 
         raise PruneError(f"{count!r} values are too few to share: use 16, which take 4 bits")
     if w.ndim != 1 or importance.shape != w.shape:
         raise PruneError(f"a row {tuple(w.shape)} and importance {tuple(importance.shape)} do not fit: give one row")
+    if len(w):
+        check_finite(w)
+        check_finite(importance, "the importance contains")
+    if bool((importance < 0).any()):
+        raise PruneError(f"an importance of {float(importance.min()):g} is negative: it is what an error costs")
     order = w.argsort(stable=True)
     x, a = w[order].double(), importance[order].to(w.device, torch.float64)
     S0, S1, S2 = (_between(part) for part in (a, a * x, a * x.square()))  # (n + 1, n + 1), from i to j

@@ -147,6 +147,8 @@ def argument_names(function: Callable, args: tuple) -> list[str]:
 
 def same(a: Any, b: Any) -> bool:
     """Whether two arguments are equal, dtype and shape included."""
+    if isinstance(a, (Tensor, np.ndarray, list, tuple, dict)) and not isinstance(b, type(a)):
+        return False
     if isinstance(a, Tensor):
         equal = a.shape == b.shape and a.dtype == b.dtype
         return equal and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is not equal to itself

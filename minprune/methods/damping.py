@@ -35,10 +35,11 @@ def check_damp(damp: float) -> None:
         raise PruneError(f"damping {damp:g} is not a number from 0 up: 0.01 is the published one")
 
 
-def check_finite(W: Tensor) -> None:
+def check_finite(W: Tensor, what: str = "the weights contain") -> None:
     """Raise `PruneError` if W holds NaN or infinity."""
-    if not bool(torch.stack(W.aminmax()).isfinite().all()):  # the extremes of a matrix with NaN are NaN
-        raise PruneError("the weights contain NaN or infinity")
+    low, high = W.aminmax()  # the extremes of a matrix with NaN are NaN
+    if not bool(low.isfinite() & high.isfinite()):
+        raise PruneError(f"{what} NaN or infinity")
 
 
 def damped_cholesky(gram: Tensor, damp: float, unit: float | Tensor | None = None) -> tuple[Tensor, float, str]:

@@ -238,6 +238,16 @@ def test_demo_compares_writes_a_figure_and_a_model_and_may_run_again(tiny_folder
     assert mp.perplexity(model, test) == pytest.approx(rows[3].perplexity, rel=1e-6)
 
 
+def test_demo_does_not_replace_a_picture_that_it_has_not_made(tiny_folder, text_file, tmp_path):
+    from minprune.cli.comparison import demo
+
+    picture = tmp_path / "perplexity.png"
+    picture.write_bytes(b"of somebody else")
+    with pytest.raises(mp.PruneError, match=r"perplexity\.png is not of a demonstration"):
+        demo(tmp_path, console(), str(tiny_folder), str(text_file), (4, 4), 32)
+    assert picture.read_bytes() == b"of somebody else" and list(tmp_path.iterdir()) == [picture]
+
+
 @pytest.mark.parametrize(
     "model, method, pattern, name",
     [

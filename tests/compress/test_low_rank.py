@@ -48,3 +48,14 @@ def test_an_impossible_rank_is_refused_with_its_value(rank):
     W, X = layer()
     with pytest.raises(PruneError, match=f"rank {rank}"):
         low_rank(W, X.T @ X, rank)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_has_no_eigenvectors_is_refused_in_a_line(bad):
+    W, X = layer()
+    with pytest.raises(PruneError, match="the weights contain NaN or infinity"):
+        low_rank(torch.where(W[0, 0] == W, bad, W), X.T @ X, 2)
+    with pytest.raises(PruneError, match="the Gram matrix contains NaN or infinity"):
+        low_rank(W, bad * torch.eye(9), 2)
+    with pytest.raises(PruneError, match=r"Gram matrix \(5, 5\) does not fit 9 inputs"):
+        low_rank(W, torch.eye(5), 2)

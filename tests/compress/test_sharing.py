@@ -63,3 +63,18 @@ def test_arguments_stay_as_they_are_and_so_does_the_dtype():
 def test_impossible_arguments_are_refused_with_their_value(count, a, said):
     with pytest.raises(PruneError, match=said):
         shared_values(torch.ones(3), a, count)
+
+
+@pytest.mark.parametrize(
+    ("w", "a", "said"),
+    [
+        (float("nan"), 1.0, "the weights contain NaN"),
+        (1.0, float("nan"), "the importance contains NaN"),
+        (1.0, float("inf"), "the importance contains NaN or infinity"),
+        (1.0, -1.0, "an importance of -1 is negative"),
+    ],
+)
+def test_numbers_that_have_no_best_values_are_refused(w, a, said):
+    """A negative importance made every weight 0 without a word."""
+    with pytest.raises(PruneError, match=said):
+        shared_values(torch.tensor([w, 2.0, 3.0]), torch.tensor([a, 1.0, 1.0]), 2)

@@ -186,3 +186,18 @@ def test_an_exception_is_told_whatever_its_text():
     assert len(checks.wanda(long).message) < 1000
     assert checks.wanda(steering).message.isprintable()
     assert run(long, ()).error.kinds[:2] == ("builtins.ValueError", "builtins.Exception")
+
+
+@pytest.mark.parametrize("new", [5, None, "x", np.ones(3), torch.ones(2), [1.0]], ids=str)
+@pytest.mark.parametrize("held", [torch.ones(3), np.ones(3)], ids=["tensor", "array"])
+def test_a_part_that_an_answer_replaces_is_a_changed_argument_whatever_it_becomes(held, new):
+    """And no error of the answer's, which had none."""
+    for given in ([held], {0: held}):
+
+        def answer(weights):
+            weights[0] = new
+            return 1.0
+
+        outcome = run(answer, (given,))
+        same = type(new) is type(held) and len(new) == len(held)
+        assert outcome.error is None and outcome.changed == (None if same else "weights")
