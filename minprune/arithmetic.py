@@ -47,6 +47,14 @@ def random_devices(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
+def changes_of(tensor: torch.Tensor) -> object:
+    """Equal for one tensor at two moments if nothing has changed it in place between them.
+
+    Tensors of inference mode do not count their changes: nobody knows, and no two moments are equal.
+    """
+    return object() if tensor.is_inference() else tensor._version
+
+
 def clock(device: torch.device) -> float:
     """Seconds on a clock, once the device has done all that it was given: a GPU works on while Python goes on."""
     if device.type == "cuda":

@@ -214,6 +214,20 @@ def test_a_model_is_pruned_in_inference_mode_and_with_gradients_as_without(metho
         assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("part", ["layers.0", "layers.1.mlp", ""])
+def test_a_model_that_runs_in_inference_mode_by_itself_is_pruned_as_one_that_does_not(part, batch_size, method):
+    """Tensors of that mode do not count their changes."""
+    plain, own = (tiny_model("llama", torch.float64) for _ in range(2))
+    inside = own.model.get_submodule(part)
+    inside.forward = torch.inference_mode()(inside.forward)
+    reports = [mp.prune(model, tiny_tokens(), method, batch_size=batch_size) for model in (plain, own)]
+    for (name, value), other in zip(plain.named_parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-14, msg=name)
+    assert [row.note for row in reports[0].layers] == [row.note for row in reports[1].layers]
+
+
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_an_autocast_that_remembers_weights_does_not_calibrate_on_dense_ones(batch_size):
     """Within a caller's autocast the dense weights are cached in bfloat16, and stay so when they change in place."""
@@ -253,6 +267,7 @@ PUBLIC = {
     "shrink": lambda model: mp.shrink(model, CALIB, "neurons:25%"),
     "sensitivity": lambda model: sensitivity(model, CALIB, "50%"),
     "perplexity": lambda model: mp.perplexity(model, CALIB),
+    "divergence": lambda model: mp.divergence(model, copy.deepcopy(model), CALIB),
     "recover": lambda model: recover(model, CALIB, RecoveryRecipe(steps=1)),
 }
 

@@ -82,7 +82,7 @@ def allocate(
             require_variable_sparsity(pattern)
         return patterns
     for glob, sparsity in table.items():
-        matched = [layer for layer in layers if matches(layer, [glob])]
+        matched = [layer for layer in layers if isinstance(glob, str) and matches(layer, [glob])]
         if not matched:
             raise PruneError(f"the allocation's {glob!r} matches no layer: names look like {layers[0].name!r}")
         if not isinstance(sparsity, (int, float)) or isinstance(sparsity, bool):

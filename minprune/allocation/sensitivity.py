@@ -28,6 +28,8 @@ from minprune.models.causality import check_causal
 from minprune.models.checks import check_weights
 from minprune.models.hooks import capture_inputs, check_compiled, eager_experts
 from minprune.models.layers import Layer, backbone, check_windows, decoder_blocks, find_layers
+from minprune.models.modes import eval_mode
+from minprune.models.overlaps import check_apart
 from minprune.models.passes import check_forward, record_calls, replaced
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
@@ -152,6 +154,7 @@ def trial(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -
     held_out = min(HELD_OUT, max(1, len(calib) // 4))
     with _resting(model, layers):
         check_weights(model, layers)
+        check_apart(model, layers)
         running = Trial(model, layers, calib[:-held_out], calib[-held_out:])
         try:
             yield running
@@ -188,13 +191,8 @@ def dense_norms(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | N
 @contextmanager
 def _resting(model: "PreTrainedModel", layers: list[Layer]) -> Iterator[None]:
     """While open, the model is in eval mode and a mixture's experts can be watched."""
-    was_training = model.training
-    model.eval()
-    try:
-        with eager_experts(model, layers):
-            yield
-    finally:
-        model.train(was_training)
+    with eval_mode(model), eager_experts(model, layers):
+        yield
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,10 @@ def console() -> "Console":
             """Who wrote this class would exit with 1: let the command line see to it."""
             raise BrokenPipeError
 
-    return Results(markup=False, highlight=False)
+    found = Results(markup=False, highlight=False)
+    if not found.width:  # COLUMNS=0: it is not known, and nothing would be printed
+        found.width = 80
+    return found
 
 
 def table_of(first: str, *others: str) -> "Table":

@@ -81,9 +81,14 @@ ASSETS = {
 
 def cache_folder() -> Path:
     """Where assets are kept: $MINPRUNE_CACHE, or minprune/ in $XDG_CACHE_HOME, or ~/.cache/minprune."""
-    if chosen := os.environ.get("MINPRUNE_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "minprune"
+    try:
+        if chosen := os.environ.get("MINPRUNE_CACHE"):
+            return Path(chosen).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "minprune"
+    except RuntimeError:  # whose home it is, neither $HOME nor the system knows
+        raise PruneError(
+            "there is no home folder to keep models and texts in: choose one with MINPRUNE_CACHE"
+        ) from None
 
 
 def fetch(name: str) -> Path:

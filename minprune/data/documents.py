@@ -7,6 +7,7 @@ that is not as it should be is named.
 """
 
 import io
+import json
 import logging
 import lzma
 import zlib
@@ -136,11 +137,30 @@ def _chat(path: Path, where: str, value: Any, tokenizer) -> str | None:
         raise PruneError(
             f'{where} of {path} is a chat, and the tokenizer has no chat template to write it with: give a "text" field'
         )
-    try:
-        return tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # a template may raise anything
-        said = " ".join(str(error).split())[:200]
-        raise PruneError(f"{where} of {path}: the tokenizer's chat template refuses this chat ({said})") from None
+    plain = [{**turn, "content": _joined(turn["content"])} for turn in turns]
+    said = ""
+    for form in [turns] if plain == turns else [turns, plain]:  # most templates take a turn's text, not a list of parts
+        try:
+            text = tokenizer.apply_chat_template(form, tokenize=False)
+        except Exception as error:  # a template may raise anything
+            said = " ".join(str(error).split())[:200]
+            continue
+        if not any(_shows(turn["content"], text) for turn in form):
+            return text
+        said = "it would write the parts of a turn as they are stored"
+    raise PruneError(f"{where} of {path}: the tokenizer's chat template refuses this chat ({said})")
+
+
+def _joined(content: Any) -> Any:
+    """Parts of a turn that are all texts as one text, a line for each; anything else as it is."""
+    parts = content if isinstance(content, list) else [None]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else content
+
+
+def _shows(content: Any, text: str) -> bool:
+    """Whether a template that knows no parts has written a list of them as Python or JSON shows it."""
+    return isinstance(content, list) and (str(content) in text or json.dumps(content, ensure_ascii=False) in text)
 
 
 def _prose(path: Path, file: IO[bytes]) -> str:
@@ -149,7 +169,10 @@ def _prose(path: Path, file: IO[bytes]) -> str:
     if len(text) > MOST:
         _log.warning(f"{path}: only its first {MOST:,} characters are read")
         text = text[:MOST]
-    first = text.lstrip().split("\n", 1)[0]
+    start = text.lstrip()
+    first = start.split("\n", 1)[0]
     if first.startswith("{") and len(first) < 1_000_000 and isinstance(json_or_none(first), dict):
         _log.warning(f"{path} looks like JSON lines but is read as prose: call it .jsonl to have its fields read")
+    elif start.startswith(("{", "[")) and isinstance(json_or_none(text), (dict, list)):
+        _log.warning(f"{path} is JSON but is read as prose: call it .json to have its fields read")
     return text

@@ -249,7 +249,7 @@ TABLES: dict[str, Callable[[Path, IO[bytes]], Iterator[Row]]] = {
     **dict.fromkeys((".jsonl", ".ndjson", ".jsonlines", ".jl"), _json_lines),
     ".json": _json,
     ".csv": _separated(",", quotes=True),
-    ".tsv": _separated("\t", quotes=False),
+    **dict.fromkeys((".tsv", ".tab"), _separated("\t", quotes=False)),
     **dict.fromkeys((".parquet", ".pq"), _parquet),
     **dict.fromkeys((".arrow", ".ipc", ".feather"), _arrow),
 }

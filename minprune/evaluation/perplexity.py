@@ -116,6 +116,7 @@ def _read_nll(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progres
     return nats
 
 
+@ordinary_tensors()
 def divergence(
     model: "PreTrainedModel", reference: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False
 ) -> Divergence:
@@ -185,8 +186,8 @@ def _batches(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progress
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token predict nothing: use length 2 or more")
-    if batch_size < 1:
-        raise PruneError(f"batch size {batch_size} is not positive")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
     device = next(model.parameters()).device
     parts = tokens.split(batch_size)
     for batch in tqdm(parts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):

@@ -55,6 +55,8 @@ def get_method(name: str | Method) -> Method:
     """
     if isinstance(name, Method):
         return name
+    if not isinstance(name, str):
+        raise PruneError(f"a method is one of {', '.join(METHODS)}, or a Method, not {name!r}")
     chosen: Method | None = None
     for part in name.split("+"):
         if part not in METHODS:

@@ -22,6 +22,7 @@ from torch import Tensor
 from minprune.arithmetic import ordinary_tensors
 from minprune.errors import PruneError
 from minprune.models.blocks import text_config
+from minprune.models.modes import eval_mode
 from minprune.models.skeleton import plain_outputs
 
 if TYPE_CHECKING:
@@ -110,14 +111,9 @@ def pass_block(walk, index: int, versions: Versions) -> None:
 
 @contextmanager
 def evaluating(model: "PreTrainedModel") -> Iterator[None]:
-    """Without gradients, and without dropout, which would make the result random; the model's mode is restored."""
-    was_training = model.training
-    model.eval()
-    try:
-        with ordinary_tensors(), torch.no_grad(), plain_outputs(model):
-            yield
-    finally:
-        model.train(was_training)
+    """Without gradients, and without dropout, which would make the result random; the modules' modes are restored."""
+    with eval_mode(model), ordinary_tensors(), torch.no_grad(), plain_outputs(model):
+        yield
 
 
 def _check(model: "PreTrainedModel", versions: Versions) -> None:

@@ -22,6 +22,7 @@ from minprune.errors import PruneError
 from minprune.models.detect import detect_pattern
 from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, block_layers, head_layers, is_tied, matches, unsupported_experts
+from minprune.models.modes import eval_mode
 from minprune.models.skeleton import DTYPES
 from minprune.models.weight_files import one_line
 from minprune.patterns import NM, Block, Lines, Pattern
@@ -254,7 +255,7 @@ def _run_watched(model: "PreTrainedModel", layers: list[Layer], expected: Callab
 
     embeddings: Any = model.get_input_embeddings()
     ids = torch.arange(_TOKENS, device=embeddings.weight.device)[None]  # (1, tokens)
-    handles, was_training = [], model.training
+    handles = []
     for layer in layers:
         if layer.expert_index is None:
             handles.append(layer.module.register_forward_pre_hook(lambda _, args, layer=layer: check(layer)))
@@ -264,13 +265,13 @@ def _run_watched(model: "PreTrainedModel", layers: list[Layer], expected: Callab
                 )
             )
     try:
-        model.eval()(input_ids=ids % model.config.get_text_config().vocab_size, use_cache=False)
+        with eval_mode(model):
+            model(input_ids=ids % model.config.get_text_config().vocab_size, use_cache=False)
     except PruneError:
         raise
     except Exception as error:  # of the hooks, which can be anyone's
         raise PruneError(f"{type(model).__name__} does not run on {_TOKENS} tokens: {one_line(error)}") from error
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     for layer in layers:

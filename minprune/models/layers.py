@@ -55,8 +55,9 @@ class Layer:
 def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
     """Raise `PruneError` unless tokens is (windows, length) of ids that the model has, no longer than its positions."""
     config = model.config.get_text_config()
-    if tokens.is_meta or tokens.layout is not torch.strided:
-        raise PruneError("tokens hold no numbers (a meta tensor) or are sparse: pass an ordinary tensor of ids")
+    if not isinstance(tokens, Tensor) or tokens.is_meta or tokens.layout is not torch.strided:
+        what = f"{tokens.layout} on {tokens.device}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise PruneError(f"tokens are a {what}: pass an ordinary tensor of ids, such as load_tokens gives")
     if tokens.ndim != 2 or tokens.dtype != torch.long or not tokens.numel():
         raise PruneError(f"tokens must be int64 (windows, length), not {tokens.dtype} {tuple(tokens.shape)}")
     longest = positions(model)

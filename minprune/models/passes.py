@@ -20,6 +20,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from minprune.arithmetic import changes_of
 from minprune.errors import PruneError
 from minprune.models.layers import backbone
 
@@ -117,9 +118,9 @@ class Calls:
         Raises `PruneError` if it changes another argument, which the first block did not.
         """
         parts = self.others[batch][index]
-        before = _versions(parts)
+        before = _states(parts)
         out = _call(blocks[index], parts | {self.place: hidden.clone()})
-        if _versions(parts) != before:
+        if _states(parts) != before:
             raise PruneError(
                 f"block {index} ({type(blocks[index]).__name__}) changes what all blocks are called with, unlike the "
                 "first block: prune all windows in one batch"
@@ -152,10 +153,10 @@ def record_calls(model: "PreTrainedModel", blocks: nn.ModuleList, batches: tuple
     if place is None or axis is None or not all(map(_is_inert, parts.values())):
         return None
     others = {key: value for key, value in parts.items() if key != place}
-    before = _versions(others)
+    before = _states(others)
     out = _call(blocks[0], parts)
     listed = type(out) in (tuple, list) and len(out) > 0
-    if _versions(others) != before or not _alike(out[0] if listed else out, parts[place]):
+    if _states(others) != before or not _alike(out[0] if listed else out, parts[place]):
         return None
     container = (type(out), len(out)) if listed else None
     calls = Calls(place, container, axis, [], [])
@@ -250,9 +251,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _versions(parts: Any) -> list[int]:
-    """How often each tensor has been changed in place."""
-    return [tensor._version for tensor in _tensors(parts)]
+def _states(parts: Any) -> list[object]:
+    """Equal at two moments if no tensor has been changed in place between them."""
+    return [changes_of(tensor) for tensor in _tensors(parts)]
 
 
 def _alike(out: Any, hidden: Tensor) -> bool:

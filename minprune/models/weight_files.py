@@ -63,9 +63,7 @@ def check_folder(folder: Path) -> None:
         raise PruneError(_quantised(str(folder)))
     stored = stored_tensors(folder)
     check_names(folder, stored)
-    for name, tensor in stored.items():
-        if name.endswith("weight") and tensor.dtype not in _FLOATS:
-            raise PruneError(f"{tensor.path}: {name} holds {tensor.dtype}, not floats. {_quantised(str(folder))}")
+    _check_floats(folder, {name: tensor for name, tensor in stored.items() if name.endswith("weight")})
     check_counts(folder / "config.json", config, stored)
 
 
@@ -84,7 +82,10 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             path = inside(folder, file, str(index))
             if not path.exists():
                 raise PruneError(f"{path} is missing, but {INDEX} names it: {AGAIN}")
-            found |= header(path)
+            there = header(path)
+            if twice := next((name for name in there if name in found), None):
+                raise PruneError(f"{twice} is stored twice, in {found[twice].path} and {path.name}: leave it in one")
+            found |= there
         if lacking := next((name for name in weight_map if name not in found), None):
             raise PruneError(f"{folder / weight_map[lacking]} lacks {lacking}, which {INDEX} names: {AGAIN}")
         return found
@@ -116,10 +117,14 @@ def check_counts(path: Path, config: dict[str, Any], stored: dict[str, StoredTen
 
 
 def check_sizes(folder: Path, model: "PreTrainedModel", stored: dict[str, StoredTensor]) -> None:
-    """Raise `PruneError` if a model without weights, made from the configuration, needs far more than is stored.
+    """Raise `PruneError` if what is stored is not for this model without weights, made from the configuration.
 
-    Loading it would fill what is missing, and the tables that no file holds, in memory of any size.
+    That is, if it needs far more: loading it would fill what is missing, and the tables that no file holds, in memory
+    of any size. Or if one of its parameters is stored as anything but floats, which loading would convert.
     """
+    base = f"{model.base_model_prefix}."  # which the names of a model that was saved without its head lack
+    names = {name.removeprefix(base) for name, _ in model.named_parameters(remove_duplicate=False)}
+    _check_floats(folder, {name: tensor for name, tensor in stored.items() if name.removeprefix(base) in names})
     kept = sum(math.prod(tensor.shape) for tensor in stored.values())
     needed = sum(parameter.numel() for parameter in model.parameters())
     tables = sum(buffer.numel() for buffer in model.buffers())
@@ -128,6 +133,12 @@ def check_sizes(folder: Path, model: "PreTrainedModel", stored: dict[str, Stored
             f"{folder / 'config.json'} describes a model of {needed:,} weights and tables of {tables:,} numbers, but "
             f"{kept:,} numbers are stored: its config.json has other sizes than its weights, get both from one source"
         )
+
+
+def _check_floats(folder: Path, parameters: dict[str, StoredTensor]) -> None:
+    for name, tensor in parameters.items():
+        if tensor.dtype not in _FLOATS:
+            raise PruneError(f"{tensor.path}: {name} holds {tensor.dtype}, not floats. {_quantised(str(folder))}")
 
 
 def check_loaded(model: "PreTrainedModel", info: dict[str, Any], name: str | Path) -> None:

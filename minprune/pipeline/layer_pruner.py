@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minprune.arithmetic import clock, exact_arithmetic
+from minprune.arithmetic import changes_of, clock, exact_arithmetic
 from minprune.errors import PruneError
 from minprune.models.checks import check_result, count_zeros
 from minprune.models.hooks import InputCallback
@@ -158,14 +158,14 @@ class LayerPruner:
 
     def prune_on_forward(self) -> InputCallback:
         """A receiver that prunes each layer when its input arrives; layers that read one tensor share statistics."""
-        last: tuple[Tensor, int, Statistics] | None = None  # the tensor itself: its address may be used again after it
+        last: tuple[Tensor, object, Statistics] | None = None  # the tensor itself: its address may be used again
 
         def receive(layer: Layer, X: Tensor) -> None:
             nonlocal last
             if layer in self.log.rows or not X.numel():
                 return
-            if last is None or X is not last[0] or X._version != last[1]:
-                last = X, X._version, self.observe(X)
+            if last is None or X is not last[0] or changes_of(X) != last[1]:
+                last = X, changes_of(X), self.observe(X)
             self.prune(layer, last[2])
 
         return receive

@@ -124,7 +124,7 @@ def make_plan(
     )
     if calib is None:
         return plan
-    _check_calibration(model, calib)
+    check_windows(model, calib)
     embeddings: Any = model.get_input_embeddings()
     calib = calib.to(embeddings.weight.device)
     return replace(plan, calib=calib).with_batch_size(batch_size or windows_at_once(model, layers, calib))
@@ -146,13 +146,6 @@ def check_model(model: "PreTrainedModel") -> None:
         raise PruneError(f"{kind} is an encoder with a decoder, not a causal language model: use one of those")
     if getattr(model.config, "quantization_config", None):
         raise PruneError(f"{kind} is quantised, which minprune cannot prune: use the model that it was made from")
-
-
-def _check_calibration(model: "PreTrainedModel", calib: Tensor) -> None:
-    if not isinstance(calib, Tensor) or calib.is_meta or calib.layout != torch.strided:
-        what = f"{calib.layout} on {calib.device}" if isinstance(calib, Tensor) else type(calib).__name__
-        raise PruneError(f"calib is a {what}: it must be a tensor of ids, such as load_tokens gives")
-    check_windows(model, calib)
 
 
 def _check_pattern(layer: Layer, pattern: Pattern) -> None:

@@ -22,6 +22,8 @@ from minprune.models.causality import check_causal
 from minprune.models.checks import check_weights, layer_notes, zeros_in_use
 from minprune.models.hooks import capture_inputs, eager_experts, once, run_to_head
 from minprune.models.layers import backbone
+from minprune.models.modes import eval_mode
+from minprune.models.overlaps import check_apart
 from minprune.output.report import Report
 from minprune.patterns import Pattern
 from minprune.pipeline.layer_pruner import LayerPruner, RunLog
@@ -110,17 +112,17 @@ def prune(
     (14, 0.5)
     """
     check_model(model)
-    start, was_training = time.perf_counter(), model.training
+    start = time.perf_counter()
     chosen = resolve_recipe(recipe, calib, method, allocation, options, precision)
     plan = make_plan(model, calib, pattern, chosen, include, exclude, batch_size, precision)
     log = RunLog(plan, layer_notes(model, plan.layers), progress)
     pruner = LayerPruner(plan, log)
     with log.bar, eager_experts(model, plan.layers):
         check_weights(model, plan.layers)
+        check_apart(model, plan.layers)
         if plan.calib is not None:
             check_causal(model, plan.calib.shape[1])
-        model.eval()
-        try:
+        with eval_mode(model):
             if plan.calib is None:
                 for layer in plan.layers:
                     pruner.prune(layer, None)
@@ -130,8 +132,6 @@ def prune(
                 _one_pass(model, pruner)
             else:
                 run_staged(model, pruner, whole_block=not sequential)
-        finally:
-            model.train(was_training)
         log.mark_uncalibrated(plan.layers)
         log.compare(zeros_in_use(model, plan.layers))
     return log.report(plan, time.perf_counter() - start)

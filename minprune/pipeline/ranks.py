@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from minprune.arithmetic import changes_of
 from minprune.errors import PeerError, PruneError
 from minprune.files import to_json
 from minprune.models.hooks import InputCallback
@@ -133,7 +134,7 @@ class SharedPruner(LayerPruner):
 
     def prune_on_forward(self) -> InputCallback:
         """As for one process, where every rank is in its one pass: they meet at each layer."""
-        last: tuple[Tensor, int, Statistics] | None = None
+        last: tuple[Tensor, object, Statistics] | None = None
         owner = -1
 
         def receive(layer: Layer, X: Tensor) -> None:
@@ -142,9 +143,9 @@ class SharedPruner(LayerPruner):
                 return
             if len(set(self.ranks.gather(layer.name))) > 1:
                 raise PruneError(_APART.format(layer.name))
-            if last is None or X is not last[0] or X._version != last[1]:
+            if last is None or X is not last[0] or changes_of(X) != last[1]:
                 owner = (owner + 1) % self.ranks.size  # layers that read one tensor follow each other
-                last = X, X._version, self._sum_at({owner}, layer, self.observe(X))
+                last = X, changes_of(X), self._sum_at({owner}, layer, self.observe(X))
             self._prune_owned({layer: owner}, {layer: last[2]})
 
         return receive

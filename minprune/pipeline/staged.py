@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import changes_of
 from minprune.errors import PruneError
 from minprune.models.forward import BlockwiseForward
 from minprune.models.hooks import capture_inputs, once, run_to_head
@@ -109,7 +110,7 @@ class _Group:
         self.complete = self.first is not None
         self.waiting = set(self.observed)
         self.tensor: Tensor | None = None
-        self.version = 0
+        self.state: object = None
 
     def receive(self, layer: Layer, X: Tensor) -> None:
         """Take X if the layer is of this group; stop the block once nothing more can come."""
@@ -122,7 +123,7 @@ class _Group:
             ):
                 self._observe(layer, X)
             return
-        same = self.tensor is None or (X is self.tensor and X._version == self.version)
+        same = self.tensor is None or (X is self.tensor and changes_of(X) == self.state)
         if layer in self.waiting or (not self.complete and same):
             self._observe(layer, X)
             self.waiting.discard(layer)
@@ -147,8 +148,8 @@ class _Group:
         return count
 
     def _observe(self, layer: Layer, X: Tensor) -> None:
-        if X is self.tensor and X._version == self.version:  # the statistics of this tensor are taken already
+        if X is self.tensor and changes_of(X) == self.state:  # the statistics of this tensor are taken already
             self.observed.setdefault(layer, self.latest)  # type: ignore[arg-type]
             return
-        self.tensor, self.version = X, X._version
+        self.tensor, self.state = X, changes_of(X)
         self.latest = self.observed[layer] = self.pruner.observe(X, self.observed.get(layer))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minprune.errors import PruneError
 from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, backbone
+from minprune.models.modes import eval_mode
 from minprune.training.masks import Handles
 
 
@@ -55,7 +56,7 @@ def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsi
     tokens: (windows, length). They go through the unchanged model in one call, in eval mode, without its head unless
     that is among the layers. Raises `PruneError` for a sparsity outside 0..1, and for experts.
     """
-    layers, was_training = list(layers), model.training
+    layers = list(layers)
     if not 0 <= sparsity <= 1:
         raise PruneError(f"sparsity {sparsity:g} is not within 0..1: it is the share of inputs that count as zero")
     found: dict[Layer, float] = {}
@@ -68,12 +69,11 @@ def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsi
     head = model.get_output_embeddings()  # type: ignore[operator]
     run = model if any(layer.module is head for layer in layers) else backbone(model)  # type: ignore[arg-type]
     handles = _before(layers, measure)
-    model.eval()
     try:
-        run(input_ids=tokens.to(next(model.parameters()).device), use_cache=False)
+        with eval_mode(model):
+            run(input_ids=tokens.to(next(model.parameters()).device), use_cache=False)
     finally:
         handles.remove()
-        model.train(was_training)
     return found
 
 

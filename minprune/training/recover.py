@@ -24,6 +24,7 @@ from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
 from minprune.models.checks import sparse_layers
 from minprune.models.layers import check_windows
+from minprune.models.modes import own_modes
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
 from minprune.training.masks import Masks, check_owned, maintain_sparsity, masks_of
@@ -105,9 +106,10 @@ def recover(
     check_owned(masks, model.parameters(), "the model has not got")
     identity = _identity(model, tokens, recipe, masks, test or {}, teacher)
     saved = load_state(state, identity) if state else None
-    was_training, learnable = model.training, {name: p.requires_grad for name, p in model.named_parameters()}
+    learnable = {name: p.requires_grad for name, p in model.named_parameters()}
     with ExitStack() as after:
-        after.callback(_restore, model, was_training, learnable)
+        after.enter_context(own_modes(model))
+        after.callback(_restore, model, learnable)
         after.enter_context(torch.autocast(model.device.type, enabled=False))  # a caller's would round in backward()
         if recipe.mode == "adapters":
             trained = add_adapters(model, masks, recipe.rank, recipe.alpha, recipe.seed)
@@ -214,9 +216,8 @@ class _Run:
         self.losses = []
 
 
-def _restore(model: "PreTrainedModel", was_training: bool, learnable: dict[str, bool]) -> None:
+def _restore(model: "PreTrainedModel", learnable: dict[str, bool]) -> None:
     model.zero_grad(set_to_none=True)
-    model.train(was_training)
     torch.clear_autocast_cache()  # a caller's autocast may remember the weights before training
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(learnable[name])

@@ -211,6 +211,14 @@ def test_a_narrow_table_breaks_names_after_dots_and_never_inside_a_word(run, tin
     assert "model.layers.*.self_attn.q_proj " in run("info", tiny_folder)[1]
 
 
+def test_a_terminal_that_does_not_tell_its_width_gets_a_table_of_80_columns(run, tiny_folder, monkeypatch):
+    tables = []
+    for columns in ("80", "0"):
+        monkeypatch.setenv("COLUMNS", columns)
+        tables.append(run("info", tiny_folder)[1])
+    assert "self_attn" in tables[0] and tables[0] == tables[1]
+
+
 @pytest.mark.parametrize("count, shown, left", [(6, 6, ""), (7, 5, "and 2 more notes in minprune.json")])
 def test_many_notes_are_cut_short_and_counted(capsys, count, shown, left):
     from minprune.cli.prune import show_report

@@ -275,3 +275,11 @@ def test_the_bundled_files_are_what_they_were(monkeypatch):
     monkeypatch.delenv("MINPRUNE_CACHE")
     for name in ("smollm2", "wikipedia", "news"):
         assert hashlib.sha256(fetch(name).read_bytes()).hexdigest() == assets.ASSETS[name].sha256
+
+
+@pytest.mark.parametrize("name", ["MINPRUNE_CACHE", "XDG_CACHE_HOME"])
+def test_a_home_folder_that_nobody_has_is_told_with_the_remedy(monkeypatch, name):
+    monkeypatch.delenv("MINPRUNE_CACHE")
+    monkeypatch.setenv(name, "~nobody-of-this-name/cache")
+    with pytest.raises(mp.PruneError, match=r"no home folder.*MINPRUNE_CACHE"):
+        cache_folder()

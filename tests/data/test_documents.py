@@ -274,6 +274,32 @@ def test_a_turn_that_calls_tools_needs_no_content(chatty, tmp_path, monkeypatch,
     assert mp.load_text(tmp_path / kind, tokenizer=chatty) == "<user>where?<assistant>[moon]<tool>up"
 
 
+PARTS = [{"type": "text", "text": "where is"}, {"type": "text", "text": "the moon?"}]
+FROM_PARTS = {  # what a template does with a turn's content -> what it makes of two parts that are texts
+    "{{ m.content }}": "where is\nthe moon?",
+    "{{ m.content | trim }}": "where is\nthe moon?",
+    "{{ m.content | tojson }}": '"where is\\nthe moon?"',
+    "{{ '' + m.content }}": "where is\nthe moon?",
+    "{% for part in m.content %}{{ part.text }}|{% endfor %}": "where is|the moon?|",
+}
+
+
+@pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("writes", FROM_PARTS)
+def test_parts_of_a_turn_are_its_text_and_never_what_a_list_looks_like(chatty, tmp_path, monkeypatch, writes, kind):
+    monkeypatch.setattr(chatty, "chat_template", "{% for m in messages %}" + writes + "{% endfor %}")
+    (tmp_path / kind).write_bytes(KINDS[kind]([{"messages": [{"role": "user", "content": PARTS}]}]))
+    assert mp.load_text(tmp_path / kind, tokenizer=chatty) == FROM_PARTS[writes]
+
+
+@pytest.mark.parametrize("part", [{"type": "image", "url": "moon.png"}, "moon.png"])
+def test_parts_that_a_template_does_not_know_are_named(chatty, tmp_path, part):
+    chat = [{"role": "user", "content": [*PARTS, part]}]
+    (tmp_path / "a.jsonl").write_bytes(lines([{"messages": CHATS[0]}, {"messages": chat}]))
+    with pytest.raises(mp.PruneError, match=r"line 2 of .*would write the parts of a turn"):
+        mp.load_text(tmp_path / "a.jsonl", tokenizer=chatty)
+
+
 def test_chats_need_a_tokenizer_with_a_template(tokenizer, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(lines([{"messages": CHATS[0]}]))
     for given_ in (None, tokenizer):
@@ -388,6 +414,21 @@ def test_json_lines_in_a_file_of_prose_stay_prose_and_are_pointed_out(tmp_path, 
     (tmp_path / "a.txt").write_bytes(lines(ROWS[:2]))
     assert mp.load_text(tmp_path / "a.txt") == lines(ROWS[:2]).decode()
     assert len(caplog.messages) == 1 and "call it .jsonl" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.ipynb", "a"])
+@pytest.mark.parametrize("value", [ROWS[:2], {"rows": ROWS[:2]}, [["the moon"]]])
+def test_json_of_several_lines_in_a_file_of_prose_stays_prose_and_is_pointed_out(tmp_path, caplog, name, value):
+    content = json.dumps(value, indent=1)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert mp.load_text(tmp_path / name) == content
+    assert len(caplog.messages) == 1 and "call it .json " in caplog.messages[0]
+
+
+def test_prose_that_begins_with_a_bracket_is_prose(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("[1] The moon goes around.\n{Its light} comes from the sun.", encoding="utf-8")
+    assert mp.load_text(tmp_path / "a.txt").startswith("[1] The moon")
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("kind", ["a.jsonl", "a.parquet", "a.csv", "a.txt"])

@@ -93,9 +93,17 @@ def test_windows_that_predict_nothing_or_are_too_long_are_refused():
         mp.perplexity(model, tiny_tokens(2, 65))
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("tokens", [tiny_tokens().tolist(), tiny_tokens().numpy(), None, "the moon"])
+def test_what_is_no_tensor_is_refused_as_what_it_is(tokens):
+    model = tiny_model("llama")
+    for measure in (mp.perplexity, lambda model, tokens: mp.divergence(model, model, tokens)):
+        with pytest.raises(mp.PruneError, match=f"tokens are a {type(tokens).__name__}: .*load_tokens"):
+            measure(model, tokens)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "2", None])
 def test_a_batch_size_that_is_not_positive_is_refused(batch_size):
-    with pytest.raises(mp.PruneError, match=f"batch size {batch_size} is not positive"):
+    with pytest.raises(mp.PruneError, match=f"batch size {batch_size!r} is not a positive whole number"):
         mp.perplexity(tiny_model("llama"), tiny_tokens(), batch_size=batch_size)
 
 

@@ -104,6 +104,37 @@ def test_quantised_weights_are_refused_with_or_without_their_configuration(folde
     refused(folder, f"{SINGLE}: {UP} holds I8", "use the model that it was made from")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64, torch.complex64])
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_parameter_that_is_no_floats_is_refused_whatever_its_name(folder, dtype, bare):
+    """Loading would convert it: what was -0.1 to a quantiser would become -13."""
+    configure(folder, attention_bias=True)
+    tensors = load_file(folder / SINGLE)
+    for name in [name for name in tensors if "self_attn" in name]:
+        tensors[name.replace(".weight", ".bias")] = torch.ones(len(tensors[name]))
+    store(folder, tensors)
+    assert mp.load_model(folder) and open_checkpoint(folder).streamed
+    bias = "model.layers.0.self_attn.o_proj.bias"
+    tensors[bias] = torch.ones(64).to(dtype)
+    if bare:  # as a model that was saved without its head
+        tensors = {name.removeprefix("model."): value for name, value in tensors.items()}
+        bias = bias.removeprefix("model.")
+    store(folder, tensors)
+    refused(folder, f"{SINGLE}: {bias} holds ", "not floats", "use the model that it was made from")
+
+
+def test_a_tensor_in_two_files_is_refused_with_the_names_of_both(folder):
+    """The library takes that of the last file, whichever the index names."""
+    parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    tensors = load_file(folder / SINGLE)
+    in_parts(folder, *parts)
+    index = json.loads((folder / INDEX).read_text())
+    for part in parts:
+        named = {name: tensors[name] for name, file in index["weight_map"].items() if file == part}
+        save_file(named | {UP: torch.full_like(tensors[UP], 7.0)}, folder / part, metadata={"format": "pt"})
+    refused(folder, UP, "stored twice", *parts)
+
+
 def test_a_block_that_the_configuration_leaves_out_is_refused(folder):
     configure(folder, num_hidden_layers=1)
     refused(folder, "no place for 9 of its tensors, such as model.layers.1.", "one source")

@@ -440,6 +440,9 @@ def test_the_error_of_every_method_is_that_of_all_tokens_also_where_the_first_po
     "options, reason",
     [
         ({"method": "guess"}, "unknown method 'guess'"),
+        ({"method": 5}, "a method is one of magnitude, .*, not 5"),
+        ({"method": lambda W, stats, pattern: W}, "a method is one of .*, or a Method, not <function"),
+        ({"allocation": {5: 0.5}}, "the allocation's 5 matches no layer"),
         ({"pattern": "half"}, "unknown pattern 'half'"),
         ({"pattern": "3:5"}, r"model\.layers\.0\.self_attn\.q_proj: 3:5 .* 32"),
         ({"pattern": "block32:50%"}, r"model\.layers\.0\.self_attn\.k_proj: block32:50% .* 16 x 32"),
@@ -451,8 +454,8 @@ def test_the_error_of_every_method_is_that_of_all_tokens_also_where_the_first_po
         ({"damp": "x"}, "damp is 'x': it must be a number"),
         ({"damp": None}, "damp is None: it must be a number"),
         ({"block_size": 64.5}, "block_size is 64.5: it must be a whole number"),
-        ({"calib": tiny_tokens().to("meta")}, "calib is a torch.strided on meta"),
-        ({"calib": tiny_tokens().to_sparse()}, "calib is a torch.sparse_coo on cpu"),
+        ({"calib": tiny_tokens().to("meta")}, "tokens are a torch.strided on meta"),
+        ({"calib": tiny_tokens().to_sparse()}, "tokens are a torch.sparse_coo on cpu"),
         ({"include": ["*.w1"]}, r"\*\.w1"),
         ({"exclude": ["*.w1"]}, r"\*\.w1"),
         ({"allocation": {"*.w1": 0.5}}, r"\*\.w1"),
@@ -460,7 +463,7 @@ def test_the_error_of_every_method_is_that_of_all_tokens_also_where_the_first_po
         ({"calib": torch.full((2, 8), VOCABULARY)}, "vocabulary"),
         ({"calib": tiny_tokens(2, 65)}, "64 positions"),
         ({"calib": tiny_tokens().float()}, "int64"),
-        ({"calib": tiny_tokens().tolist()}, "calib is a list"),
+        ({"calib": tiny_tokens().tolist()}, "tokens are a list"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_pruned(options, reason):

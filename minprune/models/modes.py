@@ -1,0 +1,29 @@
+"""Training or not: each module of a model has a flag of its own, and a caller may have set them apart on purpose."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """While open, nothing in the model trains, so there is no dropout; afterwards every module has its own mode again.
+
+    Some stay in eval mode while the rest learns, a norm with running means, say.
+    """
+    with own_modes(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def own_modes(model: nn.Module) -> Iterator[None]:
+    """Whatever becomes of the modes while it is open, every module has its own again afterwards."""
+    modes, training = [(module, module.training) for module in model.modules()], model.training
+    try:
+        yield
+    finally:
+        model.train(training)  # a class may do more in there than set the flag, as LoRA layers that merge
+        for module, mode in modes:
+            module.training = mode
