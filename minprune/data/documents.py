@@ -153,9 +153,11 @@ def _chat(path: Path, where: str, value: Any, tokenizer) -> str | None:
 
 def _joined(content: Any) -> Any:
     """Parts of a turn that are all texts as one text, a line for each; anything else as it is."""
-    parts = content if isinstance(content, list) else [None]
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
-    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else content
+    if not isinstance(content, list):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    found = [text for text in texts if isinstance(text, str)]
+    return "\n".join(found) if len(found) == len(content) else content
 
 
 def _shows(content: Any, text: str) -> bool:
