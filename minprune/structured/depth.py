@@ -20,6 +20,7 @@ Left out: parts of blocks, which no configuration can describe.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -153,6 +154,33 @@ def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:
         losses = _losses_without(model, calib, {block: gone_already | {block} for block in left})
         left.remove(min(losses, key=losses.__getitem__))
     return left
+
+
+@torch.no_grad()
+def changed_by_number(model: "PreTrainedModel", windows: Tensor, kept: list[int]) -> list[int]:
+    """Which of the blocks that stay compute something else once they are numbered anew, as some families' blocks do.
+
+    Each is given what it reads in the larger model. windows (n, length).
+    """
+    streams = stream_of(model, windows)
+    with without(model, set(range(len(streams) - 1)) - set(kept)):
+        blocks = decoder_blocks(model)[1]
+        handles = [
+            blocks[place].register_forward_pre_hook(partial(_enter, streams[block]), with_kwargs=True)
+            for place, block in enumerate(kept)
+        ]
+        try:
+            after = stream_of(model, windows)[1:]
+        finally:
+            for handle in handles:
+                handle.remove()
+    pairs = [(block, after[place].float(), streams[block + 1].float()) for place, block in enumerate(kept)]
+    return [block for block, found, was in pairs if not (found - was).abs().max() <= _ROUNDED / 20 * was.abs().max()]
+
+
+def _enter(h: Tensor, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Have a block read h, a copy of it: there are blocks that write into what they read."""
+    return ((h.clone(), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": h.clone()})
 
 
 def _losses_without(model: "PreTrainedModel", calib: Tensor, sets: dict[int, set[int]]) -> dict[int, float]:

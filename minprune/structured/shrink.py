@@ -22,11 +22,11 @@ from minprune.methods import METHODS
 from minprune.methods.damping import check_damp
 from minprune.models.causality import check_causal, evaluating
 from minprune.models.hooks import check_compiled
-from minprune.models.layers import check_windows, decoder_blocks
+from minprune.models.layers import block_layers, check_windows, decoder_blocks
 from minprune.output.report import Report
 from minprune.pipeline.reconstruction import Reconstruction
 from minprune.structured.cut import Cut, apply_cut, check_cut, empty_model
-from minprune.structured.depth import choose_blocks, repair_cuts
+from minprune.structured.depth import changed_by_number, choose_blocks, repair_cuts
 from minprune.structured.progress import Progress
 from minprune.structured.removals import REPAIRS, Removal, removals
 from minprune.structured.repair import reconstruct
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RECONSTRUCTION = Reconstruction()
+_FEW = 0.01  # of the weights: a matrix may hold a zero by chance
 _OF_PRUNE = ("batch_size", "sequential", "precision", "progress")
 
 
@@ -117,7 +118,7 @@ def run_removals(
     check_plan(model, calib, plan, repair)
     if repair == "reconstruct" and calib is None:
         raise PruneError("blocks are reconstructed on calibration tokens: pass calib")
-    start = time.perf_counter()
+    start, zeros = time.perf_counter(), _zeros(model)
     dense = copy.deepcopy(model) if repair == "reconstruct" else None
     kept: list[int] = list(range(len(decoder_blocks(model)[1])))
     basis, reports, finished = None, [], 0
@@ -131,6 +132,11 @@ def run_removals(
         if progress:
             progress.after_removal(model, kept, basis, report)
     report = merged(reports, plan)
+    if (left := _zeros(model)) < zeros - _FEW:
+        report.notes.append(
+            f"{zeros:.1%} of the blocks' weights were zero, {left:.1%} are: matrices that are solved anew or rotated "
+            "have no zeros, so prune last"
+        )
     if dense is not None and calib is not None:
         note = partial(progress.after_block, model) if progress else None
         done = progress.errors if progress else {}
@@ -138,6 +144,12 @@ def run_removals(
             report.reconstruction = reconstruct(model, dense, calib, kept, reconstruction, basis, done, note)
     report.seconds["total"] = time.perf_counter() - start
     return report
+
+
+def _zeros(model: "PreTrainedModel") -> float:
+    """The share of zeros among the weights of the blocks' matrices."""
+    weights = [layer.weight for layer in block_layers(model)]
+    return 1 - sum(int(W.count_nonzero()) for W in weights) / sum(W.numel() for W in weights)
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -224,9 +236,15 @@ def _remove_blocks(model, calib: Tensor, one: Removal, how: str, repair: str, da
     with evaluating(model):
         kept = choose_blocks(model, calib, gone, how)
         check_cut(model, Cut(blocks=kept))
+        others = changed_by_number(model, calib[:1, :64], kept)
         left = repair_cuts(model, calib, kept, damp) if repair == "refit" else []
     apply_cut(model, Cut(blocks=kept))
     notes = [f"blocks {', '.join(str(block) for block in range(depth) if block not in kept)} of {depth} removed"]
+    if others:
+        notes.append(
+            f"block {', '.join(map(str, others))} computes something else under its new number, which counts in this "
+            "family: measure what is left, or remove the last blocks"
+        )
     if left:
         notes.append(
             f"block {', '.join(map(str, left))} before a cut stays as it was: its last matrix cannot make up for it"

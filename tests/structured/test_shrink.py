@@ -94,6 +94,32 @@ def test_the_loss_that_greedy_has_seen_is_that_of_the_model_which_is_left(family
     assert mp.perplexity(model, tokens) == pytest.approx(min(losses.values()), rel=1e-6)
 
 
+@pytest.mark.parametrize(("family", "told"), [("llama", []), ("gemma3", []), ("gpt2", [2, 3]), ("diffllama", [2, 3])])
+def test_blocks_that_compute_something_else_under_another_number_are_named(family, told):
+    """GPT-2 may divide attention by the block's number, DiffLlama takes a constant from it."""
+    model, tokens = tiny_model(family, **DEEP[family]), tiny_tokens()
+    with torch.no_grad():
+        for layer in mp.find_layers(model):
+            if ".1." in layer.name:  # so that block 1 goes
+                layer.weight.mul_(1e-3)
+    report = shrink(model, tokens, "blocks:1", "influence", repair="none")
+    assert report.notes[0] == "blocks 1 of 4 removed"
+    said = [note for note in report.notes if "under its new number" in note]
+    assert [note.split(" computes")[0] for note in said] == ([f"block {', '.join(map(str, told))}"] if told else [])
+
+
+@pytest.mark.parametrize("repair", ["refit", "none"])
+@pytest.mark.parametrize("what", ["neurons:25%", "heads:1/2", "blocks:1", "hidden:25%"])
+def test_a_pruned_model_that_loses_zeros_is_told_how_many(what, repair):
+    model, tokens = tiny_model("llama", num_hidden_layers=3), tiny_tokens()
+    mp.prune(model, tokens, "wanda", "50%")
+    report = shrink(model, tokens, what, repair=repair)
+    weights = [layer.weight for layer in mp.find_layers(model)]
+    left = sum(int((W == 0).sum()) for W in weights) / sum(W.numel() for W in weights)
+    said = [note for note in report.notes if "were zero" in note]
+    assert bool(said) == (left <= 0.49) and all(f"{left:.1%} are" in note for note in said)
+
+
 def test_without_leaves_the_model_as_it_was():
     model, tokens = tiny_model("llama", num_hidden_layers=4), tiny_tokens()
     config = model.config.to_dict()
