@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minprune.errors import PruneError
 
+_AT_ONCE = 1 << 16  # scores whose ties are counted at a time: counting takes sixteen bytes a score
 FEW = 32  # places of a group up to which all pairs are compared: it takes m**2 / 2 comparisons a group
 
 
@@ -33,11 +34,17 @@ def keep_largest(scores: Tensor, zeros: int) -> Tensor:
     if not bool(ties.any()):
         return keep
     refuse_nan(scores)
-    if not bool(ties.all()):  # few rows as a rule, and counting takes eight bytes a score
+    if not bool(ties.all()):  # few rows as a rule
         scores, threshold = scores[ties], threshold[ties]
-    tied = scores == threshold
     to_prune = zeros - (scores < threshold).sum(1, keepdim=True)  # (rows, 1): how many of the tied must go
-    keep[ties] |= tied & (tied.cumsum(1) > to_prune)
+    chosen, counted = keep[ties], torch.zeros_like(to_prune)
+    step = max(1, _AT_ONCE // len(scores))
+    for start in range(0, size, step):
+        tied = scores[:, start : start + step] == threshold
+        number = counted + tied.cumsum(1)  # of each tied score in its row, from 1
+        chosen[:, start : start + step] |= tied & (number > to_prune)
+        counted = number[:, -1:]
+    keep[ties] = chosen
     return keep
 
 

@@ -139,6 +139,17 @@ def test_keep_largest_prunes_exactly_the_number_asked_for(size, zeros, seed):
     assert ((~keep_largest(scores, zeros)).sum(1) == zeros).all()
 
 
+@pytest.mark.parametrize("rows, size", [(1, 150_000), (3, 50_001), (70_000, 3)])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_ties_of_any_number_of_scores_go_from_the_lowest_index_on(rows, size, share, generator):
+    scores = torch.randint(0, 4, (rows, size), generator=generator).float()
+    scores[0] += torch.rand(size, generator=generator)  # a row without ties
+    zeros = round(share * size)
+    expected = torch.ones(rows, size, dtype=torch.bool)
+    expected.scatter_(1, scores.argsort(dim=1, stable=True)[:, :zeros], False)
+    assert torch.equal(keep_largest(scores, zeros), expected)
+
+
 @pytest.mark.parametrize("text", ["50%", "50%:row", "62.5%:layer", "0%", "100%:block", "2:4", "1:4", "8:8", "0:3",
                                   "block16:50%", "block1:12.5%"])  # fmt: skip
 def test_a_pattern_written_out_reads_back(text):

@@ -120,7 +120,10 @@ def test_zero_times_infinity_is_nan_in_every_format_as_in_the_sum_over_all_input
     X = X.float()  # in which 1e39 is infinity
     found, expected = stored.matmul(X), (X[:, None, :] * W.float()).sum(2)  # (tokens, d_out)
     assert_close(found, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
-    assert found[1].isnan().all() and found[0].isfinite().all() and torch.equal(found[3], stored.matmul(X[[0, 3]])[1])
+    assert found[1].isnan().all() and found[0].isfinite().all()
+    assert_close(
+        found[[0, 3]], stored.matmul(X[[0, 3]]), rtol=1e-5, atol=1e-6
+    )  # two rows may be summed in another order
 
 
 @pytest.mark.parametrize("name", FORMATS)

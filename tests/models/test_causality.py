@@ -163,11 +163,12 @@ def test_from_disk_to_disk_experts_that_choose_their_tokens_stop_the_run(tiny_fo
         mp.prune_checkpoint(tiny_folder, tmp_path / "out", torch.randint(3, VOCABULARY, (4, 24)), "wanda", "50%")
 
 
-def test_rounding_at_a_tie_of_two_experts_is_told_from_the_future(monkeypatch):
-    """Experts that a router can hardly tell apart, and inputs that are rounded otherwise by what the last token is."""
+def with_tied_experts(seed):
+    """Experts that a router can hardly tell apart, and inputs rounded otherwise by what the last token is."""
     model = tiny_model("mixtral")
     mlp, norm = model.model.layers[1].mlp, model.model.layers[1].post_attention_layernorm
-    eps, width, generator = torch.finfo(torch.float32).eps, model.config.hidden_size, torch.Generator().manual_seed(0)
+    eps, width = torch.finfo(torch.float32).eps, model.config.hidden_size
+    generator = torch.Generator().manual_seed(seed)
     up = torch.randint(2, (2, width), generator=generator).float()  # two ways of rounding
     with torch.no_grad():
         apart = torch.randn(len(mlp.gate.weight) - 1, width, generator=generator)
@@ -175,10 +176,22 @@ def test_rounding_at_a_tie_of_two_experts_is_told_from_the_future(monkeypatch):
         mlp.experts.down_proj *= 8
     inner = norm.forward
     norm.forward = lambda hidden: inner(hidden) * (1 + eps * up[(hidden[:, -1:, 0] > 0).long()])
-    with monkeypatch.context() as patched:  # the test is one: without the comparison it would be refused
-        patched.setattr(causality._Movement, "_share_of_rounding", lambda *_: 0.0)
-        with pytest.raises(mp.PruneError, match="is not causal"):
-            check_causal(model, 24)
+    return model
+
+
+def test_rounding_at_a_tie_of_two_experts_is_told_from_the_future(monkeypatch):
+    def refused_without_the_comparison(seed):
+        with monkeypatch.context() as patched:
+            patched.setattr(causality._Movement, "_share_of_rounding", lambda *_: 0.0)
+            try:
+                check_causal(with_tied_experts(seed), 24)
+            except mp.PruneError as error:
+                return "is not causal" in str(error)
+        return False
+
+    # which seeds make another expert win depends on how this processor rounds
+    seed = next(seed for seed in range(40) if refused_without_the_comparison(seed))
+    model = with_tied_experts(seed)
     check_causal(model, 24)
     model.model.layers[1] = Looks(model.model.layers[1], LEAKS["everything"], 0.01)
     with pytest.raises(mp.PruneError, match="is not causal"):
