@@ -6,8 +6,16 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from numbers import Integral, Real
 from typing import Any
 
+_KINDS: Mapping[Any, tuple[Any, str]] = {  # a field's annotation -> what its value is, also in words
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    bool: (bool, "True or False"),
+    bool | None: (bool | None, "True, False or None"),
+}
 _UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}  # of a thousand, as disks are sold
 
 
@@ -28,6 +36,14 @@ class PruneError(ValueError):
 
 class PeerError(PruneError):
     """What went wrong was in another process of the same run, which has told its reason."""
+
+
+def check_fields(settings: Any) -> None:
+    """Raise `PruneError`, with its name, if a number or a flag among a dataclass's fields is none."""
+    for field in fields(settings):
+        value, (kind, said) = getattr(settings, field.name), _KINDS.get(field.type, (object, ""))
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
+            raise PruneError(f"{field.name} is {value!r}: it must be {said}")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_fields
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Distillation:
     hidden: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.share <= 1:
             raise PruneError(f"share {self.share:g} is outside 0..1: it is the teacher's part of the loss")
         if not 1e-4 <= self.temperature <= 1e4 or not 0 <= self.hidden < math.inf:

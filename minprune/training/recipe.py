@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_fields
 
 MODES = ("full", "adapters")
+_LARGEST_SEED = 2**62 - 1  # torch takes up to 2**64 - 1
 ADAPTERS_LR = 3e-3  # it and `Recipe.lr` were best for a SmolLM2 of 60 % zeros: book/results/recovery.json
 
 
@@ -70,12 +71,15 @@ class Recipe:
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.mode not in MODES:
             raise PruneError(f"unknown mode {self.mode!r} to train: use one of {', '.join(MODES)}")
-        least = {"steps": 1, "batch_size": 1, "evaluate": 1, "warmup": 0, "weight_decay": 0}
+        least = {"steps": 1, "batch_size": 1, "evaluate": 1, "warmup": 0, "weight_decay": 0, "seed": 0}
         for name, low in least.items():
             if not getattr(self, name) >= low:
                 raise PruneError(f"{name} {getattr(self, name)} is less than {low}")
+        if not self.seed <= _LARGEST_SEED:
+            raise PruneError(f"seed {self.seed} is more than {_LARGEST_SEED}, to which a step's number is added")
         for name in ("lr", "clip", "alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise PruneError(f"{name} {getattr(self, name)} is not a positive number")

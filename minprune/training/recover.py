@@ -100,6 +100,10 @@ def recover(
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token teach nothing: use length 2 or more")
+    if save_every < 1:
+        raise PruneError(f"a state after every {save_every} steps cannot be saved: use 100")
+    if state and not state.parent.is_dir():
+        raise PruneError(f"there is no folder {state.parent} to keep the state of the run in: make it, or name another")
     if model.dtype in (torch.float16, torch.bfloat16):
         raise PruneError(f"a model in {model.dtype} cannot learn in small steps: call model.float() first")
     masks = masks_of(sparse_layers(model)) if masks is None else masks

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minprune.errors import PruneError
-from minprune.files import flush
+from minprune.files import check_regular, flush
 from minprune.output.typed import State, checked
 
 
@@ -30,6 +30,7 @@ def load_state(path: Path, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:  # torch.save writes one, and torch.load does not look at its checksums
             damaged = archive.testzip()

@@ -15,6 +15,7 @@ from tiny import VOCABULARY, tiny_model, tiny_tokens
 from torch.testing import assert_close
 
 import minprune as mp
+from minprune.pipeline.recipes import Reconstruction
 from minprune.training.distill import Distillation, language_loss
 from minprune.training.masks import masks_of
 from minprune.training.recover import Recipe, recover
@@ -199,11 +200,40 @@ def test_nothing_in_a_state_is_executed(tmp_path):
         ({"lr": 0.0}, "lr 0.0 is not a positive number"),
         ({"lr": float("nan")}, "lr nan"),
         ({"weight_decay": -1.0}, "weight_decay -1.0"),
+        ({"seed": -1}, "seed -1 is less than 0"),
+        ({"seed": 2**64}, "seed 18446744073709551616 is more than"),
+        ({"steps": 2.5}, "steps is 2.5: it must be a whole number"),
+        ({"steps": True}, "steps is True"),
+        ({"lr": "high"}, "lr is 'high': it must be a number"),
+        ({"bfloat16": "yes"}, "bfloat16 is 'yes': it must be True or False"),
     ],
 )
 def test_recipes_that_cannot_be_are_refused(changes, message):
     with pytest.raises(mp.PruneError, match=message):
         Recipe(**({"steps": 5} | changes))
+
+
+def test_settings_of_another_type_are_refused_wherever_they_stand():
+    for make, message in [
+        (lambda: Reconstruction(epochs=1.5), "epochs is 1.5: it must be a whole number"),
+        (lambda: Reconstruction(lr="x"), "lr is 'x'"),
+        (lambda: Reconstruction(bfloat16=1), "bfloat16 is 1: it must be True, False or None"),
+        (lambda: Distillation(pruned(), share="all"), "share is 'all': it must be a number"),
+    ]:
+        with pytest.raises(mp.PruneError, match=message):
+            make()
+    assert Reconstruction(epochs=np.int64(1), lr=np.float32(0.5)).epochs == 1
+
+
+def test_a_state_that_could_not_be_kept_is_refused_before_the_first_step(tmp_path):
+    """A folder is no damaged state: nobody should be told to delete it."""
+    for changes, message in [
+        ({"state": tmp_path / "nowhere" / "state"}, "there is no folder"),
+        ({"state": tmp_path}, "is a folder, not a regular file"),
+        ({"state": tmp_path / "state", "save_every": 0}, "after every 0 steps"),
+    ]:
+        with pytest.raises(mp.PruneError, match=message):
+            recover(pruned(), counting(), SHORT, after_step=lambda step: pytest.fail("it began"), **changes)
 
 
 def test_mistakes_are_told_and_the_model_is_as_it_was():
