@@ -24,6 +24,7 @@ from minprune.formats.sizes import bitmask_bits, nm_bits
 from minprune.formats.stored import packed_bytes
 from minprune.models.layers import block_layers, decoder_blocks, find_layers, unsupported_experts
 from minprune.patterns import NM, Pattern, pattern
+from minprune.pipeline.plan import check_model
 from minprune.structured.cut import Cut, check_cut, empty_model
 from minprune.structured.removals import Removal, removal
 from minprune.structured.slicing import parts_of_stream
@@ -136,6 +137,7 @@ def advise(model: "PreTrainedModel", size: float | None = None, faster: float | 
     >>> found.dense.bytes, found.fits[0].bytes <= 5e6, found.fits[0].loss <= found.fits[-1].loss
     (13169152, True, True)
     """
+    check_model(model)
     if size is None and faster is None:
         raise PruneError("a budget is missing: give a number of bytes, or how many times faster it is to be")
     for budget in (size, faster):

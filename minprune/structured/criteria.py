@@ -90,6 +90,8 @@ def gradients(model, calib: Tensor, layers: list[Layer]) -> tuple[dict[str, Tens
     the squares those of windows. Gradients that were there before are gone.
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    if calib.shape[1] < 2:
+        raise PruneError("windows of 1 token predict nothing, so the loss has no gradient: use length 2 or more")
     sums = {layer.name: torch.zeros_like(layer.weight, dtype=torch.float32) for layer in layers}
     squares = {name: torch.zeros_like(value) for name, value in sums.items()}
     wanted = {getattr(layer.module, layer.parameter) for layer in layers}

@@ -94,7 +94,11 @@ def check_cut(model: "PreTrainedModel", cut: Cut) -> tuple["PreTrainedModel", di
     for name, value in smaller.state_dict().items():
         sources[name] = source = _source(name, decoder_blocks(model)[0], cut.blocks)
         found = cut.values.get(source, state.get(source))
-        shape = [] if found is None else list(found.shape)
+        if found is None:
+            raise PruneError(
+                f"{type(model).__name__} cannot be cut like this: no configuration of its family goes without {name}"
+            )
+        shape = list(found.shape)
         if source in cut.tensors:
             axis, kept = cut.tensors[source]
             shape[axis] = len(kept)

@@ -21,9 +21,10 @@ from minprune.errors import PruneError
 from minprune.methods import METHODS
 from minprune.methods.damping import check_damp
 from minprune.models.causality import check_causal, evaluating
-from minprune.models.hooks import check_compiled
+from minprune.models.checks import check_weights
 from minprune.models.layers import block_layers, check_windows, decoder_blocks
 from minprune.output.report import Report
+from minprune.pipeline.plan import check_model
 from minprune.pipeline.reconstruction import Reconstruction
 from minprune.structured.cut import Cut, apply_cut, check_cut, empty_model
 from minprune.structured.depth import changed_by_number, choose_blocks, repair_cuts
@@ -95,7 +96,7 @@ def shrink(
     >>> model.config.intermediate_size, report.sparsity
     (24, 0.25)
     """
-    check_compiled(model)
+    check_model(model)
     if repair not in REPAIRS:
         raise PruneError(f"unknown repair {repair!r}: choose one of {', '.join(REPAIRS)}")
     return run_removals(model, calib, removals(remove, method), repair, **options)
@@ -165,6 +166,7 @@ def check_options(options: dict[str, Any]) -> None:
 def check_plan(model: "PreTrainedModel", calib: Tensor | None, plan: list[tuple[Removal, str]], repair: str) -> None:
     """Raise `PruneError` if one of the removals cannot be made, or if no configuration says what all of them leave."""
     every, asked = Cut(), list[Width]()
+    check_weights(model, block_layers(model))
     if calib is not None:
         check_windows(model, calib)
     for one, chosen in plan:

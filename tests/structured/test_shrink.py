@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model, tiny_tokens
+from torch.nn.utils import prune as torch_prune
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
@@ -286,6 +287,29 @@ def test_a_refit_is_solved_in_the_arithmetic_of_its_dtype(precision):
     gram += 0.01 * gram.diagonal().mean() * torch.eye(48).double()
     byhand = torch.linalg.solve(gram, wide.T @ R.double().reshape(-1, 32)).T
     torch.testing.assert_close(expected, byhand, rtol=1e-9, atol=1e-12)  # float64 was not narrowed
+
+
+@pytest.mark.parametrize("what", ["neurons:25%", "blocks:1", "hidden:25%"])
+def test_what_is_no_model_or_computes_its_weights_is_refused_with_the_remedy(what):
+    model = tiny_model("llama", num_hidden_layers=3)
+    torch_prune.l1_unstructured(model.model.layers[1].mlp.down_proj, "weight", 0.5)
+    damaged = tiny_model("llama", num_hidden_layers=3)
+    damaged.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    for one, said in [
+        (model, r"layers\.1\.mlp\.down_proj.*torch\.nn\.utils\.prune\.remove"),
+        (damaged, r"layers\.1\.mlp\.down_proj: its weights hold NaN"),
+        (torch.nn.Linear(4, 4), "Linear is no Hugging Face causal language model"),
+        (None, "NoneType is no Hugging Face"),
+    ]:
+        with pytest.raises(mp.PruneError, match=said):
+            shrink(one, tiny_tokens(), what, repair="none")
+
+
+@pytest.mark.parametrize("what", ["neurons:25%", "blocks:1"])
+def test_a_loss_that_no_token_has_is_no_reason_to_choose(what):
+    """The mean over no tokens is NaN, and so were all scores."""
+    with pytest.raises(mp.PruneError, match="windows of 1 token predict nothing"):
+        shrink(tiny_model("llama"), tiny_tokens(8, 1), what, "taylor")
 
 
 @pytest.mark.parametrize("family", ["rwkv", "mamba"])
