@@ -1,10 +1,12 @@
 """What the explorers show that was measured: short lists out of `book/results/`, made when the book is built."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 RESULTS = Path(__file__).parent.parent / "results"
+CHAPTER = Path(__file__).parents[2] / "notebooks" / "20-speed.ipynb"
 
 
 def sweep() -> dict:
@@ -31,4 +33,38 @@ def atlas() -> list[dict]:
     return [cell for cell in cells if cell["dtype"] == "bfloat16"]
 
 
-DATA: dict[str, Callable[[], object]] = {"quality": sweep, "budget": atlas}
+def speed() -> dict:
+    """One core of speed.json: our products in three formats, and the two limits of the roofline.
+
+    bandwidth: bytes a second of the fastest plain read of float32. rate: operations a second; the file has none, so it
+    is what chapter 20 printed when it measured that. points: {bits, format, zeros, tokens, megabytes, ms, gain over our
+    dense product}. expanding: bits -> seconds a weight at 90 % zeros, where hardly a byte is left to wait for.
+    """
+    stored = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    (rate,) = re.findall(r"calculates (\d+) Gflop/s", CHAPTER.read_text(encoding="utf-8"))
+    rows, columns = map(int, re.findall(r"(\d+) x (\d+)", stored["protocol"]["matrices"])[0])
+    cells = [cell for cell in stored["cells"] if cell["threads"] == 1]
+    widths = {"float32": 32, "bfloat16": 16, "int8": 8}
+    points = []
+    for cell in cells:
+        if cell["form"] not in ("own", "sparse"):
+            continue
+        pattern = cell.get("pattern", "0%")
+        points.append({
+            "bits": widths[cell["dtype"]],
+            "format": "dense" if cell["form"] == "own" else "nm24" if pattern == "2:4" else "bitmask",
+            "zeros": 0.5 if pattern == "2:4" else int(pattern[:-1]) / 100,
+            "tokens": cell["tokens"], "megabytes": cell["MB"], "ms": cell["ms"], "gain": cell["x own"],
+        })  # fmt: skip
+    return {
+        "matrix": [rows, columns],
+        "bandwidth": 1e9 * next(c["GB/s"] for c in cells if (c["form"], c["dtype"]) == ("read", "float32")),
+        "rate": 1e9 * int(rate),
+        "points": points,
+        "expanding": {
+            str(point["bits"]): point["ms"] / 1e3 / (rows * columns) for point in points if point["zeros"] == 0.9
+        },
+    }
+
+
+DATA: dict[str, Callable[[], object]] = {"quality": sweep, "budget": atlas, "roofline": speed}

@@ -23,7 +23,7 @@ const makers = {
     const node = element("div", { className: "slider" }, element("label", { htmlFor: id }, control.label), output, input);
     const show = (state) => {
       input.value = read(state);
-      output.textContent = control.show(Number(input.value));
+      output.textContent = control.show(Number(input.value), state);
       input.setAttribute("aria-valuetext", output.textContent);
     };
     return { node, show };

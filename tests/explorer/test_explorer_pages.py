@@ -10,7 +10,7 @@ from javascript import FOLDER, building, call, script
 
 from minprune.plots import LOOKS
 
-NAMES = ("mask-lab", "sparsegpt-steps", "quality", "bytes", "budget")
+NAMES = ("mask-lab", "sparsegpt-steps", "quality", "bytes", "roofline", "budget")
 ROOT = FOLDER.parent.parent
 CSS = (FOLDER.parent / "_static" / "explorer.css").read_text(encoding="utf-8")
 
@@ -65,7 +65,9 @@ def test_no_setting_of_one_control_breaks_the_picture(name):
       const first = app.prepare(app.start, data);
       for (const c of flat(app.controls)) {
         const write = c.write ?? ((state, value) => ({ ...state, [c.id]: value }));
-        if (c.kind === "slider") for (const v of [c.min, c.max]) seen.push([c.label + v, write(first, v), c.show(v)]);
+        if (c.kind === "slider") {
+          for (const v of [c.min, c.max]) seen.push([c.label + v, write(first, v), c.show(v, first)]);
+        }
         if (c.kind === "button") seen.push([c.label, c.press(first), ""]);
         if (c.kind === "choice") {
           for (const [v] of c.options) seen.push([c.label + v, { ...first, [c.id]: c.several ? [v] : v }, ""]);
