@@ -95,6 +95,23 @@ def _half_a_bug(W, G, sparsity, block_size, damp):
     return [[0.0 if abs(v) < 0.5 else v for v in row[:block_size]] + row[block_size:] for row in w]
 
 
+def surgeon_2_4_near(W, U):
+    """In another order, and what goes stays at the rounding of its update."""
+    w, U = W.double().numpy().copy(), U.double().numpy()
+    for start in range(0, w.shape[1], 4):
+        order = np.argsort((w[:, start : start + 4] / np.diag(U)[start : start + 4]) ** 2, axis=1, kind="stable")
+        for q in range(start, start + 4):
+            gone = (order[:, :2] == q - start).any(1)
+            w[gone] -= np.outer(w[gone, q] * (1 / U[q, q]), U[q])
+    return w
+
+
+def sparsegpt_near(W, G, sparsity, block_size, damp):
+    """Right, with pruned weights that are as far from zero as float32 leaves them."""
+    exact = torch.as_tensor(sparsegpt_numpy(W, G, sparsity, block_size, damp))
+    return torch.where(exact == 0, 1e-8 * W, exact)
+
+
 RIGHT = {
     "backward_factor": [backward_factor_numpy, backward_factor_loop],
     "surgeon_2_4": [surgeon_2_4_numpy, surgeon_2_4_loop],

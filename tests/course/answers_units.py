@@ -68,7 +68,7 @@ REJECTED = {
         lambda scores, groups, gone: scores > scores.median(),
     ],
     "slim_mlp": [
-        lambda gate, up, down, keep: slim_mlp_index(up, gate, down, keep),  # gate and up exchanged
+        lambda gate, up, down, keep: slim_mlp_index(up, gate, down, ~keep),  # gate and up exchanged, inverted
         lambda gate, up, down, keep: [part.flip(0) for part in slim_mlp_index(gate, up, down, keep)],
         lambda gate, up, down, keep: [2 * part for part in slim_mlp_index(gate, up, down, keep)],
         lambda gate, up, down, keep: [gate[keep], up[keep], down[keep]] if len(down) == len(keep) else [gate, up, down],

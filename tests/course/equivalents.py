@@ -159,12 +159,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "w[gone] @ factor -> factor @ w[gone]": SYMMETRIC,
         "w[gone] @ factor -> w[gone].T @ factor": SYMMETRIC,
         "w[gone] @ factor -> w[gone] @ factor.T": SYMMETRIC,
-        "new[gone] = 0 -> pass": ZERO,
     },
     "surgeon_2_4": {
         "(w[:, c] / U.diagonal()[c]).square() -> (w[:, c] / U.diagonal()[c]).abs()": RANKS,
         "torch.ones_like(W, dtype=torch.bool) -> torch.zeros_like(W, dtype=torch.bool)": OVERWRITTEN,
-        "w[:, q] *= keep[:, q] -> pass": ZERO,
     },
     "error_split": {
         "_split(w, X, keep, _own, _cross) -> _split(X, w, keep, _own, _cross)": EXCHANGED,

@@ -1,13 +1,17 @@
 """`checks.sparsegpt` beyond what test_checks.py asks of every exercise: the package agrees, and two bugs at once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from answers_columns import sparsegpt_near, surgeon_2_4_near
 from torch.testing import assert_close
 from variants import both, cases, pairs
 
 import minprune as mp
 from minprune import checks
 from minprune.course.checks.ch04_sparsegpt import Recipe
+from minprune.course.checks.mutations import then
 
 CASES = cases(checks.sparsegpt)
 
@@ -38,6 +42,44 @@ def test_no_choice_hangs_on_rounding(case):
 def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
     verdict = checks.sparsegpt(both(one, other))
     assert not verdict.passed and verdict.bug in (None, one.name, other.name), str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer"), [(checks.sparsegpt, sparsegpt_near), (checks.surgeon_2_4, surgeon_2_4_near)]
+)
+def test_a_pruned_weight_is_exactly_zero(exercise, answer):
+    """However small what is left of it, and in whichever places: the mistake has its name."""
+    assert exercise(answer).bug == "pruned weights are nearly zero"
+
+
+@pytest.mark.parametrize("exercise", [e for e in checks.EXERCISES.values() if e.zeros], ids=lambda e: e.name)
+def test_what_is_nearly_zero_has_one_name_in_all_exercises(exercise):
+    verdict = exercise(then(exercise.reference, lambda w: torch.where(w == 0, 1e-9, w)))
+    assert not verdict.passed and verdict.bug == "pruned weights are nearly zero"
+
+
+def test_exercises_that_prune_ask_for_zeros():
+    names = {name for name, exercise in checks.EXERCISES.items() if exercise.zeros}
+    assert names == {"remove_several", "obs_row", "surgeon_2_4", "sparsegpt", "exact_row", "admm", "prune_chain",
+                     "sparse_step", "merged"}  # fmt: skip
+
+
+def test_a_kept_weight_that_is_zero_is_no_pruned_one():
+    """Where the right answer has a number, however small, zero is not right."""
+    exercise = replace(checks.merged, rtol=1.0, atol=100.0)  # numbers alone would agree
+    assert not exercise(then(exercise.reference, torch.zeros_like)).passed
+    assert replace(exercise, zeros=False)(then(exercise.reference, torch.zeros_like)).passed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "change"), [((1, 7), 1), ((2, 3, 8), 2), ((3, 6), 3), ((4, 5), 4), ((5, 8), 5), ((6, 7), 6)]
+)
+def test_of_several_wrong_predictions_the_first_is_told(wrong, change):
+    right = checks.predict_changes.reference
+    verdict = checks.predict_changes(lambda changes: right(changes, wrong))
+    hint = next(w.message for w in checks.predict_changes.wrong if w.function.keywords["wrong"] == (change,))
+    assert verdict.bug is None and verdict.message.startswith(f"The first that is wrong is change {change}. {hint}")
+    assert "Right on" in verdict.message
 
 
 def test_no_message_gives_the_solution_away():

@@ -183,6 +183,7 @@ remove_several = Exercise(
     difficulty=3,
     rtol=1e-3,
     atol=1e-4,
+    zeros=True,
     wrong=mistakes(
         {
             "nothing removed": lambda w, H, gone: w.clone(),
@@ -273,6 +274,7 @@ obs_row = Exercise(
     difficulty=4,
     rtol=1e-3,
     atol=1e-4,
+    zeros=True,
     wrong=mistakes(
         {
             "inverse not updated": _Surgeon(eliminate=False),

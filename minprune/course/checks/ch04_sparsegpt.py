@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.linalg import cholesky, inv
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import above, then, transposed
+from minprune.course.checks.mutations import above, given, then, transposed
+from minprune.course.checks.predictions import Predictions
 from minprune.course.checks.values import normal
 from minprune.patterns import Unstructured, keep_largest
 
@@ -81,7 +82,6 @@ class _TwoFour:
     """Column by column with the given factor; the defaults are right.
 
     price: (w, W, U, columns) -> scores (d_out, 4). choose: scores -> keep (d_out, 4). divide: U -> (d_in,).
-    one_by_one: every weight is sent off before the next of its group is chosen.
     """
 
     price: Callable[[Tensor, Tensor, Tensor, slice], Tensor] = lambda w, W, U, c: (w[:, c] / U.diagonal()[c]).square()
@@ -102,6 +102,12 @@ class _TwoFour:
         return w
 
 
+def _within_groups(U: Tensor) -> Tensor:
+    """The factor without what leads from one group of four to another."""
+    group = torch.arange(len(U)) // 4
+    return U * (group[:, None] == group)
+
+
 surgeon_2_4 = Exercise(
     name="surgeon_2_4",
     chapter=4,
@@ -110,12 +116,16 @@ surgeon_2_4 = Exercise(
     difficulty=4,
     rtol=1e-3,
     atol=1e-4,
+    zeros=True,
     wrong=mistakes(
         {
             "chosen from the original weights": _TwoFour(price=lambda w, W, U, c: (W[:, c] / U.diagonal()[c]).square()),
             "the same columns for all rows": _TwoFour(choose=lambda S: keep_largest(S.sum(0, True), 2).expand_as(S)),
             "magnitude": _TwoFour(price=lambda w, W, U, c: w[:, c].abs()),
             "diagonal not squared in the cost": _TwoFour(price=lambda w, W, U, c: w[:, c].square() / U.diagonal()[c]),
+            "one ranking over all rows": _TwoFour(
+                choose=lambda S: keep_largest(S.reshape(1, -1), S.numel() // 2).view(S.shape)
+            ),
             "the dearest pruned": _TwoFour(choose=lambda scores: ~keep_largest(scores, 2)),
             "three of four pruned": _TwoFour(choose=lambda scores: keep_largest(scores, 3)),
             "half of each row": _TwoFour(
@@ -123,12 +133,15 @@ surgeon_2_4 = Exercise(
             ),
             "error not divided by the diagonal": _TwoFour(divide=lambda U: torch.ones(len(U)).to(U)),
             "no update": _TwoFour(updates=False),
+            "updates stay in their group": given(_TwoFour(), U=_within_groups),
         },
         """
         chosen from the original weights: The costs were taken from W as it was, but when a group is reached the groups
           before it have changed it.
         the same columns for all rows: All rows lost the same two columns of each group. 2:4 lets every row choose its
           own.
+        one ranking over all rows: The four columns lost half of their weights, the cheapest of all rows together. 2:4
+          asks for two of four in *each* row.
         magnitude: The two smallest magnitudes went. The cost of a weight also depends on its column's pivot.
         diagonal not squared in the cost: The cost divides w^2 by the diagonal of the factor. Which of its powers is the
           pivot of the inverse?
@@ -139,6 +152,8 @@ surgeon_2_4 = Exercise(
           the update make of weight q itself?
         no update: The weights that stay are as they were. They should make up for those that go: row q of U says how,
           from its diagonal to the right.
+        updates stay in their group: A lost weight was made up for by the others of its group only. All columns to its
+          right can help.
         """,
     ),
     cases=lambda: [
@@ -290,7 +305,8 @@ _WRONG = mistakes(
     mask from the original weights: The costs were taken from W as it was. By the time a block is reached, the
       blocks before it have changed it.
     compared within rows: Each row of a block lost its own share. Compare the weights of all rows in the block.
-    compared over the whole layer: The whole mask was chosen before the first column. Choose it block by block.
+    compared over the whole layer: All columns were one block, and the whole mask was chosen before the first of them.
+      Choose it block by block. Is there a fixed number, say 128, where `block_size` belongs?
     <= sorted[k]: Too many weights go from a block: the sorted scores are counted from 0, and `<=` prunes the
       threshold too.
     rounded down: The number of zeros was rounded down instead of to the nearest integer.
@@ -359,6 +375,7 @@ sparsegpt = Exercise(
     difficulty=5,
     rtol=1e-3,
     atol=1e-4,
+    zeros=True,
     wrong=_WRONG + _ALIVE_ONLY,
     cases=_cases,
 )
@@ -373,7 +390,7 @@ def _predicted(changes: Tensor, wrong: tuple[int, ...] = ()) -> Tensor:
     return right ^ torch.isin(changes, torch.tensor(wrong, dtype=changes.dtype))
 
 
-predict_changes = Exercise(
+predict_changes = Predictions(
     name="predict_changes",
     chapter=4,
     title="which of eight changes of the weights, the inputs or the options change SparseGPT's result",
@@ -396,9 +413,9 @@ predict_changes = Exercise(
             "inverted": then(_predicted, torch.logical_not),
         },
         """
-        twice the tokens: One of the first two is wrong. What becomes of G if every token is there twice, and what of
+        twice the tokens: What becomes of G if every token is there twice, and what of
           the damping, which is a fraction of its diagonal?
-        louder inputs: One of the first two is wrong. What becomes of G if all inputs are doubled, and what of the
+        louder inputs: What becomes of G if all inputs are doubled, and what of the
           damping, which is a fraction of its diagonal?
         a factor in H: Both of the first two multiply G by a number. Follow it through the damping, the factor and the
           costs: what is compared with what?

@@ -67,6 +67,7 @@ exact_row = Exercise(
     difficulty=2,
     rtol=1e-3,
     atol=1e-5,
+    zeros=True,
     wrong=mistakes(
         {
             "nothing moved": lambda w, G, keep, damp: w * keep,
@@ -162,6 +163,7 @@ admm_row = Exercise(
     difficulty=4,
     rtol=1e-3,
     atol=1e-5,
+    zeros=True,
     wrong=mistakes(
         {
             "U never updated": _Rounds(dual=lambda U, A, Z, before, keep: U),

@@ -213,6 +213,7 @@ prune_chain = Exercise(
     title="a chain of layers, each pruned on what the pruned layers before it make of all batches",
     reference=_Recipe(),
     difficulty=4,
+    zeros=True,
     wrong=mistakes(
         {
             "dense inputs": _Recipe(see="dense"),

@@ -141,6 +141,13 @@ slim_mlp = Exercise(
                 _first_rows(up, keep),
                 _first_rows(down.T, keep).T,
             ),
+            "up and gate exchanged": lambda gate, up, down, keep: _slim_mlp(up, gate, down, keep),
+            "columns of gate or up cut": [
+                lambda gate, up, down, keep: (gate[:, keep], up[keep], down[:, keep]),
+                lambda gate, up, down, keep: (gate[keep], up[:, keep], down[:, keep]),
+                lambda gate, up, down, keep: (gate[:, keep], up[:, keep], down[:, keep]),
+            ],
+            "rows of down cut": lambda gate, up, down, keep: (gate[keep], up[keep], down[keep]),
             "down left whole": lambda gate, up, down, keep: (gate[keep], up[keep], down.clone()),
         },
         """
@@ -150,6 +157,11 @@ slim_mlp = Exercise(
          and every neuron has somebody else's gate.
         the first so many: The right number of neurons stayed, but the first ones, not those that the mask
          keeps.
+        up and gate exchanged: The neurons are the right ones, but up came back where gate belongs, and gate where up
+         does. Only one of them goes through SiLU.
+        columns of gate or up cut: Columns of gate, of up or of both were cut. Their shape is (d_ff, d): a column is
+         an input, and a neuron is a row.
+        rows of down cut: Rows of down were cut. Its shape is (d, d_ff): a row is an output, and a neuron is a column.
         down left whole: The down projection still reads all neurons, so its product with the smaller ones has
          no shape.
         """,

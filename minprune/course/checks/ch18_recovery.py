@@ -77,6 +77,7 @@ sparse_step = Exercise(
     title="one step of AdamW that keeps the zeros",
     reference=_Step(),
     difficulty=3,
+    zeros=True,
     wrong=mistakes(
         {
             "only the gradient is masked": _Step(weights=False),
@@ -155,6 +156,7 @@ merged = Exercise(
     title="a sparse layer with its low-rank adapter merged into it",
     reference=_merged(),
     difficulty=1,
+    zeros=True,
     wrong=mistakes(
         {
             "no mask": _merged(mask="none"),

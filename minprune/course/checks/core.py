@@ -28,7 +28,7 @@ from minprune.course.checks.values import (
     unfit,
     with_article,
 )
-from minprune.course.checks.words import explain_error, explain_slope, tally, unwritten
+from minprune.course.checks.words import NEARLY_ZERO, explain_error, explain_floats, explain_slope, tally, unwritten
 from minprune.course.outcome import Outcome, run
 from minprune.errors import PruneError
 
@@ -139,6 +139,8 @@ class Exercise:
         How close numbers must be. Booleans and integers are compared exactly and must not be floats.
     slope : int or None
         The place of the argument in which the result must have the right gradient, as a loss has.
+    zeros : bool
+        Zeros must be exactly zero, as pruned weights are. Nearly is a mistake with a name, `NEARLY_ZERO`.
 
     Examples
     --------
@@ -159,6 +161,7 @@ class Exercise:
     rtol: float = 1e-4
     atol: float = 1e-6
     slope: int | None = None
+    zeros: bool = False
 
     def __repr__(self) -> str:
         return f"<exercise {self.name} of chapter {self.chapter:02d}: {self.title}>"
@@ -187,6 +190,8 @@ class Exercise:
         wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._right(e, g)]
         if not wrongs:
             return Verdict(self.name, True, f"Right on all {len(cases)} cases.", points=self.difficulty)
+        if self.zeros and self._same(expected, expected, got):
+            return self._fail(*NEARLY_ZERO)
         matching = [w for w in self.wrong if self._same(expected, _runs(w.function, cases), got)]
         if matching and len({w.name for w in matching}) == 1:
             return self._fail(matching[0].message, matching[0].name)
@@ -199,14 +204,14 @@ class Exercise:
     def agree(self, one: Callable, other: Callable) -> bool:
         """Whether two functions cannot be told apart by the cases of this exercise."""
         cases = self.cases()
-        return self._same(*(_runs(f, cases) for f in (self.reference, one, other)))
+        return self._same(*(_runs(f, cases) for f in (self.reference, one, other)), zeros=self.zeros)
 
     def _fail(self, message: str, bug: str | None = None) -> Verdict:
         return Verdict(self.name, False, message, bug)
 
     def _right(self, expected: Outcome, got: Outcome) -> bool:
         """Whether an outcome is the expected one, in kind and gradient as well."""
-        if not self._agree(expected, expected, got):
+        if not self._agree(expected, expected, got, self.zeros):
             return False
         return bool(expected.error) or (not any(unfit(got.value, expected.value)) and self._same_slope(expected, got))
 
@@ -217,11 +222,11 @@ class Exercise:
             return False
         return bool(self._close(expected.slope, got.slope, exact=False).all())
 
-    def _same(self, like: Iterable[Outcome], one: Iterable[Outcome], other: Iterable[Outcome]) -> bool:
+    def _same(self, *outcomes: Iterable[Outcome], zeros: bool = False) -> bool:
         """Whether all outcomes agree; what comes after the first that do not is never run."""
-        return all(self._agree(*outcomes) for outcomes in zip(like, one, other, strict=True))
+        return all(self._agree(*three, zeros) for three in zip(*outcomes, strict=True))
 
-    def _agree(self, like: Outcome, one: Outcome, other: Outcome) -> bool:
+    def _agree(self, like: Outcome, one: Outcome, other: Outcome, zeros: bool) -> bool:
         """Whether two outcomes are equal; `like`, the reference's, says how values are to be read.
 
         If the reference refuses the arguments, then an error of its kind, or of a narrower one, is the right outcome.
@@ -236,14 +241,15 @@ class Exercise:
             return a is b and kind(one.value) == kind(other.value)
         exact = [] if like.error else [is_exact(part) for part in parts(like.value)]
         return len(a) == len(b) and all(
-            x.shape == y.shape and bool(self._close(x, y, e).all())
+            x.shape == y.shape and bool(self._close(x, y, e, zeros).all())
             for x, y, e in zip(a, b, [*exact, *[False] * len(a)], strict=False)
         )
 
-    def _close(self, expected: Tensor, got: Tensor, exact: bool) -> Tensor:
+    def _close(self, expected: Tensor, got: Tensor, exact: bool, zeros: bool = False) -> Tensor:
         if exact:
             return expected == got
-        return torch.isclose(got, expected, rtol=self.rtol, atol=self.atol, equal_nan=True)
+        close = torch.isclose(got, expected, rtol=self.rtol, atol=self.atol, equal_nan=True)
+        return close & ((expected == 0) == (got == 0)) if zeros else close
 
     def _where(self, case: Case) -> str:
         return f"{case.label} ({arguments(self.reference, case.args)})"
@@ -261,8 +267,7 @@ class Exercise:
             )
         if got.value is None:
             return f"{where} your function returned None. Is the `return` missing?"
-        wanted = parts(expected.value)
-        values = read(got.value, expected.value)
+        wanted, values = parts(expected.value), read(got.value, expected.value)
         if values is None or len(values) != len(wanted):
             return f"{where} {structure(expected.value)} was expected, not {with_article(got.value)}."
         for number, (part, value) in enumerate(zip(wanted, values, strict=True)):
@@ -272,15 +277,11 @@ class Exercise:
                 return f"{where} {name} should be {shape_of(target)}, not {shape_of(value)}."
             if bool((value.isnan() & ~target.isnan()).any()):
                 return f"{where} {name} holds NaN: look for 0/0, or for infinity times zero."
-            close = self._close(target, value, is_exact(part))
+            close = self._close(target, value, is_exact(part), self.zeros)
             if not bool(close.all()):
                 return f"{where} {difference(name, part, target, value, close)}"
-        for number, (part, floats) in enumerate(zip(wanted, unfit(got.value, expected.value), strict=True)):
-            if floats:
-                name = "your result" if len(wanted) == 1 else f"item {number} of your result"
-                held = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
-                return f"{where} {name} should hold {held}, and holds floats ({floats}). The values are right."
-        return explain_slope(where, list(inspect.signature(self.reference).parameters)[self.slope or 0], got)
+        slope = list(inspect.signature(self.reference).parameters)[self.slope or 0]
+        return explain_floats(where, expected.value, got.value) or explain_slope(where, slope, got)
 
 
 def collect(*chapters: Iterable[Exercise]) -> dict[str, Exercise]:

@@ -70,7 +70,7 @@ def difference(name: str, part: Any, target: Tensor, value: Tensor, close: Tenso
     if torch.as_tensor(part).dtype == torch.bool:
         if bool(((value != 0) & (value != 1)).any()):
             return f"{name} should hold only True and False."
-        if (count := int(target.sum())) != int(value.sum()):
+        if target.numel() > 1 and (count := int(target.sum())) != int(value.sum()):
             return f"{name} should hold {count} True of {target.numel()}, not {int(value.sum())}."
     if not target.ndim:
         return f"{name} should be {in_digits(target)}, not {in_digits(value)}."

@@ -1,8 +1,19 @@
 """Sentences of a verdict that need to know nothing of the exercise."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
+
+from minprune.course.checks.values import parts, unfit
 from minprune.course.outcome import Failure, Outcome
+
+_EXACTLY = (
+    "All numbers are right but for rounding, and that is the mistake: a pruned weight is exactly 0, else no count "
+    "finds it and no format leaves it out. What is left of it, perhaps 1e-9, comes from its update. Set it to 0 after "
+    "that, and no weight that stays."
+)
+NEARLY_ZERO = (_EXACTLY, "pruned weights are nearly zero")  # what is said, and the name of the mistake
 
 
 def explain_slope(where: str, name: str, got: Outcome) -> str:
@@ -13,6 +24,17 @@ def explain_slope(where: str, name: str, got: Outcome) -> str:
             "with tensors of torch from beginning to end, without `.item()`, `.detach()` or NumPy."
         )
     return f"{where} the value is right, but its gradient in `{name}` is not. Is a part of it detached?"
+
+
+def explain_floats(where: str, expected: Any, value: Any) -> str | None:
+    """What to say of right values that are floats where masks or whole numbers were asked for; None if none are."""
+    wanted = parts(expected)
+    for number, (part, floats) in enumerate(zip(wanted, unfit(value, expected), strict=True)):
+        if floats:
+            name = "your result" if len(wanted) == 1 else f"item {number} of your result"
+            held = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
+            return f"{where} {name} should hold {held}, and holds floats ({floats}). The values are right."
+    return None
 
 
 def tally(labels: Sequence[str], wrongs: Sequence[int]) -> str:
