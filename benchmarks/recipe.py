@@ -75,9 +75,9 @@ def recompute(part: str, pattern: str) -> dict:
         report = mp.prune(model, calib, pattern=pattern, **PARTS[part])
         found = {"seconds": round(time.process_time() - start, 1), "zeros": round(report.sparsity, 6)}
         found["products"] = "bfloat16" if report.reconstruction.get("bfloat16") else "float32"
-        if errors := report.reconstruction.get("errors"):
-            settings = {name: report.reconstruction[name] for name in ("epochs", "rate", "windows", "seed")}
-            found |= settings | {"block_errors": [round(epochs[-1], 4) for epochs in errors.values()]}
+        if errors := (how := report.reconstruction).get("errors"):
+            found |= {"epochs": how["epochs"], "rate": how["lr"], "windows": how["batch_size"], "seed": how["seed"]}
+            found["block_errors"] = [round(epochs[-1], 4) for epochs in errors.values()]
     with torch.autocast("cpu", torch.bfloat16):
         return {text: float(f"{mp.perplexity(model, windows(tokenizer, text)):.6g}") for text in TEXTS} | found
 
