@@ -43,7 +43,7 @@ class _Product(torch.autograd.Function):
         return packed.matmul(X)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.packed.to_dense().to(gradient.dtype), None
 
 

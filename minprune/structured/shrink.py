@@ -133,9 +133,9 @@ def run_removals(
         if progress:
             progress.after_removal(model, kept, basis, report)
     report = merged(reports, plan)
-    if (left := _zeros(model)) < zeros - _FEW:
+    if (remain := _zeros(model)) < zeros - _FEW:
         report.notes.append(
-            f"{zeros:.1%} of the blocks' weights were zero, {left:.1%} are: matrices that are solved anew or rotated "
+            f"{zeros:.1%} of the blocks' weights were zero, {remain:.1%} are: matrices that are solved anew or rotated "
             "have no zeros, so prune last"
         )
     if dense is not None and calib is not None:
