@@ -60,12 +60,15 @@ class Progress:
                     raise KeyError(name)
             if "basis.safetensors" in self.files:
                 self.basis = load_file(self.folder / "basis.safetensors")["basis"]
+            if f"model-{self.removed}/config.json" not in self.files or self.removed != len(self.reports):
+                raise KeyError(f"model-{self.removed}")
         except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
             if isinstance(error, PruneError):
                 raise
-            raise PruneError(
-                f"{self.folder / _STATE} or a file beside it is damaged: begin anew with --overwrite"
-            ) from None
+            raise self._damaged() from None
+
+    def _damaged(self) -> PruneError:
+        return PruneError(f"{self.folder / _STATE} or a file beside it is damaged: begin anew with --overwrite")
 
     def restore(self, model: "PreTrainedModel") -> None:
         """Put the model where the run was stopped: the removals that are made, and the blocks that are trained."""
@@ -75,6 +78,10 @@ class Progress:
         smaller = type(model).from_pretrained(self.folder / f"model-{self.removed}", dtype=model.dtype)
         become(model, nn.Module.to(smaller, place).train(training))
         prefix, blocks = decoder_blocks(model)
+        trained = {f"{prefix}.{index}": f"block-{index}.safetensors" for index in range(len(blocks))}
+        known = all(trained.get(name) in self.files for name in self.errors)
+        if not known or len(self.kept) != len(blocks) or not _rises(self.kept):
+            raise self._damaged()
         for index, block in enumerate(blocks):
             if f"{prefix}.{index}" in self.errors:
                 block.load_state_dict(load_file(self.folder / f"block-{index}.safetensors", str(place)))
@@ -112,6 +119,11 @@ class Progress:
         state = {"recipe": self.recipe, "removed": self.removed, "kept": self.kept, "errors": self.errors}
         state |= {"reports": [asdict(report) for report in self.reports], "files": self.files}
         write_text(self.folder / _STATE, to_json(state, 1))
+
+
+def _rises(numbers: list[Any]) -> bool:
+    """Whether these are whole numbers from 0 on, each larger than the one before it."""
+    return all(type(number) is int and number >= 0 for number in numbers) and numbers == sorted(set(numbers))
 
 
 def _report(found: dict[str, Any]) -> Report:

@@ -122,6 +122,30 @@ def test_what_a_stopped_run_left_is_replaced_if_asked(shrink, monkeypatch, at):
     assert shrink("--no-test", "--overwrite")[0] == 0
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"kept": ["x"]}, {"kept": [1, 0]}, {"removed": 7}, {"removed": 1}, {"errors": {"model.layers.9": [1.0, 1.0]}}],
+    ids=str,
+)
+def test_a_state_that_no_run_leaves_is_refused_in_a_line(shrink, monkeypatch, changes):
+    """Each is valid JSON, and the files beside it are as they were."""
+    original = progress.Progress._write
+
+    def stop(made):
+        original(made)
+        if made.errors:
+            raise KeyboardInterrupt
+
+    plan = ("--remove", "neurons:25%", "--remove", "heads:1/2", "--repair", "reconstruct", "--no-test")
+    with monkeypatch.context() as patched:
+        patched.setattr(progress.Progress, "_write", stop)
+        assert shrink(*plan)[0] == 130
+    path = Path("out.partial/unfinished/removals.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    code, _, err = shrink(*plan, "--resume")
+    assert code == 2 and "is damaged: begin anew with --overwrite" in err and err.count("\n") == 1
+
+
 def test_a_finished_output_is_replaced_only_if_asked(shrink):
     assert shrink("--no-test")[0] == 0
     assert "--overwrite" in shrink("--no-test")[2]
