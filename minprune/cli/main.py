@@ -119,6 +119,12 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file=None) -> None:
         (file or sys.stderr).write(message)  # argparse would take no notice of a reader that has gone
 
+    def parse_known_args(self, args=None, namespace=None):
+        found, left = super().parse_known_args(args, namespace)
+        if left:  # said by the parser of the command, which knows what it has; else the one of all would say it
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return found, left
+
     def error(self, message: str):
         raise PruneError(f"{message}{self._meant(message)} (see {self.prog} --help)")
 

@@ -5,7 +5,6 @@ A folder holds `stored.safetensors` (the arrays of every matrix, and all other p
 them. Nothing is unpickled, and no index is used before it was checked against the model's own shapes.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 from minprune.errors import PruneError
 from minprune.files import read_json, sha256, to_json, write_text
 from minprune.formats.choose import STORED_FORMATS, store
+from minprune.formats.described import other_tensors, write_description
 from minprune.formats.stored import SparseMatrix
 from minprune.models.checks import check_weights, sparse_layers
 from minprune.models.extras import copy_files, not_loaded, save_tensors
 from minprune.models.folder import inside, is_name
 from minprune.models.layers import Layer, block_layers, head_layers
-from minprune.models.skeleton import describe_or_refuse, fill_tables, in_use, read_config, read_generation
+from minprune.models.skeleton import describe_or_refuse, fill_tables, read_config, read_generation
 from minprune.models.tokenizer import write_tokenizer
 from minprune.models.weight_files import one_line
 from minprune.output.folder import OutputFolder
@@ -120,6 +120,8 @@ def write_exported(
 
     layers, rows = sparse_layers(model), []
     check_weights(model, layers)
+    with write_errors(folder):
+        write_description(folder, model, layers)
     arrays: dict[str, Tensor] = {}
     entries: dict[str, dict[str, Any]] = {}
     for layer in layers:
@@ -131,13 +133,8 @@ def write_exported(
         arrays |= {f"{layer.name}/{key}": _own(array) for key, array in stored.arrays().items()}
         entries[layer.name] = {"format": stored.name} | stored.settings()
         rows.append(StoredRow(layer.name, stored.shape, stored.label, stored.nbytes, W.nbytes))
-    arrays |= {name: tensor.detach().cpu().contiguous() for name, tensor in _others(model, layers).items()}
-    config = in_use(copy.deepcopy(model.config))
-    config.architectures, config.dtype = [type(model).__name__], str(model.dtype).removeprefix("torch.")
+    arrays |= {name: tensor.detach().cpu().contiguous() for name, tensor in other_tensors(model, layers).items()}
     with write_errors(folder):
-        config.save_pretrained(folder)
-        if model.can_generate():
-            model.generation_config.save_pretrained(folder)
         write_tokenizer(folder, tokenizer)
         save_file(arrays, folder / ARRAYS)
         if source:
@@ -202,7 +199,7 @@ def _fill(
     """
     from safetensors import SafetensorError, safe_open
 
-    others = _others(model, layers)
+    others = other_tensors(model, layers)
     kinds = {name: STORED_FORMATS[entry["format"]] for name, entry in entries.items()}
     wanted = {f"{name}/{array}" for name, kind in kinds.items() for array in kind.parts()[0]}
     filled: dict[int, Tensor] = {}  # id of what is replaced -> what it becomes, once for tied ones
@@ -259,14 +256,6 @@ def _own(array: Tensor) -> Tensor:
     """The array in memory of its own, as it is stored: an expert is a part of a tensor."""
     whole = array.is_contiguous() and array.untyped_storage().nbytes() == array.nbytes
     return array if whole else array.clone(memory_format=torch.contiguous_format)
-
-
-def _others(model: "PreTrainedModel", layers: list[Layer]) -> dict[str, Tensor]:
-    """All parameters and saved buffers that hold no matrix of `layers`, each once, even if it is tied to another."""
-    inside = {id(getattr(layer.module, layer.parameter)) for layer in layers}
-    saved = model.state_dict().keys()
-    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]
-    return {name: tensor for name, tensor in named if id(tensor) not in inside}
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

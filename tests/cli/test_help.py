@@ -35,6 +35,11 @@ def test_a_mistyped_word_is_put_right(capsys, words, meant):
     assert f"did you mean {meant}?" in capsys.readouterr().err
 
 
+def test_an_option_of_another_command_is_not_what_was_meant(capsys):
+    assert main(["recover", "x", "--text", "y"]) == 2
+    assert "--text y: did you mean --test? (see minprune recover --help)" in capsys.readouterr().err
+
+
 def test_a_word_that_is_like_none_gets_no_suggestion(capsys):
     assert main(["xyzzy"]) == 2
     assert "did you mean" not in capsys.readouterr().err

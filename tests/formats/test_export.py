@@ -153,6 +153,87 @@ def test_tied_embeddings_stay_tied_and_are_stored_once(tmp_path):
     assert again.lm_head.weight is again.model.embed_tokens.weight and same_parameters(model, again)
 
 
+def untied(model):
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.1)
+
+
+def tied(model):
+    model.lm_head.weight = model.model.embed_tokens.weight
+
+
+def with_a_bias(model):
+    layer = model.model.layers[1].mlp.up_proj
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(layer.in_features, layer.out_features)
+
+
+def wider(model):
+    mlp = model.model.layers[1].mlp
+    mlp.up_proj, mlp.gate_proj, mlp.down_proj = (torch.nn.Linear(*sizes, bias=False) for sizes in (
+        (32, 56), (32, 56), (56, 32),
+    ))  # fmt: skip
+
+
+def with_a_parameter(model):
+    model.register_parameter("more", torch.nn.Parameter(torch.ones(3)))
+
+
+def of_one_mlp(model):
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+
+
+def of_one_matrix(model):
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[1].mlp.gate_proj.weight
+
+
+def with_a_computed_head(model):
+    torch.nn.utils.parametrizations.weight_norm(model.lm_head)
+
+
+def with_a_shorter_head(model):
+    model.lm_head = torch.nn.Linear(32, 90, bias=False)
+
+
+def with_settings_for_sampling(model):
+    model.generation_config.temperature = 0.5  # which the library does not save without do_sample
+
+
+CHANGES = {  # how a model is no longer what its configuration says -> how the refusal names it, None for none
+    untied: None, tied: None, with_a_bias: "mlp.up_proj.bias is (48,), and not there", wider: "down_proj is (32, 56)",
+    with_a_parameter: "more is (3,), and not there", of_one_mlp: "layers.1.", of_one_matrix: "up_proj.weight is not",
+    with_a_computed_head: "lm_head.parametrizations.", with_a_shorter_head: "lm_head.weight is (90, 32)",
+    with_settings_for_sampling: "model.generation_config",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_exported_can_be_read_again_or_is_refused_before_anything_is_there(change, tmp_path):
+    model = zeroed(tiny_model("llama", tie_word_embeddings=change is untied))
+    with torch.no_grad():
+        change(model)
+    if not CHANGES[change]:
+        expected = model(tiny_tokens()).logits
+        save_model(model, NoTokenizer(), tmp_path / "out")
+        found = disk.read_exported(tmp_path / "out").eval()
+        assert same_parameters(model, found) and torch.equal(found(tiny_tokens()).logits, expected)
+        return
+    with pytest.raises(mp.PruneError) as caught:
+        save_model(model, NoTokenizer(), tmp_path / "out")
+    assert CHANGES[change] in str(caught.value) and "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_its_checkpoint_has_apart_is_exported_with_it(run, tiny_folder, tmp_path):
+    """Fine-tuned models come with such a config.json: it says that the head is tied, and two tensors are stored."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "apart")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    assert run("export", folder, "--output", "out")[0] == 0
+    for name in (folder, "out"):
+        model, _ = mp.load_model(name)
+        assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert same_parameters(mp.load_model(folder)[0], model)
+
+
 def test_transformers_does_not_take_the_folder_for_a_dense_model(exported):
     """It would fill what is missing with random numbers."""
     from transformers import AutoModelForCausalLM
