@@ -4,6 +4,8 @@ Every block mixes tokens with those before them by a running mean (keys of its o
 MLP: enough for a mistake in what travels to show in all later layers.
 """
 
+from dataclasses import dataclass
+
 import torch
 import transformers as hf
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 KINDS = (
     "tensor", "pair", "triple", "list", "keyword", "in place", "four axes",
     "state", "scaled state", "shared dict", "shared list", "cache", "scaled", "argument in place", "flat",
+    "loss first", "object",
 )  # fmt: skip
 LEFT = ("left behind", "left unread")  # something is left in an attribute that all blocks hold
 ALONE = ("tensor", "pair", "triple", "list", "keyword", "in place", "four axes", "flat")  # hidden states alone travel
@@ -21,6 +24,14 @@ class Cache:
 
     def __init__(self):
         self.keys = []
+
+
+@dataclass
+class Answer:
+    """What a block returns, in attributes."""
+
+    size: torch.Tensor
+    hidden: torch.Tensor
 
 
 class OddConfig(hf.PretrainedConfig):
@@ -85,6 +96,10 @@ class OddBlock(nn.Module):
             return torch.stack([x, hidden[1] + x.tanh()])
         if kind == "flat":
             return x.flatten(0, 1)
+        if kind == "object":
+            return Answer(x[..., 0].mean(1), x)
+        if kind == "loss first":
+            return x.square().mean(), x
         beside = {"pair": (None,), "triple": (mean, None), "list": (mean,), "state": (keys,), "scaled state": (keys,)}
         return (list if kind == "list" else tuple)([x, *beside[kind]]) if kind in beside else x
 
@@ -128,6 +143,7 @@ class OddModel(OddPreTrained):
             else:
                 out = block(hidden, shared)
                 hidden = out[0] if isinstance(out, (tuple, list)) else out
+                hidden = out.hidden if kind == "object" else out[1] if kind == "loss first" else hidden
             if kind == "scaled":
                 hidden = hidden / 2
         if kind == "four axes":

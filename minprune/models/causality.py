@@ -55,6 +55,7 @@ def check_causal(model: "PreTrainedModel", length: int = _SHORT) -> None:
     looked for at `length`, the tokens in a window that the model is about to read. Once for a model as it is and a
     length: other weights change nothing about who sees whom, but another module or a flag of the configuration may.
     """
+    _check_numbers(model)
     passed, asked = _seen.setdefault(model, set()), (length, *_state(model))
     if asked in passed:
         return
@@ -62,6 +63,18 @@ def check_causal(model: "PreTrainedModel", length: int = _SHORT) -> None:
         for versions in several_versions(model, length):
             _check(model, versions)
     passed.add(asked)
+
+
+def _check_numbers(model: "PreTrainedModel") -> None:
+    """Raise `PruneError` for a tensor on the meta device, unless something may bring it when its module runs."""
+    brought = tuple(
+        f"{name}." if name else ""
+        for name, module in model.named_modules()
+        if "forward" in vars(module) or module._forward_pre_hooks
+    )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta and not name.startswith(brought):
+            raise PruneError(f"{name} has no numbers (it is on the meta device): load all of the model's weights first")
 
 
 def _state(model: "PreTrainedModel") -> tuple[int, str]:

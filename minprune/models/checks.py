@@ -88,26 +88,6 @@ def sparse_layers(model: "PreTrainedModel") -> list[Layer]:
     return [layer for layer in inside + heads if layer in usual or detect_pattern(layer.weight) != "dense"]
 
 
-def layer_notes(model: "PreTrainedModel", layers: list[Layer]) -> list[str]:
-    """What a report on these layers says of weights that several blocks use, and of routers that stay dense."""
-    names = {layer.name for layer in layers}
-    others = [layer for layer in block_layers(model) if layer.name not in names]
-    notes = []
-    if dense := [layer for layer in others if layer.router]:
-        notes.append(
-            f"{len(dense)} routers and gates of mixtures were left dense, as every published recipe does: name them "
-            f"with include to prune them, such as {dense[0].name}"
-        )
-    for shared, what in (
-        ([layer for layer in layers if layer.aliases], "were pruned once, on the inputs of the first block"),
-        ([layer for layer in others if layer.aliases and not layer.router], "were left dense in all of them"),
-    ):
-        if shared:
-            example = " = ".join((shared[0].name, *shared[0].aliases))
-            notes.append(f"{len(shared)} weights serve in several blocks and {what}, such as {example}")
-    return notes
-
-
 def check_result(found: Tensor, W: Tensor, pattern: Pattern, block_size: int = 128) -> None:
     """Raise `PruneError` unless what a method made of W (d_out, d_in) has its shape, all zeros of the pattern, and no
     infinity, as a narrow type rounds to what is just beyond its range.

@@ -12,7 +12,7 @@ blocks are called with, and a walk can begin at any block, given its hidden stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ class ForwardPass:
     def step(self, keep: bool = False) -> Tensor | None:
         """Run the block, and wait before the next one. keep: return its hidden states, a copy."""
         out = self.blocks[self.index].forward(*self.args, **self.kwargs)
-        hidden = hidden_of(out).clone() if keep else None
+        hidden = self._hidden_of(out).clone() if keep else None
         self.go_on(out)
         return hidden
 
@@ -83,7 +83,10 @@ class ForwardPass:
                 f"the blocks of {self.family} share something that cannot be copied ({error}): prune all windows in "
                 "one batch"
             ) from error
-        return hidden_of(self.blocks[self.index].forward(*args, **kwargs))
+        return self._hidden_of(self.blocks[self.index].forward(*args, **kwargs))
+
+    def _hidden_of(self, out: Any) -> Tensor:
+        return hidden_of(out, next(_tensors(_parts(self)), None))
 
 
 def check_forward(model: "PreTrainedModel") -> None:
@@ -125,7 +128,7 @@ class Calls:
                 f"block {index} ({type(blocks[index]).__name__}) changes what all blocks are called with, unlike the "
                 "first block: prune all windows in one batch"
             )
-        return hidden_of(out)
+        return hidden_of(out, hidden)
 
     def hidden_in(self, args: tuple, kwargs: dict) -> Tensor:
         """The hidden states among the arguments of a block."""
@@ -196,11 +199,13 @@ def _dry_run(waiting: ForwardPass, place: int | str, container) -> tuple[Tensor,
         waiting.go_on(_returned(container, handed, _BESIDE))
 
 
-def hidden_of(out: Any) -> Tensor:
-    """The hidden states in what a block returns: the first tensor in it."""
-    if isinstance(out, Tensor):
-        return out
-    return next(hidden_of(part) for part in (out.values() if isinstance(out, dict) else out) if part is not None)
+def hidden_of(out: Any, given: Tensor | None = None) -> Tensor:
+    """The hidden states in what a block returns: the first tensor in it that has the shape of those that it was given.
+
+    What else it returns (a loss, a router's logits) may stand before them. If none has that shape, the first tensor.
+    """
+    found = list(_tensors(out))
+    return next((tensor for tensor in found if given is not None and tensor.shape == given.shape), found[0])
 
 
 @contextmanager
@@ -243,11 +248,12 @@ def _is_inert(value: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples and dicts."""
+    """The tensors in nested tuples, lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (tuple, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, (tuple, list, dict)) or (is_dataclass(value) and not isinstance(value, type)):
+        named = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        for part in value if isinstance(value, (tuple, list)) else named.values():
             yield from _tensors(part)
 
 

@@ -26,9 +26,9 @@ from minprune.arithmetic import ordinary_tensors
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import Method
-from minprune.models.checks import layer_notes
 from minprune.models.hooks import eager_experts
 from minprune.models.layers import Layer, check_windows
+from minprune.models.notes import layer_notes
 from minprune.output.model_files import check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
 from minprune.output.record import RunRecord

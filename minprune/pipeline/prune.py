@@ -19,10 +19,11 @@ from minprune.allocation.allocate import Allocation
 from minprune.arithmetic import ordinary_tensors
 from minprune.methods import Method
 from minprune.models.causality import check_causal
-from minprune.models.checks import check_weights, layer_notes, zeros_in_use
+from minprune.models.checks import check_weights, zeros_in_use
 from minprune.models.hooks import capture_inputs, eager_experts, once, run_to_head
 from minprune.models.layers import backbone
 from minprune.models.modes import eval_mode
+from minprune.models.notes import layer_notes
 from minprune.models.overlaps import check_apart
 from minprune.output.report import Report
 from minprune.patterns import Pattern

@@ -26,7 +26,7 @@ from minprune.pipeline.reconstruction import Reconstruction
 
 CASES = [*KINDS, *HANDING_ON]
 LEARNERS = [case for case in CASES if case != "in place"]
-QUICK = ("four axes", "scaled state", "shared dict", "gemma4")  # these always, all others with the slow tests
+QUICK = ("four axes", "scaled state", "shared dict", "object", "gemma4")  # these always, all others with the slow tests
 
 
 def mostly_slow(cases):

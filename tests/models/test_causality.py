@@ -179,6 +179,17 @@ def with_tied_experts(seed):
     return model
 
 
+@pytest.mark.parametrize("part", ["", "model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"])
+def test_a_part_without_numbers_is_named_before_the_model_runs(part):
+    model = tiny_model("llama", tie_word_embeddings=False)
+    model.get_submodule(part).to("meta")
+    for use in (mp.perplexity, lambda *given: mp.divergence(tiny_model("llama"), *given)):
+        with pytest.raises(mp.PruneError, match=rf"{part}.* has no numbers .*load all"):
+            use(model, tiny_tokens())
+    with pytest.raises(mp.PruneError, match="meta device"):
+        mp.prune(model, tiny_tokens(), "wanda")
+
+
 def test_rounding_at_a_tie_of_two_experts_is_told_from_the_future(monkeypatch):
     def refused_without_the_comparison(seed):
         with monkeypatch.context() as patched:

@@ -175,6 +175,26 @@ def test_decoder_blocks_are_those_of_the_decoder_whatever_the_configuration_call
     assert name == expected and len(blocks) == {"bert": 2, "bart": 3, "longcat_flash": 2}[model.config.model_type]
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_much_of_a_block_that_is_in_no_linear_layer_is_said_to_stay_dense(batch_size):
+    class Product(nn.Module):
+        def __init__(self, kernel):
+            super().__init__()
+            self.kernel = nn.Parameter(kernel)
+
+        def forward(self, X):
+            return X @ self.kernel.T
+
+    model = tiny_model("llama")
+    assert mp.prune(copy.deepcopy(model), tiny_tokens(), "wanda", batch_size=batch_size).notes == []
+    for block in model.model.layers:
+        block.mlp.up_proj = Product(block.mlp.up_proj.weight.data)
+    share = 2 * 48 * 32 / sum(p.numel() for p in model.model.layers.parameters())
+    (note,) = mp.prune(model, tiny_tokens(), "wanda", batch_size=batch_size).notes
+    assert note.startswith(f"2 tensors of the blocks, {share:.0%} of their weights, are in no linear layer")
+    assert note.endswith("such as model.layers.0.mlp.up_proj.kernel")
+
+
 def test_blocks_that_are_several_lists_side_by_side_are_refused_by_name():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf.XLMConfig(vocab_size=96, emb_dim=32, n_layers=2, n_heads=4))
