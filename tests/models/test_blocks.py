@@ -170,6 +170,9 @@ def block_outputs(model, tokens):
     _, blocks = decoder_blocks(model)
 
     def keep(module, args, out):
+        kind = model.config.kind if isinstance(model.config, OddConfig) else ""
+        if kind in ("object", "loss first"):
+            out = out.hidden if kind == "object" else out[1]
         seen.append((out if isinstance(out, torch.Tensor) else out[0]).clone())
 
     handles = [block.register_forward_hook(keep) for block in blocks]
