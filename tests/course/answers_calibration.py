@@ -18,6 +18,21 @@ def cut_with_bos_unfold(ids, length, bos):
     return windows
 
 
+def draw_windows_list(ids, length, samples, seed):
+    ids, windows = ids.tolist(), []
+    while len(ids) >= length:
+        windows.append(ids[:length])
+        ids = ids[length:]
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.tensor([windows[place] for place in order[:samples]])
+
+
+def draw_windows_unfold(ids, length, samples, seed):
+    windows, generator = ids.unfold(0, length, length), torch.Generator()
+    generator.manual_seed(seed)
+    return windows.index_select(0, torch.randperm(windows.shape[0], generator=generator)).narrow(0, 0, samples)
+
+
 def contaminated_unfold(train, test, n):
     seen = train.unfold(1, n, 1).reshape(-1, n)  # (runs, n)
     runs = test.unfold(1, n, 1)  # (windows, places, n)
@@ -57,6 +72,7 @@ def choose_damping_loop(W, fit, validation, damps, prune):
 
 
 RIGHT = {
+    "draw_windows": [draw_windows_list, draw_windows_unfold],
     "cut_with_bos": [cut_with_bos_loop, cut_with_bos_unfold],
     "contaminated": [contaminated_unfold, contaminated_text],
     "mix_grams": [mix_grams_numpy, mix_grams_loop],
@@ -69,6 +85,12 @@ RIGHT = {
 }
 
 REJECTED = {
+    "draw_windows": [
+        lambda ids, length, samples, seed: draw_windows_list(ids, length, samples, seed + 1),
+        lambda ids, length, samples, seed: draw_windows_list(ids[1:], length, samples, seed),
+        lambda ids, length, samples, seed: draw_windows_list(ids, length, samples, seed).flip(0),
+        lambda ids, length, samples, seed: draw_windows_list(ids, length + 1, samples, seed),
+    ],
     "cut_with_bos": [
         lambda ids, length, bos: torch.tensor(cut_with_bos_loop(ids, length, bos)).flip(0),
         lambda ids, length, bos: cut_with_bos_loop(ids, length, bos + 1),

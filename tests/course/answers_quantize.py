@@ -7,6 +7,27 @@ import numpy as np
 import torch
 
 
+def sweep_surgeon(W, H, nearest, keep):
+    """With the inverse of what is left, taken anew for each column."""
+    w = W.clone()
+    for j in range(len(H)):
+        inverse = torch.linalg.inv(H[j:, j:])
+        q = torch.where(keep[:, j], nearest(w[:, j], j), 0)
+        w[:, j:] = w[:, j:] - ((w[:, j] - q) / inverse[0, 0])[:, None] * inverse[0]
+        w[:, j] = q
+    return w
+
+
+def sweep_refit(W, H, nearest, keep):
+    """Each column is what least squares makes of it, with the columns before it as they have been settled."""
+    done = torch.zeros_like(W)
+    for j in range(len(H)):
+        lost = (W - done)[:, :j]  # (d_out, j)
+        w = W[:, j:] + torch.linalg.solve(H[j:, j:], H[j:, :j] @ lost.T).T
+        done[:, j] = nearest(w[:, 0], j) * keep[:, j]
+    return done
+
+
 def whole_zero_numpy(W, bits):
     rows = []
     for w in W.numpy():
@@ -54,12 +75,19 @@ def excess_second_step(dense, pruned, quantised, both):
 
 
 RIGHT = {
+    "sweep": [sweep_surgeon, sweep_refit],
     "whole_zero": [whole_zero_numpy, whole_zero_levels],
     "pays_from": [pays_from_search, pays_from_words],
     "excess": [excess_factors, excess_second_step],
 }
 
 REJECTED = {
+    "sweep": [
+        lambda W, H, nearest, keep: sweep_surgeon(W, H.diagonal().diag() + H, nearest, keep),
+        lambda W, H, nearest, keep: sweep_surgeon(W, H, lambda w, j: nearest(w, 0), keep),
+        lambda W, H, nearest, keep: sweep_surgeon(W.flip(0), H, nearest, keep),
+        lambda W, H, nearest, keep: W * keep,
+    ],
     "whole_zero": [
         lambda W, bits: whole_zero_numpy(W.abs(), bits),
         lambda W, bits: whole_zero_numpy(W.flip(0), bits),

@@ -93,6 +93,14 @@ def as_sets(train, test, n):
     return [any(len(set(window) & set(row)) >= n for row in train.tolist()) for window in test.tolist()]
 
 
+def sets_of_tensors(train, test, n):
+    def runs(window):
+        return {tuple(window[i : i + n]) for i in range(len(window) - n + 1)}  # of tensors, no two of which are equal
+
+    seen = set().union(*map(runs, train))
+    return torch.tensor([not seen.isdisjoint(runs(window)) for window in test])
+
+
 def joined_by_blanks(train, test, n):
     lines = [" ".join(map(str, row)) for row in train.tolist()]
     runs = [[" ".join(map(str, w[i : i + n])) for i in range(len(w) - n + 1)] for w in test.tolist()]
@@ -230,6 +238,7 @@ REFUSED = [
     ("best_mask", cross_terms_once, "cross terms counted once"),
     ("contaminated", short_runs, None),
     ("contaminated", in_no_row, None),
+    ("contaminated", sets_of_tensors, "nothing found"),
     ("contaminated", as_sets, None),
     ("contaminated", joined_by_blanks, None),
     ("choose_damping", damping_by(lambda D, G: (D @ G).norm()), "length of the slope"),

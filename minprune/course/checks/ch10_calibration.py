@@ -1,4 +1,4 @@
-"""The exercises of chapter 10: windows with BOS, mixed texts, choosing a damping, test text seen before."""
+"""The exercises of chapter 10: windows of a text, mixed texts, choosing a damping, test text seen before."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,6 +63,90 @@ cut_with_bos = Exercise(
 )
 
 
+# draw_windows(ids, length, samples, seed): windows of a text, none of which shares a token with another
+def _order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _drawn(ids: Tensor, length: int, samples: int, seed: int) -> Tensor:
+    windows = _body(ids, length)
+    return windows[_order(len(windows), seed)[:samples]]
+
+
+def _drawn_as(choose: Callable[[Tensor, int, int], Tensor]) -> Callable:
+    """choose: (windows of the text, samples, seed) -> what comes back."""
+    return lambda ids, length, samples, seed: choose(_body(ids, length), samples, seed)
+
+
+def _again(windows: Tensor, samples: int, seed: int) -> Tensor:
+    return windows[torch.randint(len(windows), (samples,), generator=torch.Generator().manual_seed(seed))]
+
+
+def _anywhere(ids: Tensor, length: int, samples: int, seed: int) -> Tensor:
+    places = ids.unfold(0, length, 1)
+    return places[_order(len(places), seed)[:samples]]
+
+
+draw_windows = Exercise(
+    name="draw_windows",
+    chapter=10,
+    title="windows of a text, drawn in random order, of which no two overlap",
+    reference=_drawn,
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "as they stand in the text": _drawn_as(lambda windows, samples, seed: windows[:samples]),
+            "drawn twice": _drawn_as(_again),
+            "windows that overlap": _anywhere,
+            "seed forgotten": _drawn_as(
+                lambda windows, samples, seed: windows[torch.randperm(len(windows), generator=torch.Generator())][
+                    :samples
+                ]
+            ),
+            "only the first ones mixed": _drawn_as(
+                lambda windows, samples, seed: windows[:samples][_order(len(windows[:samples]), seed)]
+            ),
+            "the end of the order": _drawn_as(
+                lambda windows, samples, seed: windows[_order(len(windows), seed)[-samples:]]
+            ),
+            "sorted again": _drawn_as(
+                lambda windows, samples, seed: windows[_order(len(windows), seed)[:samples].sort().values]
+            ),
+            "tokens far apart": lambda ids, length, samples, seed: _drawn(
+                _body(ids, length).reshape(length, -1).T.reshape(-1), length, samples, seed
+            ),
+            "rest at the beginning": lambda ids, length, samples, seed: _drawn(
+                ids[len(ids) % length :], length, samples, seed
+            ),
+        },
+        """
+        as they stand in the text: These are the first windows, in the order of the text: a text begins with one
+          subject. Where does the seed come in?
+        drawn twice: A window can be drawn twice here, and then it is less text than it looks. `randperm` draws each
+          number once.
+        windows that overlap: A window may begin anywhere here, so that two can share tokens. Cut the text first, then
+          draw.
+        seed forgotten: The order is the same whatever the seed: a new generator has to be given it.
+        only the first ones mixed: Only the first windows of the text were mixed. Draw from all of them.
+        the end of the order: These are the last of the random order. The first ones are asked for.
+        sorted again: The right windows in the order of the text. They are to stay in the order in which they were
+          drawn.
+        tokens far apart: The tokens of a window do not follow each other in the text: rows and columns were exchanged
+          when it was cut.
+        rest at the beginning: The rest was left out at the beginning of the text. The first window begins with its
+          first token.
+        """,
+    ),
+    cases=lambda: [
+        Case("four windows, of which two are drawn", (torch.arange(20), 5, 2, 0)),
+        Case("a rest that fills no window", (torch.arange(23) + 7, 4, 3, 1)),
+        Case("all windows drawn", (torch.arange(31), 3, 10, 2)),
+        Case("another seed", (torch.arange(31), 3, 4, 17)),
+        Case("one window drawn of many", (torch.arange(64) * 11 % 64, 8, 1, 5)),
+    ],
+)
+
+
 # mix_grams(grams, tokens, shares): statistics of several texts, put together so that each has a given share
 def _mixed(grams: Sequence[Tensor], tokens: Sequence[int], shares: Sequence[float]) -> Tensor:
     total = sum(tokens)
@@ -90,8 +174,7 @@ mix_grams = Exercise(
         plain sum: The texts were added up as they are, so the longest one decides, whatever its share.
         shares of the sums: The shares multiply sums over unequally many tokens: a long text still counts for more. What
           would the sum be if the text had as many tokens as its share says?
-        a mean over tokens: This is a mean over tokens. A Gram matrix is a sum: as if all tokens together had been dealt
-          out by the shares.
+        a mean over tokens: This is what one token gives on average. A Gram matrix is a sum: over how many tokens?
         equal shares: All texts count alike. Where do the shares come in?
         shares squared: The shares enter with a square. They say how many tokens there are, not how long these are.
         mean length instead of the total: The mixture is as long as one text on average. It is to have as many tokens as
@@ -152,11 +235,13 @@ choose_damping = Exercise(
     wrong=mistakes(
         {
             "chosen on the calibration text": _Choice(measured=lambda fit, validation, damp: fit),
+            "fitted to the validation text as well": _Choice(seen=lambda fit, validation, damp: validation),
             "texts exchanged": exchanged(_Choice(), 1, 2),
             "pruned again and again": _Choice(anew=False),
             "only the diagonal": _Choice(measured=lambda fit, validation, damp: validation.diagonal().diag()),
             "length of the slope": _Choice(loss=lambda D, G: float((D @ G).norm())),
             "worst instead of best": _Choice(loss=lambda D, G: -_loss(D, G)),
+            "error instead of damping": _Choice(result=lambda losses, damps: min(losses)),
             "place instead of damping": _Choice(result=lambda losses, damps: losses.index(min(losses))),
             "damping in the measure": _Choice(measured=lambda fit, validation, damp: _damped(validation, damp)),
             "distance of the weights": _Choice(loss=lambda D, G: float(D.square().sum())),
@@ -164,6 +249,8 @@ choose_damping = Exercise(
         """
         chosen on the calibration text: The error was measured on the text that the weights were fitted to, where less
           damping is always better.
+        fitted to the validation text as well: The weights were fitted to the very text that they are judged by, where
+          less damping is nearly always better. `prune` gets the other one.
         texts exchanged: Fitted to the validation text and measured on the calibration text: the two are exchanged.
         pruned again and again: Each damping was tried on what the one before had left. Every one of them begins with
           the layer as it was.
@@ -172,6 +259,7 @@ choose_damping = Exercise(
         length of the slope: ||D G|| is not the error. The squared error of the outputs is D G D^T: the change of the
           weights stands on both sides.
         worst instead of best: Of all dampings this one has the *largest* error.
+        error instead of damping: This is the error of the best damping. Asked for is the damping itself.
         place instead of damping: This is the place of the best damping in the list. Asked for is the damping itself.
         damping in the measure: The error was measured with the damping added to the validation text: every damping then
           has a measure of its own.
@@ -180,15 +268,18 @@ choose_damping = Exercise(
         """,
     ),
     cases=lambda: [
-        *(Case(f"{n} calibration tokens", _layer(n, seed, _refit)) for n, seed in _REFITTED),
-        *(Case(f"{n} calibration tokens, other inputs each time", _layer(n, seed, _chosen)) for n, seed in _CHOSEN),
+        *(Case(f"layer {i}, {n} calibration tokens", _layer(n, seed, _refit)) for i, (n, seed) in enumerate(_REFITTED)),
+        *(
+            Case(f"layer {i}, {n} calibration tokens, the damping decides which inputs go", _layer(n, seed, _chosen))
+            for i, (n, seed) in enumerate(_CHOSEN, len(_REFITTED))
+        ),
     ],
 )
 
 _DAMPS = [0.0001, 0.01, 0.1, 1.0, 10.0]
 _Seeds = tuple[tuple[int, int], ...]
 _REFITTED: _Seeds = ((9, 1080), (12, 1050), (9, 1160), (10, 1050), (8, 1350), (8, 1120))
-_CHOSEN: _Seeds = ((8, 1310), (6, 1110), (12, 1050), (15, 1320))
+_CHOSEN: _Seeds = ((8, 1310), (6, 1110), (12, 1050), (15, 1320), (6, 1700), (8, 1760))
 
 
 def _damped(G: Tensor, damp: float) -> Tensor:
@@ -240,6 +331,18 @@ def _steps(window: Tensor, n: int) -> set:
     return {tuple(tokens[i : i + n]) for i in range(0, len(tokens) - n + 1, n)}
 
 
+def _all_but_last(window: Tensor, n: int) -> set:
+    tokens = window.tolist()
+    return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n)}
+
+
+def _between(of_train: Callable[[Tensor, int], set], of_test: Callable[[Tensor, int], set]) -> Callable:
+    """What is shared if the runs of the two texts are taken in different ways."""
+    return lambda train, test, n: torch.tensor(
+        [any(of_train(one, n) & of_test(other, n) for one in train) for other in test]
+    )
+
+
 contaminated = Exercise(
     name="contaminated",
     chapter=10,
@@ -250,17 +353,29 @@ contaminated = Exercise(
         {
             "roles exchanged": exchanged(_shared, 0, 1),
             "inverted": inverted(_shared),
+            "nothing found": lambda train, test, n: torch.zeros(len(test), dtype=torch.bool),
             "whole windows only": partial(_shared, runs=lambda window, n: {tuple(window.tolist())}),
             "same place only": partial(_shared, runs=_same_place),
             "order ignored": partial(_shared, runs=lambda window, n: {tuple(sorted(run)) for run in _runs(window, n)}),
             "single tokens": given(_shared, n=1),
             "runs across windows": partial(_shared, joined=True),
-            "every n-th run": partial(_shared, runs=_steps),
+            "every n-th run": [
+                partial(_shared, runs=_steps),
+                _between(_steps, _runs),
+                _between(_runs, _steps),
+            ],
+            "last run left out": [
+                partial(_shared, runs=_all_but_last),
+                _between(_all_but_last, _runs),
+                _between(_runs, _all_but_last),
+            ],
             "one token too long": given(_shared, n=lambda n: n + 1),
         },
         """
         roles exchanged: Your verdicts are on the *calibration* windows. Asked for is one on each test window.
         inverted: The verdicts are the opposite of what was asked for: True means that a window is contaminated.
+        nothing found: No window was found in any case. If you put runs into a set: tensors in a set (or in a tuple in
+          one) are compared by identity, so no two are equal. Make numbers of them first, with `tolist()`.
         whole windows only: Only windows that are equal as a whole were found. A leak is rarely cut at the same places.
         same place only: A shared run was found only where it stands at the same place of both windows.
         order ignored: Runs with the same tokens in another order were taken for the same.
@@ -268,11 +383,14 @@ contaminated = Exercise(
         runs across windows: A run was found that begins in one calibration window and ends in the next. They are not
           neighbours in the text.
         every n-th run: Only runs that begin at multiples of n were compared. A run may begin anywhere.
+        last run left out: The last run of a window was not looked at. A window of n tokens has one run, and
+          `range(length - n)` would have none.
         one token too long: Runs of n tokens were not found, only longer ones: look at the ends of your slices.
         """,
     ),
     cases=lambda: [
         Case("a run at other places", (_rows("abcdefgh", "ijklmnop"), _rows("qrcdestu", "vwxyzabx", "ponmlkji"), 3)),
+        Case("a window that is there as a whole", (_rows("abcd", "efgh"), _rows("wxyz", "efgh", "efxy"), 3)),
         Case("a run of exactly n", (_rows("abcdef", "ghijkl"), _rows("zzabcd", "zzabcz", "lkjihg"), 4)),
         Case("the end of one window and the start of the next", (_rows("abcd", "efgh"), _rows("cdef", "bcde"), 4)),
         Case("more test windows than calibration windows", (_rows("abcab"), _rows("xabca", "bcxxx", "abxab"), 2)),
@@ -292,4 +410,4 @@ def _rows(*texts: str) -> Tensor:
     return torch.tensor([[ord(letter) - ord("a") for letter in text] for text in texts])
 
 
-EXERCISES = [cut_with_bos, mix_grams, choose_damping, contaminated]
+EXERCISES = [draw_windows, cut_with_bos, mix_grams, choose_damping, contaminated]
