@@ -7,12 +7,12 @@ from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
 from minprune.patterns import keep_largest
 
-# set_cost(W, H, S): the loss that removing the inputs S raises if all others make up for them as well as they can
+# set_cost(W, H, Q): the loss that removing the inputs Q raises if all others make up for them as well as they can
 
 
-def _set_cost(W: Tensor, H: Tensor, S: Tensor) -> Tensor:
-    square = torch.linalg.inv(H)[S][:, S]  # ([H^-1]_SS)
-    return (torch.linalg.solve(square, W[:, S].T) * W[:, S].T).sum()
+def _set_cost(W: Tensor, H: Tensor, Q: Tensor) -> Tensor:
+    square = torch.linalg.inv(H)[Q][:, Q]  # ([H^-1]_QQ)
+    return (torch.linalg.solve(square, W[:, Q].T) * W[:, Q].T).sum()
 
 
 def _hessian(d: int, seed: int) -> Tensor:
@@ -28,13 +28,13 @@ set_cost = Exercise(
     difficulty=3,
     wrong=mistakes(
         {
-            "nobody helps": lambda W, H, S: (W[:, S] @ H[S][:, S] * W[:, S]).sum(),
-            "single costs added up": lambda W, H, S: (
-                W[:, S].square().sum(0) / torch.linalg.inv(H).diagonal()[S]
+            "nobody helps": lambda W, H, Q: (W[:, Q] @ H[Q][:, Q] * W[:, Q]).sum(),
+            "single costs added up": lambda W, H, Q: (
+                W[:, Q].square().sum(0) / torch.linalg.inv(H).diagonal()[Q]
             ).sum(),
-            "the inverse itself": lambda W, H, S: (W[:, S] @ torch.linalg.inv(H)[S][:, S] * W[:, S]).sum(),
-            "inverse of a part": lambda W, H, S: (W[:, S] @ torch.linalg.inv(H[S][:, S]) * W[:, S]).sum(),
-            "half of it": lambda W, H, S: _set_cost(W, H, S) / 2,
+            "the inverse itself": lambda W, H, Q: (W[:, Q] @ torch.linalg.inv(H)[Q][:, Q] * W[:, Q]).sum(),
+            "inverse of a part": lambda W, H, Q: (W[:, Q] @ torch.linalg.inv(H[Q][:, Q]) * W[:, Q]).sum(),
+            "half of it": lambda W, H, Q: _set_cost(W, H, Q) / 2,
         },
         """
         nobody helps: This is the cost if the other inputs stay as they are. Which matrix stands in its place
