@@ -11,8 +11,10 @@ from minprune.errors import PruneError, amount
 from minprune.files import to_json, write_text
 from minprune.models.extras import add_tensors, copy_files, not_loaded
 from minprune.models.tokenizer import write_tokenizer
+from minprune.models.weight_files import INDEX, SINGLE
 from minprune.output.model_card import model_card
 from minprune.output.record import VERSION, RunRecord, as_record
+from minprune.output.shards import SHARD
 from minprune.output.target import PAGE, RECORD, WORK, WRITTEN, entries
 
 if TYPE_CHECKING:
@@ -85,23 +87,25 @@ def write_model(
     record: RunRecord | Mapping[str, Any],
     weight_map: dict[str, str] | None = None,
     source: Path | None = None,
+    limit: int = SHARD,
 ) -> None:
     """Write what `AutoModelForCausalLM.from_pretrained(folder)` needs, the tokenizer, a model card, and minprune.json.
 
     record: what minprune.json says; it is written last. weight_map: the file of each tensor by name, if the weights are
     in the folder already. source: the folder of the model that this one was made from; what it holds beside a model
-    (tensors that the library does not load, processors, a licence) is copied. Raises `PruneError` if the disk is full
-    or anything else keeps the files from being written.
+    (tensors that the library does not load, processors, a licence) is copied. limit: bytes of tensors in a file. Raises
+    `PruneError` if the disk is full or anything else keeps the files from being written.
     """
     with write_errors(folder):
         if weight_map:
             _write_config(folder, model)
-            state = model.state_dict()
-            size = {"total_size": sum(_size(state[name]) for name in weight_map)}
-            index = {"metadata": size, "weight_map": weight_map}
-            write_text(folder / "model.safetensors.index.json", to_json(index, 2))
+            if set(weight_map.values()) != {SINGLE}:
+                state = model.state_dict()
+                size = sum(_size(state[name]) for name in weight_map)
+                about = {"total_parameters": model.num_parameters(), "total_size": size}
+                write_text(folder / INDEX, to_json({"metadata": about, "weight_map": weight_map}, 2))
         else:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, max_shard_size=limit)
         write_tokenizer(folder, tokenizer)
         if source:
             add_tensors(folder, not_loaded(model, source))

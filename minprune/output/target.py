@@ -19,8 +19,8 @@ _UNLISTED = (  # in an output whose record lists no files
 
 WRITTEN = "files"  # a file in `WORK`: the names of what a run will write beside its weights, see `rehearse`
 _OF_A_RUN = (  # in PATH.partial, beside what its output may hold
-    rf"{WORK}/(kind|{WRITTEN}|recipe\.json|journal\.jsonl|(hidden|block)-\d+\.safetensors|training\.state|rehearsal(/.*)?|"
-    r"removals\.json|basis\.safetensors|model-\d+(/.*)?)"
+    rf"{WORK}/(kind|{WRITTEN}|recipe\.json|journal\.jsonl|(hidden|block|model)(-\d+)?(-of-\d+)?\.safetensors|training\.state|"
+    r"rehearsal(/.*)?|removals\.json|basis\.safetensors|model-\d+(/.*)?)"
 )
 
 

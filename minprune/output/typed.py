@@ -53,7 +53,6 @@ class Line(TypedDict):
 
     __pydantic_config__ = ConfigDict(**_OURS, extra="allow")  # type: ignore[misc]
     block: Count
-    file: Annotated[str, Field(pattern=r"^(unfinished/)?[A-Za-z0-9][A-Za-z0-9_.-]*[.]safetensors$")]
     sha256: Digest
     hidden: Saved | None
     rows: list[Row]

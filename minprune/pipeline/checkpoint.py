@@ -1,12 +1,13 @@
 """prune_checkpoint(): from disk to disk, block by block, for models larger than memory. Chapters 08 and 22.
 
-Load a block's tensors, prune it, write one safetensors file, note that it is done, free it. The calibration windows
-wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run that was stopped goes
-on with the first unfinished block, and the finished files are the output. Pruning itself is that of `prune`: the same
-checks (`PruningPlan`), the same pruning (`LayerPruner`), the same order of blocks (`BlockwiseForward`).
+Load a block's tensors, prune it, write them to their places in the output's files, note that it is done, free it. The
+calibration windows wait at the block boundary as hidden states. So memory holds one block whatever the depth, a run
+that was stopped goes on with the first unfinished block, and the files are the output when all of it is in them.
+Pruning itself is that of `prune`: the same checks (`PruningPlan`), the same pruning (`LayerPruner`), the same order of
+blocks (`BlockwiseForward`).
 
 Where blocks hand each other more than hidden states, none are kept: a run that goes on begins with the first block
-again, and takes the finished blocks from their files.
+again, and reads the finished blocks back.
 """
 
 import logging
@@ -33,6 +34,7 @@ from minprune.output.model_files import check_space, rehearse, write_errors, wri
 from minprune.output.page import write_page
 from minprune.output.record import RunRecord
 from minprune.output.report import LayerRow, Report, versions
+from minprune.output.shards import SHARD
 from minprune.output.target import PAGE, check_target, partial_of
 from minprune.patterns import Pattern
 from minprune.pipeline.disk_run import DiskRun
@@ -74,6 +76,7 @@ def prune_checkpoint(
     texts: Mapping[str, Mapping[str, Any]] | None = None,
     command: Sequence[str] = (),
     verify: bool = False,
+    max_shard_size: int = SHARD,
     **options: Any,
 ) -> Report:
     """Prune a model from disk to disk, block by block; see `minprune.prune`.
@@ -106,6 +109,9 @@ def prune_checkpoint(
     verify : bool, default False
         When a run goes on, know the model by all bytes of its files, which are read once more for that, and not by
         their headers, sizes and times.
+    max_shard_size : int, default 2 * 10**9
+        Bytes of tensors in one file of the output, as for `save_pretrained`: a smaller model is one
+        `model.safetensors`, a larger one several files with an index.
     **options
         The method's own, such as damp=0.01.
 
@@ -164,9 +170,11 @@ def prune_checkpoint(
             "calibration": None if calib is None else fingerprint(calib),
             "test": None if test is None else fingerprint(test),
             "model": source.identity(verify),
+            "shard": max_shard_size,
             "versions": versions(),
         }
-        journal.begin(facts, len(source.blocks))
+        names = [source.names(block) for block in range(len(source.blocks))]
+        journal.begin(facts, names, source.shards(journal.folder, max_shard_size))
         ranks.check_alike({**facts, "device": source.device.type})
         journal.lines = ranks.of_first(lambda: journal.lines)
         if batch_size is None and journal.lines:  # another number would round differently
@@ -207,7 +215,7 @@ def prune_checkpoint(
             ahead += _hidden_bytes(source.model, calib, test, how is not None)
             ahead += sum(tensor.nbytes for tensor in source.left.values())
             ahead += source.bytes_ahead()
-            check_space(journal.folder, source.model, journal.bytes() - ahead)
+            check_space(journal.folder, source.model, journal.weights.occupied() - ahead)
             log.bar.clear()  # its line is free for what is said
             seen = progress and sys.stderr.isatty()  # a person should know, a log need not
             announce(source, whole, test, ranks.size, how is not None, seen)
@@ -222,7 +230,7 @@ def prune_checkpoint(
         report.notes += source.notes + job.notes
         report.notes += [f"by {ranks.size} processes"] if ranks.size > 1 else []
         if ranks.first:
-            _finish(source, journal, described(report, perplexities))
+            _finish(source, journal, described(report, perplexities), max_shard_size)
         ranks.gather(None)  # none of them says that it is ready before the output is
     return report
 
@@ -253,13 +261,16 @@ def _hidden_bytes(model: Any, calib: Tensor | None, test: Tensor | None, guided:
     return 2 * tokens * model.get_input_embeddings().weight.shape[-1] * model.dtype.itemsize
 
 
-def _finish(source: Checkpoint, journal: Journal, record: RunRecord) -> None:
-    """Write all that is not in a block's file; minprune.json comes last."""
-    if weight_map := source.weight_map():
-        journal.write(source.file_of(None), source.tensors(None))
-    with write_errors(journal.folder):
-        write_page(journal.folder / PAGE, record)
-    write_model(journal.folder, source.model, source.tokenizer, record, weight_map, source.folder)
+def _finish(source: Checkpoint, journal: Journal, record: RunRecord, limit: int) -> None:
+    """Write all that is in no block; minprune.json comes last."""
+    folder, written = journal.folder, None
+    with write_errors(folder):
+        if source.streamed:
+            journal.weights.write(source.tensors(None))
+            journal.weights.finish()
+            written = journal.weights.file_of
+        write_page(folder / PAGE, record)
+    write_model(folder, source.model, source.tokenizer, record, written, source.folder, limit)
 
 
 def _listed(globs: Iterable[str] | None) -> list[str] | None:

@@ -1,7 +1,7 @@
 """The blocks of a run from disk to disk, from the first unfinished one to the last. Chapter 08.
 
 For each block: load it, send the test's windows through while it is dense, prune it on what the calibration windows
-bring, send them through, write it, free it. What the journal says is finished is taken from its file instead.
+bring, send them through, write it, free it. What the journal says is finished is read back instead.
 """
 
 import time
@@ -28,7 +28,7 @@ TEST_BATCH = 2  # windows in a forward pass of the test, as for `perplexity`
 def _resumed(begun: list[int], intact: list[int]) -> str:
     """What was found of an earlier run, in words; blocks are counted from 0, as in the layers' names."""
     damaged = [block for block in begun if block not in intact]
-    again = f"; the file of block {', '.join(map(str, damaged))} was damaged or missing and is made again"
+    again = f"; what was written of block {', '.join(map(str, damaged))} is damaged or missing and is made again"
     return f"resumed with {len(intact)} of {len(begun)} recorded blocks intact{again if damaged else ''}"
 
 
@@ -50,9 +50,9 @@ class DiskRun:
         self.log = pruner.log
         self.whole_block, self.start = not sequential, start
         self.targets: DenseTargets | None = None
-        self.files = {block: path for block in range(len(source.blocks)) if (path := journal.finished(block))}
-        self.notes = [_resumed(list(journal.lines), list(self.files))] if journal.lines else []
-        for block in self.files:
+        self.finished = [block for block in range(len(source.blocks)) if journal.finished(block)]
+        self.notes = [_resumed(list(journal.lines), self.finished)] if journal.lines else []
+        for block in self.finished:
             self._restore_rows(block)
         last = journal.lines[max(journal.lines)] if journal.lines else None
         self.before = last["seconds"]["total"] if last else 0.0
@@ -78,14 +78,15 @@ class DiskRun:
                 products = calibrating if name == "calib" else nullcontext
                 if parts or (name == "calib" and plan.calib is not None):  # a process may have no windows
                     self.walks[name] = BlockwiseForward(source.model, parts, products)
-        complete = all(block in self.files for block in range(max(journal.lines, default=-1) + 1))
+        complete = all(block in self.finished for block in range(max(journal.lines, default=-1) + 1))
         if complete and self._alone() and (saved := journal.hidden()):  # else the first block's input is all there is
             self.first, hidden = saved
             for name, walk in self.walks.items():
                 walk.put(hidden, name)
             source.free(0)
-        for block in range(self.first):
-            source.skip(block, self.files[block])
+        if not source.streamed:
+            for block in range(self.first):
+                source.restore(journal.tensors(block))
 
     def all_blocks(self) -> dict[str, float]:
         """Prune what is unfinished, and measure the perplexities before and after if there is a test."""
@@ -98,15 +99,15 @@ class DiskRun:
                 self.walks["dense"].run_block(block)
             if self.targets:
                 self.targets.record(block)
-            if path := self.files.get(block):
-                source.restore(block, path)
+            if block in self.finished:
+                source.restore(self.journal.tensors(block))
                 if "calib" in self.walks:
                     self.walks["calib"].run_block(block)
             else:
                 self._prune(block)
             if "pruned" in self.walks:
                 self.walks["pruned"].run_block(block)
-            if block not in self.files:
+            if block not in self.finished:
                 self._write(block)
             source.free(block)
         found = {"before": self._perplexity("dense")} if self.test is not None else {}  # the head is still dense
@@ -130,7 +131,7 @@ class DiskRun:
 
     def _write(self, block: int) -> None:
         log, layers = self.log, self.plan.layers_under(f"{self.source.prefix}.{block}.")
-        file, tensors = self.source.file_of(block), self.source.tensors(block)
+        tensors = self.source.tensors(block)
         log.compare(zeros_in_file(tensors, layers))
         rows = [asdict(log.rows[layer]) for layer in layers]
         spent = {"total": self.seconds(), "statistics": log.statistics_seconds, "solve": log.solve_seconds}
@@ -139,7 +140,7 @@ class DiskRun:
             spent["reconstruction"] = log.reconstruction["seconds"]
             name = f"{self.source.prefix}.{block}"
             more["errors"] = {key: errors for key, errors in log.reconstruction["errors"].items() if key == name}
-        self.journal.add(block, file, tensors, self._hidden if self._alone() else None, more)
+        self.journal.add(block, tensors, self._hidden if self._alone() else None, more)
 
     def _alone(self) -> bool:
         """Whether hidden states are all that has to be kept at the boundary of two blocks."""

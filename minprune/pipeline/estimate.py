@@ -10,7 +10,7 @@ With T calibration tokens, hidden width d, a matrix (o, i), and an operation bei
 
 Several batches go through a block once for each tensor that is read there, as far as that tensor, and once as a whole.
 In memory are what stands outside of the blocks, one block, the hidden states twice (those before the first block stay),
-and the largest of: what a forward pass holds, a Gram matrix with what its solve makes of it, a block being written.
+and the largest of: what a forward pass holds, a Gram matrix with what its solve makes of it, a part being read.
 
 Left out: what the library does beside products (norms, activations), which the measured rate of a forward pass holds.
 """
@@ -230,7 +230,7 @@ def memory_bytes(sizes: Sizes, run: Run) -> dict[str, float]:
     at_once = max(run.batch_size if run.windows else 0, TEST_BATCH if run.test or run.windows else 0) * run.length
     forward = at_once * (_HIDDEN * sizes.hidden + _WIDE * sizes.widest) * b
     logits = _LOGITS * TEST_BATCH * run.length * sizes.vocabulary * FLOAT if run.test else 0
-    work: list[float] = [forward, logits, block, sizes.outside * b - block]  # the last two: being written, being read
+    work: list[float] = [forward, logits, block, sizes.outside * b - block]  # the last two: as they are read
     for groups in set(sizes.blocks):
         earlier = 0
         for group in groups:

@@ -1,8 +1,9 @@
 """What a run from disk to disk has finished, so that it can be stopped at any moment and go on. Chapter 08.
 
-PATH.partial holds the finished files of the output and a folder `unfinished`: the recipe, a journal with one line for
-each finished block, and the hidden states at a block boundary. Every file is written under another name, flushed to
-the disk and renamed; the journal's line comes last, and what has no line does not count.
+PATH.partial holds a folder `unfinished`: the recipe, the files of weights (`Shards`), a journal with one line for each
+block that is in them, and the hidden states at a block boundary. A block is flushed to the disk in its place, other
+files are written under another name, flushed and renamed; the journal's line comes last, and what has no line does
+not count.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from minprune.files import append_json, flush, json_lines, read_json, sha256, to
 from minprune.output.folder import OutputFolder
 from minprune.output.lock import absolute
 from minprune.output.model_files import write_errors
+from minprune.output.shards import Shards
 from minprune.output.target import WORK, partial_of
 from minprune.output.typed import Line, checked
 
@@ -34,18 +36,22 @@ _SHARE = 20  # saving hidden states takes at most one part in so many of the tim
 class Journal:
     """The unfinished output of one run. folder: PATH.partial; lines: the journal's last line on each finished block.
 
-    A line is {"block", "file", "sha256", "hidden": None or {"file", "sha256"}} and what the run adds to it. On the disk
-    it ends with "line", its own sha256: what a damaged disk made of it does not count either.
+    A line is {"block", "sha256", "hidden": None or {"file", "sha256"}} and what the run adds to it. On the disk it ends
+    with "line", its own sha256: what a damaged disk made of it does not count either.
+    weights: the files that blocks are written to; blocks: the names of the tensors of each. Both are there after
+    `begin`.
     """
+
+    weights: Shards
 
     def __init__(self, folder: Path):
         self.folder, self.work = folder, folder / WORK
         self.lines: dict[int, dict[str, Any]] = {}
-        self.blocks = 0
+        self.blocks: Sequence[list[str]] = []
         self._saved, self._cost = time.perf_counter(), 0.0
 
-    def begin(self, recipe: dict[str, Any], blocks: int) -> None:
-        """Start with this recipe, or go on if an earlier run with the same one got here.
+    def begin(self, recipe: dict[str, Any], blocks: Sequence[list[str]], weights: Shards) -> None:
+        """Start with this recipe, or go on if an earlier run with the same one got here. blocks, weights: see above.
 
         Raises `PruneError`, naming the difference, if the earlier run had another recipe, or if it cannot be read.
         """
@@ -53,7 +59,8 @@ class Journal:
         if not (self.work / _RECIPE).exists():
             with write_errors(self.folder):
                 write_text(self.work / _RECIPE, to_json(recipe, 1))
-            self.blocks = blocks
+                weights.begin()
+            self.blocks, self.weights = blocks, weights
             return
         before = _read(self.work / _RECIPE)
         for key in [*recipe, *before]:
@@ -68,16 +75,20 @@ class Journal:
         self.lines = {
             block: line
             for block, line in self.read_lines().items()
-            if block < blocks and {row["name"] for row in line["rows"]} <= names
+            if block < len(blocks) and {row["name"] for row in line["rows"]} <= names
         }
-        write_text(self.work / _JOURNAL, "".join(to_json(_with_checksum(line)) for line in self.lines.values()))
-        self.blocks = blocks
+        with write_errors(self.folder):
+            write_text(self.work / _JOURNAL, "".join(to_json(_with_checksum(line)) for line in self.lines.values()))
+            weights.begin()
+        self.blocks, self.weights = blocks, weights
 
-    def finished(self, block: int) -> Path | None:
-        """The file of a finished block, if it still holds what was written."""
-        line = self.lines.get(block)
-        path = self.folder / line["file"] if line else None
-        return path if path and line and _intact(path, line["sha256"]) else None
+    def finished(self, block: int) -> bool:
+        """Whether a block is finished, and its place still holds what was written."""
+        return block in self.lines and self.weights.intact(self.blocks[block], self.lines[block]["sha256"])
+
+    def tensors(self, block: int) -> dict[str, Tensor]:
+        """What was written of a block."""
+        return self.weights.read(self.blocks[block])
 
     def hidden(self) -> tuple[int, dict[str, Tensor]] | None:
         """(the number of blocks behind them, hidden states by name) of the last boundary that was kept undamaged."""
@@ -87,17 +98,18 @@ class Journal:
                 return block + 1, load_file(self.work / saved["file"])
         return None
 
-    def add(self, block: int, file: str, tensors: dict[str, Tensor], hidden: Hidden, more: dict[str, Any]) -> None:
-        """A block is finished: write its tensors to `file`, under `folder`, and its line with `more` in it.
+    def add(self, block: int, tensors: dict[str, Tensor], hidden: Hidden, more: dict[str, Any]) -> None:
+        """A block is finished: write its tensors to their places, and its line with `more` in it.
 
         hidden: gives the states behind it (None: there are none). They are saved unless that would take too large a
         share of the time: going on from an older boundary, or from the beginning, leads to the same.
         """
-        line = {"block": block, "file": file, "sha256": self.write(file, tensors), "hidden": None, **more}
+        with write_errors(self.folder):
+            line = {"block": block, "sha256": self.weights.write(tensors), "hidden": None, **more}
         start = time.perf_counter()
         if hidden and start - self._saved >= _SHARE * self._cost:
             name = f"hidden-{block + 1:05d}.safetensors"
-            line["hidden"] = {"file": name, "sha256": self.write(f"{WORK}/{name}", hidden())}
+            line["hidden"] = {"file": name, "sha256": self._save(name, hidden())}
             self._saved = time.perf_counter()
             self._cost = self._saved - start
         with write_errors(self.folder):
@@ -108,9 +120,9 @@ class Journal:
                 if path.name != line["hidden"]["file"]:
                     path.unlink()
 
-    def write(self, file: str, tensors: dict[str, Tensor]) -> str:
-        """Write tensors to a file under `folder`, all of it or nothing, and return its sha256."""
-        path = self.folder / file
+    def _save(self, file: str, tensors: dict[str, Tensor]) -> str:
+        """Write tensors to a file in the work folder, all of it or nothing, and return its sha256."""
+        path = self.work / file
         part = path.with_name(path.name + ".tmp")
         with write_errors(self.folder):
             save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata={"format": "pt"})
@@ -121,15 +133,10 @@ class Journal:
             os.replace(part, path)
         return digest
 
-    def bytes(self) -> int:
-        """How much of the output is on the disk already."""
-        files = {line["file"] for line in self.lines.values()}
-        return sum((self.folder / file).stat().st_size for file in files if (self.folder / file).exists())
-
     def kept(self) -> str:
         """What of this run there is to go on with, in words; "" for nothing."""
         count = len(self.read_lines()) if self.blocks else 0  # else they are another run's
-        said = f"{count} of {self.blocks} blocks are kept in {self.folder}: continue with --resume"
+        said = f"{count} of {len(self.blocks)} blocks are kept in {self.folder}: continue with --resume"
         return said if count else ""
 
     def read_lines(self) -> dict[int, dict[str, Any]]:
@@ -145,10 +152,10 @@ class Journal:
 class Follower(Journal):
     """The same for a process that reads along while another one writes: it writes nothing."""
 
-    def begin(self, recipe: dict[str, Any], blocks: int) -> None:
-        self.blocks = blocks
+    def begin(self, recipe: dict[str, Any], blocks: Sequence[list[str]], weights: Shards) -> None:
+        self.blocks, self.weights = blocks, weights
 
-    def add(self, block: int, file: str, tensors: dict[str, Tensor], hidden: Hidden, more: dict[str, Any]) -> None:
+    def add(self, block: int, tensors: dict[str, Tensor], hidden: Hidden, more: dict[str, Any]) -> None:
         pass
 
 

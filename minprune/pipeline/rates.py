@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from scipy.optimize import nnls
 
 from minprune.arithmetic import exact_arithmetic
-from minprune.files import flush, sha256
 from minprune.methods import get_method
+from minprune.output.shards import Shards
+from minprune.output.target import WORK
 from minprune.patterns import Pattern
 from minprune.pipeline.estimate import (
     Run,
@@ -167,13 +167,15 @@ def _disk(folder: str | Path | None, clock: Clock) -> tuple[float, float]:
     """Bytes a second that are read, and that are written, flushed and hashed, on the disk of a folder."""
     piece = {"x": torch.randn(_FILE // 4)}
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        path = Path(place) / "x.safetensors"
+        work = Path(place) / WORK
+        work.mkdir()
+        weights = Shards(work.parent, piece, _FILE)
 
         def write() -> None:
-            save_file(piece, path)
-            with path.open("rb+") as file:
-                flush(file)
-            sha256(path)
+            for path in work.iterdir():
+                path.unlink()
+            weights.begin()
+            weights.write(piece)
 
         writing = _best(write, clock, 2)
-        return _FILE / _best(lambda: load_file(path)["x"].clone(), clock, 2), _FILE / writing
+        return _FILE / _best(lambda: weights.read(piece)["x"].clone(), clock, 2), _FILE / writing

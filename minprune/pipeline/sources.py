@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minprune.files import sha256
@@ -21,6 +20,7 @@ from minprune.models.extras import not_loaded, note_of
 from minprune.models.layers import Layer
 from minprune.models.memory import return_memory
 from minprune.models.weight_files import StoredTensor, check_finite
+from minprune.output.shards import Shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,17 +58,11 @@ class Checkpoint(Protocol):
     def tensors(self, part: int | None) -> dict[str, Tensor]:
         """The tensors of a part by name."""
 
-    def skip(self, part: int, path: Path) -> None:
-        """Pass over a block that an earlier run has finished, and written to this file."""
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Fill a block with its tensors after an earlier run."""
 
-    def restore(self, part: int, path: Path) -> None:
-        """Fill a block with what a file holds: its tensors after an earlier run."""
-
-    def file_of(self, part: int | None) -> str:
-        """The file of a part within the unfinished output."""
-
-    def weight_map(self) -> dict[str, str]:
-        """The file of each tensor in the output; {} if the model is saved as a whole in the end."""
+    def shards(self, folder: Path, limit: int) -> Shards:
+        """Places for the tensors of all blocks, and of the whole model if it is streamed, in an unfinished output."""
 
     def bytes_ahead(self) -> int:
         """What is still to be written when all blocks are."""
@@ -110,17 +104,13 @@ class InMemoryCheckpoint:
     def tensors(self, part: int | None) -> dict[str, Tensor]:
         return _tensors(self, part)
 
-    def skip(self, part: int, path: Path) -> None:
-        self.restore(part, path)
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        _fill(self, tensors, assign=False)
 
-    def restore(self, part: int, path: Path) -> None:
-        _fill(self, path, assign=False)
-
-    def file_of(self, part: int | None) -> str:
-        return f"unfinished/block-{part:05d}.safetensors"
-
-    def weight_map(self) -> dict[str, str]:
-        return {}
+    def shards(self, folder: Path, limit: int) -> Shards:
+        state = self.model.state_dict()
+        inside = [name for block in range(len(self.blocks)) for name in self.names(block)]
+        return Shards(folder, {name: state[name] for name in inside}, limit, "block")
 
     def bytes_ahead(self) -> int:  # its blocks are written once more, renamed as in the files that it came from
         return sum(parameter.nbytes for parameter in self.model.parameters())
@@ -188,18 +178,12 @@ class StreamedCheckpoint:
     def tensors(self, part: int | None) -> dict[str, Tensor]:
         return _tensors(self, part)
 
-    def skip(self, part: int, path: Path) -> None:
-        pass  # its file is a part of the output already
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        _fill(self, tensors, assign=True)
 
-    def restore(self, part: int, path: Path) -> None:
-        _fill(self, path, assign=True)
-
-    def file_of(self, part: int | None) -> str:
-        return f"model-{1 if part is None else part + 2:05d}-of-{len(self.blocks) + 1:05d}.safetensors"
-
-    def weight_map(self) -> dict[str, str]:
-        parts = (None, *range(len(self.blocks)))
-        return {name: self.file_of(part) for part in parts for name in self.names(part)}
+    def shards(self, folder: Path, limit: int) -> Shards:
+        state = self.model.state_dict()
+        return Shards(folder, {name: state[name] for name in self._locations}, limit, indexed=bool(self.left))
 
     def bytes_ahead(self) -> int:
         return 0
@@ -239,8 +223,8 @@ def _tensors(source: Checkpoint, part: int | None) -> dict[str, Tensor]:
     return {name: state[name] for name in source.names(part)}
 
 
-def _fill(source: Checkpoint, path: Path, assign: bool) -> None:
-    values = {name: value.to(source.device) for name, value in load_file(path).items()}
+def _fill(source: Checkpoint, tensors: dict[str, Tensor], assign: bool) -> None:
+    values = {name: value.to(source.device) for name, value in tensors.items()}
     source.model.load_state_dict(values, strict=False, assign=assign)
     torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was
 

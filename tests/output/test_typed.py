@@ -9,6 +9,7 @@ from test_checkpoint import BLOCKS, assert_same_tensors, stopped, write_checkpoi
 from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
+from minprune.output.shards import Shards
 from minprune.pipeline import journal
 from minprune.sweep.results import read_runs
 from minprune.training.recover import Recipe, recover
@@ -30,16 +31,13 @@ def without(key):
 LINES = [
     ((), without("block")),
     ((), without("rows")),
-    ((), without("file")),
+    ((), without("sha256")),
     ((), without("seconds")),
     ((), []),
     (("block",), -1),
     (("block",), 10**9),
     (("block",), True),
     (("block",), "0"),
-    (("file",), "../../other.safetensors"),
-    (("file",), "/etc/passwd"),
-    (("file",), 5),
     (("sha256",), None),
     (("hidden",), {"file": "../x", "sha256": "0" * 64}),
     (("hidden",), []),
@@ -79,7 +77,8 @@ def test_a_line_of_the_journal_with_a_right_seal_and_nonsense_in_it_does_not_cou
     text = json.dumps({**bad, "line": journal._digest(bad)}) if isinstance(bad, dict) else json.dumps(bad)
     file.write_text("\n".join([text, *before.splitlines()[1:]]) + "\n")
     kept = journal.Journal(partial)
-    kept.begin(json.loads((partial / "unfinished" / "recipe.json").read_text()), BLOCKS)
+    recipe = json.loads((partial / "unfinished" / "recipe.json").read_text())
+    kept.begin(recipe, [[] for _ in range(BLOCKS)], Shards(partial, {}, 1))
     assert list(kept.lines) == [1]
     file.write_text(before)
     assert list(kept.read_lines()) == [0, 1]
@@ -87,7 +86,7 @@ def test_a_line_of_the_journal_with_a_right_seal_and_nonsense_in_it_does_not_cou
 
 def test_a_run_goes_on_past_nonsense_to_the_same_tensors(half_done):
     file = half_done / "out.partial" / "unfinished" / "journal.jsonl"
-    bad = {"block": 0, "file": "model-00002-of-00005.safetensors", "sha256": "0" * 64, "hidden": None}
+    bad = {"block": 0, "sha256": "0" * 64, "hidden": None}
     with file.open("a") as lines:
         for line in (bad, bad | {"block": -1}, {"rows": []}, {}):
             lines.write(json.dumps({**line, "line": journal._digest(line)}) + "\n")

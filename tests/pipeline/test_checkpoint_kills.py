@@ -15,18 +15,19 @@ from test_checkpoint import write_checkpoint
 from tiny import tiny_tokens
 
 import minprune as mp
-from minprune.output import folder
+from minprune.output import folder, shards
 from minprune.pipeline import journal
 from minprune.pipeline.staged import BlockPruner
 
 BLOCKS = {"llama": 6, "gemma4": 4}  # whose later blocks read the keys and values of earlier ones
 OPTIONS = {"method": "sparsegpt", "batch_size": 2, "test": tiny_tokens(2, seed=7)}
+LIMITS = {"llama": 50_000, "gemma4": 2 * 10**9}  # of a file: a block of this Llama has 31 kB
 HEAVY = ["torch", "scipy.special", "pytest", "minprune.pipeline.checkpoint"]  # imported once for all children
 HEAVY += [f"transformers.models.{family}.modeling_{family}" for family in BLOCKS]
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer")
 
 
-def prune_and_note(src, dst, log, seconds):
+def prune_and_note(src, dst, log, seconds, limit):
     """Prune in a process of its own, and note each block that is begun.
 
     seconds: after so many the kernel ends the process, by a signal that no Python code sees; 0 leaves it alone.
@@ -42,7 +43,7 @@ def prune_and_note(src, dst, log, seconds):
     BlockPruner.prune = prune
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-    mp.prune_checkpoint(src, dst, tiny_tokens(), resume=True, **OPTIONS)
+    mp.prune_checkpoint(src, dst, tiny_tokens(), resume=True, max_shard_size=limit, **OPTIONS)
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -71,13 +72,13 @@ def weights(folder):
 
 def kill_and_resume(tmp_path, kills, family, seed):
     """Runs that are killed `kills` times at random moments, and what must hold after each."""
-    chance = random.Random(seed)
+    chance, limit = random.Random(seed), LIMITS[family]
     src = write_checkpoint(tmp_path / "src", family, num_hidden_layers=BLOCKS[family])
-    mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), **OPTIONS)
+    mp.prune_checkpoint(src, tmp_path / "plain", tiny_tokens(), max_shard_size=limit, **OPTIONS)
     expected = weights(tmp_path / "plain")
     for name in ("first", "timed"):  # the first of all children waits for the imports
         start = time.monotonic()
-        assert run(src, tmp_path / name, tmp_path / "log", 0) == 0
+        assert run(src, tmp_path / name, tmp_path / "log", 0, limit) == 0
         whole = time.monotonic() - start  # with the start of a process, so that some runs end in time
         assert weights(tmp_path / name) == expected
     done = number = 0
@@ -86,7 +87,7 @@ def kill_and_resume(tmp_path, kills, family, seed):
         dst, log, before = tmp_path / f"out{number}", tmp_path / f"log{number}", set()
         while not dst.exists():
             log.unlink(missing_ok=True)
-            code = run(src, dst, log, chance.uniform(1e-3, whole) if done < kills else 0)
+            code = run(src, dst, log, chance.uniform(1e-3, whole) if done < kills else 0, limit)
             assert code in (0, -signal.SIGALRM)
             begun = [int(line) for line in log.read_text().split()] if log.exists() else []
             assert not before & set(begun), "a finished block was done again"
@@ -135,6 +136,7 @@ def test_a_kill_within_any_write_leaves_what_was_there(tmp_path, monkeypatch):
         at, calls["flush"] = at + 1, 0
         with monkeypatch.context() as patched:
             patched.setattr(journal, "flush", dying(at))
+            patched.setattr(shards, "flush", dying(at))
             patched.setattr(journal.shutil, "rmtree", lambda *_, **__: None)  # who is killed cleans nothing up
             try:
                 mp.prune_checkpoint(src, tmp_path / "out", tiny_tokens(), resume=True, **OPTIONS)
