@@ -1,17 +1,19 @@
 """prune_checkpoint(): the files of weights are those of transformers, whatever the family, the size and the kills."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_checkpoint import BLOCKS, WHOLE, stopped, write_checkpoint
 from tiny import FAMILIES, tiny_model, tiny_tokens
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import minprune as mp
 from minprune.cli.main import main
-from minprune.output import shards
+from minprune.output import model_files, shards
 from minprune.pipeline import checkpoint
 from minprune.pipeline.staged import BlockPruner
 
@@ -95,8 +97,8 @@ def test_what_lies_there_until_the_run_is_over_looks_like_no_model(tmp_path, mon
 
 POINTS = {  # what a run is killed at, and how many such moments are passed over from one try to the next
     "before a tensor is written": (shards, "_bytes", 5),
-    "before a file is flushed": (shards, "flush", 1),
-    "before a file is moved": (shards.os, "replace", 1),
+    "before a file is flushed": (shards, "flush", 3),
+    "before a file is moved": (shards.os, "replace", 2),
     "before the rest is written": (checkpoint, "write_model", 1),
 }
 
@@ -107,24 +109,30 @@ def test_a_kill_at_any_moment_leaves_what_a_resume_finishes_bit_by_bit(point, fa
     src = write_checkpoint(tmp_path / "src", family)
     options = {"calib": tiny_tokens(), "batch_size": 2, "max_shard_size": limit}
     mp.prune_checkpoint(src, tmp_path / "plain", **options)
-    (owner, name, step), at, kills = POINTS[point], 1, 0
-    real = getattr(owner, name)
-    while not (tmp_path / "out").exists():
-        calls = iter(range(1, 10**6))
+    (owner, name, step), left, kills = POINTS[point], [0], 0
+    real, remove = getattr(owner, name), shutil.rmtree
 
-        def dying(*arguments, at=at, calls=calls, **named):
-            if next(calls) == at:
-                raise Killed
-            return real(*arguments, **named)
+    def dying(*arguments, **named):
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return real(*arguments, **named)
 
+    def rmtree(*arguments, **named):
+        if left[0] > 0:  # who is killed cleans nothing up
+            remove(*arguments, **named)
+
+    for at in range(1, 1000, step):
+        left[0] = at
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, dying)
-            patched.setattr("minprune.output.folder.shutil.rmtree", lambda *_, **__: None)  # nothing is cleaned up
+            patched.setattr(shutil, "rmtree", rmtree)
             try:
                 mp.prune_checkpoint(src, tmp_path / "out", resume=True, **options)
+                break
             except Killed:
                 kills += 1
-        at += step
+                assert not (tmp_path / "out").exists()
     assert kills and weights(tmp_path / "out") == weights(tmp_path / "plain")
 
 
@@ -153,3 +161,33 @@ def test_a_kill_while_the_files_are_moved_costs_no_block(tmp_path, monkeypatch, 
     monkeypatch.setattr(BlockPruner, "prune", again)
     mp.prune_checkpoint(src, tmp_path / "out", resume=True, **options)
     assert weights(tmp_path / "out") == weights(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("limit", [40_000, 2 * 10**9])
+def test_tensors_that_are_not_loaded_are_added_once_however_late_a_run_is_killed(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(LlamaForCausalLM, "_keys_to_ignore_on_load_unexpected", [r"^mtp.*"], raising=False)
+    src = write_checkpoint(tmp_path / "src")
+    more = {"mtp.fc.weight": torch.arange(6.0).reshape(2, 3)}
+    save_file(load_file(src / "model.safetensors") | more, src / "model.safetensors", metadata={"format": "pt"})
+    options = {"calib": tiny_tokens(), "max_shard_size": limit}
+    mp.prune_checkpoint(src, tmp_path / "plain", **options)
+    assert not (tmp_path / "plain" / "model.safetensors").exists()  # it would go before the index
+
+    def killed(folder, record):
+        if folder.name != "rehearsal":
+            raise Killed
+
+    def again(*_):
+        raise AssertionError("a finished block was done again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model_files, "write_record", killed)
+        for _ in range(2):
+            with pytest.raises(Killed):
+                mp.prune_checkpoint(src, tmp_path / "out", resume=True, **options)
+            patched.setattr(BlockPruner, "prune", again)
+    mp.prune_checkpoint(src, tmp_path / "out", resume=True, **options)
+    assert weights(tmp_path / "out") == weights(tmp_path / "plain")
+    stored = {name: one for path in (tmp_path / "out").glob("*.safetensors") for name, one in load_file(path).items()}
+    assert torch.equal(stored["mtp.fc.weight"], more["mtp.fc.weight"])
+    assert stored.keys() == weights(tmp_path / "out")[INDEX]["weight_map"].keys()
