@@ -1,5 +1,6 @@
 """The pages to look things up in: every public name and every command has an entry, and text stays what it was."""
 
+import ast
 import importlib.util
 import inspect
 import json
@@ -84,3 +85,25 @@ def _words(page: Path) -> str:
 )
 def test_every_module_that_a_page_names_is_there(page):
     assert not [name for name in re.findall(r"`(minprune/[\w/]+\.py)`", _words(page)) if not (ROOT / name).is_file()]
+
+
+def test_who_has_read_chapter_08_finds_every_file_of_the_pipeline_that_belongs_to_it():
+    text, folder = _words(ROOT / "notebooks" / "08-pipeline.ipynb"), ROOT / "minprune" / "pipeline"
+    titles = {
+        path.name: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
+        for path in folder.glob("[a-z]*.py")
+    }
+    assert all(re.search(r"\bChapters? \d\d", title) for title in titles.values())
+    named = set(re.findall(r"`(?:minprune/pipeline/)?(\w+\.py)`", text))
+    assert {name for name, title in titles.items() if re.search(r"Chapters? .*\b08\b", title)} <= named
+    answers = re.findall(r"^\d\. (.*)", text.split("{admonition} Where to look")[1].split("```")[0], re.M)
+    assert (
+        len(answers)
+        == len(re.findall(r"^\d\. ", text.split("### Where it is in the package")[1].split("###")[0], re.M)) / 2
+    )
+    for answer in answers:
+        found = re.findall(r"`(?:minprune/pipeline/)?([\w.]+)`", answer)
+        files = [name for name in found if name.endswith(".py")]
+        inside = "\n".join((folder / name).read_text(encoding="utf-8") for name in files)
+        for name in set(found) - set(files):
+            assert re.search(rf"\b(def|class) {name}\b|\b{name}:", inside), (name, files)

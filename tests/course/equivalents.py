@@ -260,6 +260,23 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "self.sparse(A, U, keep) -> self.sparse(U, A, keep)": ZERO_U,
         "self.dual(U, A, Z, before, keep) -> self.dual(A, U, Z, before, keep)": ZERO_U,
     },
+    "prune_in_one_pass": {
+        "new(X, last) -> new(last, X)": SYMMETRIC_IS,
+        "args[0] -> args[-1]": ONE,
+        "X @ layer.weight.T if outputs else X -> X": FLAG,
+        "layer.register_forward_pre_hook(hook) if before else layer.register_forward_hook(hook) -> layer.register_forward_pre_hook(hook)": FLAG,  # noqa: E501
+        "for part in calls(windows): model(part) -> for part in calls(windows): model(part) break": ONE,
+    },
+    "shares_by_origin": {
+        "growth.square() if square else growth -> growth.square()": FLAG,
+        "if before: later = [factors[:l].prod() for l in range(len(added))] -> if False: later = [factors[:l].prod() for l in range(len(added))]": FLAG,  # noqa: E501
+        "added.sqrt() if roots else added -> added": FLAG,
+        "sizes / sizes.sum() if divide else sizes -> sizes / sizes.sum()": FLAG,
+    },
+    "predict_inputs": {
+        "right ^ torch.isin(drivers, torch.tensor(wrong, dtype=drivers.dtype)) -> right": FLAG,
+        "torch.tensor(wrong, dtype=drivers.dtype) -> torch.tensor(wrong)": NUMBER,
+    },
     "shared_inputs": {
         "same(first, X) -> same(X, first)": SYMMETRIC_IS,
         "known[0] -> known[-1]": ONE,
