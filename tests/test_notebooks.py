@@ -21,6 +21,7 @@ CHAPTERS = [ROOT / f"{part['file']}.ipynb" for part in yaml.safe_load((ROOT / "_
             for part in part["chapters"] if part["file"].startswith("notebooks/")]  # fmt: skip
 MARK = "# NBVAL_CHECK_OUTPUT"
 MAX_LINES, MAX_COLUMNS = 30, 88
+FOLDS = {"hide-input", "hide-cell", "remove-input"}
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|tmp|root|home|Users)/\w|[A-Z]:\\\\?Users")
 PROMISES = ("able to", "need", "read", "run")  # the rows of the table under the title
 
@@ -56,6 +57,10 @@ def _of_code(cell) -> list[str]:
         found.append(f"{len(lines)} lines of code, more than {MAX_LINES}: split the cell")
     if wide := [line for line in lines if len(line) > MAX_COLUMNS]:
         found.append(f"a line of more than {MAX_COLUMNS} columns, break it: {wide[0].strip()!r}")
+    if any("image/png" in output.get("data", {}) for output in cell.outputs) and not FOLDS & {
+        *cell.metadata.get("tags", [])
+    }:
+        found.append("a figure whose code is not folded: compute in a cell above, draw here, tag hide-input")
     if MARK in cell.source and not cell.outputs:
         found.append(f"marked {MARK}, but it has no output")
     if MARK in cell.source and cell.source.rstrip().endswith(";"):
@@ -206,6 +211,10 @@ BROKEN = {  # what was done to the good chapter -> what must be said of it
     "long cell": (_set(3, source="x = 1\n" * 31 + "checks.three(f)"), "x.ipynb, cell 4: 32 lines of code"),
     "wide line": (_replace(3, "return 3", f"return {'3' * 75}"), "x.ipynb, cell 4: a line of more than 88 columns"),
     "wide comment": (_set(1, source=f"{MARK}\nprint(3)  # {'x' * 77}"), "x.ipynb, cell 2: a line of more than 88"),
+    "open figure": (
+        _set(3, outputs=[new_output("display_data", data={"image/png": "", "text/plain": "<Figure>"})]),
+        "x.ipynb, cell 4: a figure whose code is not folded",
+    ),
     "empty cell": (_set(1, source=" ", outputs=[]), "x.ipynb, cell 2: an empty code cell"),
     "path in the source": (_set(1, source=f"{MARK}\nopen('/ho" + "me/me')"), "x.ipynb, cell 2: a path of one machine"),
     "path in the output": (

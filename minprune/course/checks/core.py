@@ -224,7 +224,7 @@ class Exercise:
 
     def _same(self, *outcomes: Iterable[Outcome], zeros: bool = False) -> bool:
         """Whether all outcomes agree; what comes after the first that do not is never run."""
-        return all(self._agree(*three, zeros) for three in zip(*outcomes, strict=True))
+        return all(self._agree(like, one, other, zeros) for like, one, other in zip(*outcomes, strict=True))
 
     def _agree(self, like: Outcome, one: Outcome, other: Outcome, zeros: bool) -> bool:
         """Whether two outcomes are equal; `like`, the reference's, says how values are to be read.
