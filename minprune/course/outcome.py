@@ -158,7 +158,7 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return bool(a == b) or callable(a)
+    return callable(a) or bool(a == b)
 
 
 def _line(function: Any, error: BaseException) -> int | None:

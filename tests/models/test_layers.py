@@ -247,7 +247,7 @@ def test_decoder_blocks_are_found_and_their_absence_is_an_error():
     assert name == "gpt_neox.layers" and len(blocks) == 2
     model = tiny_model("llama")
     model.config.num_hidden_layers = 3
-    with pytest.raises(mp.PruneError, match="3 decoder blocks in LlamaForCausalLM"):
+    with pytest.raises(mp.PruneError, match=r"3 decoder blocks .* in LlamaForCausalLM"):
         decoder_blocks(model)
 
 

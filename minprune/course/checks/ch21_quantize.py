@@ -103,6 +103,16 @@ sweep = Exercise(
 )
 
 
+@dataclass(frozen=True, eq=False)
+class _Rounded:
+    """Seven values about 0 in steps of their own for each column. step (d_in,)."""
+
+    step: Tensor
+
+    def __call__(self, w: Tensor, j: int) -> Tensor:
+        return self.step[j] * (w / self.step[j]).round().clamp(-3, 3)
+
+
 def _layer(d_out: int, d_in: int, seed: int, keep: Tensor) -> tuple:
     """A layer whose inputs share a cause, and a grid with a step of its own for each column."""
     X = (normal(4 * d_in, d_in, seed=seed) + normal(4 * d_in, 1, seed=seed + 50)).double()
@@ -110,7 +120,7 @@ def _layer(d_out: int, d_in: int, seed: int, keep: Tensor) -> tuple:
     return (
         normal(d_out, d_in, seed=seed + 100).double(),
         X.T @ X,
-        lambda w, j: step[j] * (w / step[j]).round().clamp(-3, 3),
+        _Rounded(step),
         keep,
     )
 

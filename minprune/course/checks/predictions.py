@@ -22,7 +22,11 @@ class Predictions(Exercise):
         if verdict.passed or verdict.bug:
             return verdict
         expected = [run(self.reference, case.args) for case in cases]
-        wrongs = [i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._right(e, g)]
+        wrongs = [
+            i for i, (e, g) in enumerate(zip(expected, got, strict=True)) if not self._agree(e, e, g, zeros=False)
+        ]
+        if not wrongs:  # right values of a wrong type
+            return verdict
         like, found, case = expected[wrongs[0]], got[wrongs[0]], cases[wrongs[0]]
         for wrong in self.wrong:
             if not found.error and self._agree(like, run(wrong.function, case.args), found, zeros=False):
