@@ -16,6 +16,8 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from minprune.course import checks
+
 ROOT = Path(__file__).parent.parent
 CHAPTERS = [ROOT / f"{part['file']}.ipynb" for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
             for part in part["chapters"] if part["file"].startswith("notebooks/")]  # fmt: skip
@@ -141,6 +143,14 @@ _GATES = ("{exercise-start}", "{exercise-end}", "{solution-start}", "{solution-e
 def test_chapter(path):
     found = problems(path.name, nbformat.read(path, as_version=4))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_stored_verdicts_count_the_cases_that_there_are_now(path):
+    """A new case of an exercise makes a stored "Right on all 10 cases" stale, which nbval tells minutes later."""
+    for cell in nbformat.read(path, 4).cells:
+        for name, count in re.findall(r"`(\w+)`\*\*: passed\. Right on all (\d+) cases", str(cell.get("outputs", ""))):
+            assert int(count) == len(checks.EXERCISES[name].cases()), name
 
 
 def test_no_notebook_is_left_out_of_the_book():
