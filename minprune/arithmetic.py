@@ -42,6 +42,12 @@ def ordinary_tensors() -> Iterator[None]:
         yield
 
 
+def is_finite(W: torch.Tensor) -> bool:
+    """Whether there is neither NaN nor infinity. The extremes stay apart: autocast may refuse to put them together."""
+    low, high = W.aminmax()  # those of a tensor with NaN are NaN
+    return bool(low.isfinite() & high.isfinite())
+
+
 def random_devices(device: torch.device) -> list[torch.device]:
     """For `torch.random.fork_rng`: the generator of this device alone, next to the CPU's, not that of every GPU."""
     return [device] if device.type == "cuda" else []

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import is_finite
 from minprune.errors import PruneError
 from minprune.statistics import Statistics
 
@@ -37,8 +38,7 @@ def check_damp(damp: float) -> None:
 
 def check_finite(W: Tensor, what: str = "the weights contain") -> None:
     """Raise `PruneError` if W holds NaN or infinity."""
-    low, high = W.aminmax()  # the extremes of a matrix with NaN are NaN
-    if not bool(low.isfinite() & high.isfinite()):
+    if not is_finite(W):
         raise PruneError(f"{what} NaN or infinity")
 
 

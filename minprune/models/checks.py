@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
+from minprune.arithmetic import is_finite
 from minprune.errors import PruneError
 from minprune.models.detect import detect_pattern
 from minprune.models.hooks import input_of
@@ -48,7 +49,7 @@ def check_weights(model: "PreTrainedModel", layers: list[Layer]) -> None:
     for layer in layers:
         if problem := _problem(layer.module, layer.parameter):
             raise PruneError(f"{layer.name}: {problem}")
-        if not _finite(layer.weight):
+        if not is_finite(layer.weight):
             raise PruneError(f"{layer.name}: its weights hold NaN or infinity: the checkpoint is damaged")
     _check_unwrapped(model, layers)
     if _can_interfere(model, layers):
@@ -94,17 +95,11 @@ def check_result(found: Tensor, W: Tensor, pattern: Pattern, block_size: int = 1
     """
     if found.shape != W.shape:
         raise PruneError(f"the method made {tuple(found.shape)} of its {tuple(W.shape)}: mend the method")
-    if not _finite(found):
+    if not is_finite(found):
         raise PruneError(f"the method made weights that are NaN or too large for {found.dtype}: use float32")
     zeros, least = count_zeros(found), _least_zeros(pattern, W.shape[0], W.shape[1], block_size)
     if zeros < least:
         raise PruneError(f"the method set {zeros} weights to zero, not the {least} of {pattern}: mend the method")
-
-
-def _finite(W: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity. The extremes stay apart: autocast may refuse to put them together."""
-    low, high = W.aminmax()
-    return bool(low.isfinite() & high.isfinite())
 
 
 def _least_zeros(pattern: Pattern, d_out: int, d_in: int, block_size: int) -> int:

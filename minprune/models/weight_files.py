@@ -215,5 +215,7 @@ def header(path: Path) -> dict[str, StoredTensor]:
 
 def check_finite(key: str, value: "Tensor", name: str | Path) -> None:
     """Raise `PruneError` for a parameter with NaN or infinity: no number of the model `name` would mean anything."""
-    if value.numel() and value.is_floating_point() and not all(extreme.isfinite() for extreme in value.aminmax()):
+    from minprune.arithmetic import is_finite
+
+    if value.numel() and value.is_floating_point() and not is_finite(value):
         raise PruneError(f"{key} of {name} holds NaN or infinity: the checkpoint is damaged, copy it again")
