@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from minprune.data.tokens import load_tokens
 from minprune.errors import PruneError
 from minprune.evaluation.perplexity import generate, perplexity
+from minprune.files import check_regular
 from minprune.load import load_model, model_folder
 from minprune.methods import METHODS
 from minprune.models.layers import find_layers
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 
 RUNS = [("magnitude", "50%"), ("wanda", "50%"), ("sparsegpt", "50%"), ("wanda", "2:4"), ("sparsegpt", "2:4")]
 WRITTEN = ("sparsegpt", "50%")
+MAKER = "minprune demo"  # as the picture's own header names it
 PROMPT = "The Moon is the only natural satellite of"
 
 
@@ -60,7 +62,7 @@ def demo(
         raise PruneError(f"cannot write to {folder} ({error.strerror}): choose another output") from None
     method, pattern = WRITTEN
     target, figure = folder / default_name(model_name, method, pattern), folder / "perplexity.png"
-    if figure.exists() and not target.exists():  # an earlier demo would have left both
+    if figure.exists() and not (target.exists() or _drawn(figure)):
         raise PruneError(f"{figure} is not of a demonstration and would be lost: choose another output")
     with OutputFolder(target, overwrite=True).open() as partial:
         _log.info(f"loading {model_name} and the texts")
@@ -89,6 +91,13 @@ def demo(
     _show(rows, console, f"{text} (test), {test.numel()} tokens")
     console.print(f"figure: {figure}\nmodel:  {target}", soft_wrap=True)
     return rows
+
+
+def _drawn(figure: Path) -> bool:
+    """Whether an earlier demonstration has drawn this file: such a picture says so in its header."""
+    check_regular(figure)
+    with figure.open("rb") as file:
+        return MAKER.encode() in file.read(1 << 10)
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -131,7 +140,7 @@ def draw(rows: list[Row], path: Path) -> None:
         f"Half the weights are zero: {best.perplexity / dense.perplexity:.1f} times the perplexity\n"
         f"with {best.method}, {worst.perplexity / dense.perplexity:.1f} times with {worst.method}"
     )
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Software": MAKER})
     plt.close(figure)
 
 

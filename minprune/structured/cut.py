@@ -92,7 +92,7 @@ def check_cut(model: "PreTrainedModel", cut: Cut) -> tuple["PreTrainedModel", di
     smaller = empty_model(model, cut)
     state, sources = model.state_dict(), {}
     for name, value in smaller.state_dict().items():
-        sources[name] = source = _source(name, decoder_blocks(model)[0], cut.blocks)
+        sources[name] = source = former_name(name, decoder_blocks(model)[0], cut.blocks)
         found = cut.values.get(source, state.get(source))
         if found is None:
             raise PruneError(
@@ -161,9 +161,9 @@ def _goes(name: str, prefix: str, blocks: list[int] | None) -> bool:
     return blocks is not None and inside != name and int(inside.split(".")[0]) not in blocks
 
 
-def _source(name: str, prefix: str, blocks: list[int] | None) -> str:
-    """The name in the larger model, where blocks have other numbers."""
+def former_name(name: str, prefix: str, blocks: list[int] | None) -> str:
+    """The name that a tensor or a module has in the larger model, where blocks have other numbers."""
     if blocks is None or not name.startswith(f"{prefix}."):
         return name
-    number, rest = name.removeprefix(f"{prefix}.").split(".", 1)
-    return f"{prefix}.{blocks[int(number)]}.{rest}"
+    number, dot, rest = name.removeprefix(f"{prefix}.").partition(".")
+    return f"{prefix}.{blocks[int(number)]}{dot}{rest}"

@@ -26,7 +26,7 @@ from minprune.models.layers import block_layers, check_windows, decoder_blocks
 from minprune.output.report import Report
 from minprune.pipeline.plan import check_model
 from minprune.pipeline.reconstruction import Reconstruction
-from minprune.structured.cut import Cut, apply_cut, check_cut, empty_model
+from minprune.structured.cut import Cut, apply_cut, check_cut, empty_model, former_name
 from minprune.structured.depth import changed_by_number, choose_blocks, repair_cuts
 from minprune.structured.progress import Progress
 from minprune.structured.removals import REPAIRS, Removal, removals
@@ -120,6 +120,7 @@ def run_removals(
     if repair == "reconstruct" and calib is None:
         raise PruneError("blocks are reconstructed on calibration tokens: pass calib")
     start, zeros = time.perf_counter(), _zeros(model)
+    modes = {name: module.training for name, module in model.named_modules()}
     dense = copy.deepcopy(model) if repair == "reconstruct" else None
     kept: list[int] = list(range(len(decoder_blocks(model)[1])))
     basis, reports, finished = None, [], 0
@@ -143,6 +144,9 @@ def run_removals(
         done = progress.errors if progress else {}
         with evaluating(model), evaluating(dense):
             report.reconstruction = reconstruct(model, dense, calib, kept, reconstruction, basis, done, note)
+    prefix = decoder_blocks(model)[0]
+    for name, module in model.named_modules():  # they are others than before
+        module.training = modes.get(former_name(name, prefix, kept), model.training)
     report.seconds["total"] = time.perf_counter() - start
     return report
 

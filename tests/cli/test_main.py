@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,6 +255,18 @@ def test_demo_does_not_replace_a_picture_that_it_has_not_made(tiny_folder, text_
     with pytest.raises(mp.PruneError, match=r"perplexity\.png is not of a demonstration"):
         demo(tmp_path, console(), str(tiny_folder), str(text_file), (4, 4), 32)
     assert picture.read_bytes() == b"of somebody else" and list(tmp_path.iterdir()) == [picture]
+
+
+def test_demo_replaces_its_picture_when_its_model_is_gone(tiny_folder, text_file, tmp_path):
+    from minprune.cli.comparison import demo
+
+    def run():
+        demo(tmp_path, console(), str(tiny_folder), str(text_file), (4, 4), 32)
+
+    run()
+    shutil.rmtree(tmp_path / "tiny-sparsegpt-50pct")
+    run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["perplexity.png", "tiny-sparsegpt-50pct"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A smaller model computes what the larger one with zeros does, and is what its own configuration describes."""
 
 import copy
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -325,3 +326,20 @@ def test_blocks_of_a_model_that_sees_the_future_are_not_removed():
     with pytest.raises(mp.PruneError, match="not causal"):
         shrink(model, tiny_tokens(), "blocks:1")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("remove", ["neurons:25%", "blocks:1", "hidden:25%", "neurons:25% blocks:1"])
+def test_modules_that_a_caller_keeps_in_eval_mode_stay_in_it_under_their_new_names(remove):
+    model = tiny_model("llama", num_hidden_layers=4).train()
+    for index, block in enumerate(model.model.layers):
+        block.self_attn.train(index % 2 == 0)
+    model.model.norm.eval()
+    report = shrink(model, tiny_tokens(), remove.split())
+    gone = re.findall(r"blocks (\d) of 4 removed", " ".join(report.notes))
+    kept = [index for index in range(4) if str(index) not in gone]
+    assert len(gone) == ("blocks" in remove) and len(kept) == len(model.model.layers)
+    for index, block in zip(kept, model.model.layers, strict=True):
+        attention = list(block.self_attn.modules())
+        assert block.training and block.mlp.training
+        assert [module.training for module in attention] == [index % 2 == 0] * len(attention)
+    assert model.training and model.lm_head.training and not model.model.norm.training
