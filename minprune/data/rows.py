@@ -83,14 +83,30 @@ def _rows_in(path: Path, value: Any) -> list[Any]:
     if isinstance(value, dict):
         if any(isinstance(value.get(name), list) for name in TEXT):
             return _transposed(path, {name: value[name] for name in FIELDS if isinstance(value.get(name), list)})
+        lists = {
+            name: item
+            for name, item in value.items()
+            if isinstance(item, list) and any(isinstance(row, dict) for row in item)
+        }
         if any(name in value for name in FIELDS):
+            _refuse_rows_beside_text(path, value, lists)
             return [value]
-        lists = [item for item in value.values() if isinstance(item, list) and any(isinstance(r, dict) for r in item)]
         if len(lists) == 1:
-            return lists[0]
+            return next(iter(lists.values()))
         fields = ", ".join(repr(str(name)[:40]) for name in list(value)[:12]) or "none"
         raise PruneError(f'{path} holds one object with the fields {fields}, not one list of rows with a "text"')
     raise PruneError(f"{path} holds a JSON {type(value).__name__}, not a list of rows")
+
+
+def _refuse_rows_beside_text(path: Path, value: dict[str, Any], lists: dict[str, list[Any]]) -> None:
+    own = next((name for name in TEXT if name in value), None)
+    for name, rows in lists.items() if own else ():
+        holding = [row for row in rows if isinstance(row, dict) and not row.keys().isdisjoint(FIELDS)]
+        if holding and name not in FIELDS:
+            raise PruneError(
+                f'{path} holds one object with the field "{own}" and with rows, {name[:40]!r}, that hold text, too: '
+                "leave out what is not meant"
+            )
 
 
 def _transposed(path: Path, columns: dict[str, list[Any]]) -> list[Any]:

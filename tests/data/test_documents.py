@@ -439,3 +439,13 @@ def test_of_a_file_without_end_only_the_beginning_is_read_and_that_is_said(tmp_p
     (tmp_path / kind).write_bytes(content)
     assert 1000 <= len(mp.load_text(tmp_path / kind)) < 1200
     assert len(caplog.messages) == 1 and "only its first" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("beside", ["data", "rows"])
+def test_one_object_with_a_text_and_with_rows_of_text_is_refused_not_read_by_half(tmp_path, beside):
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps({"text": "about this file", beside: [{"text": "one"}, {"text": "two"}]}, indent=1))
+    with pytest.raises(mp.PruneError, match=f"the field \"text\" and with rows, '{beside}'"):
+        documents(path, "train")
+    path.write_text(json.dumps({"text": "a document", "tags": [{"name": "moon"}]}, indent=1))
+    assert documents(path, "train") == ["a document"]
