@@ -121,6 +121,8 @@ def _rows(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "recipe", record.recipe
     yield "method", record.method
     yield "pattern", record.pattern
+    if record.runs_before:
+        yield "before that", ", ".join(run.made_by for run in reversed(record.runs_before))
     for key, value in record.options.items():
         yield f"option {key}", str(value)
     if record.allocation.model_fields_set:

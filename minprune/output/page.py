@@ -42,6 +42,8 @@ _ELSEWHERE = {
     "reconstruction",
     "notes",
     "parameters",
+    "pruned",
+    "earlier",
 }  # of the record; the rest is the recipe
 
 
@@ -236,8 +238,9 @@ def _title(row: LayerRow) -> str:
 def _recipe(record: RunRecord) -> list[tuple[str, Any]]:
     """All that the record says of how it was made; of a long table, which is folded away, {"summary", "rows"}."""
     allocation_rows = {"allocation rule": record.allocation.rule, "allocation": record.allocation.table}
+    before = {"before that": ", ".join(run.made_by for run in reversed(record.runs_before))}
     rows: list[tuple[str, Any]] = []
-    for key, value in {**record.as_dict(), **allocation_rows}.items():
+    for key, value in {**record.as_dict(), **allocation_rows, **before}.items():
         if key in _ELSEWHERE or not value:
             continue
         if key == "allocation" and len(value) > _FEW:

@@ -95,8 +95,8 @@ class RunRecord(_Part):
 
     versions: of the packages that made it; version: of the record. layers: a row for each layer. parameters: of a
     model that became smaller. rows: of a recovery. pruned, earlier, made_from: the record of the model that a
-    recovery, a removal, an export was given, as it stood there. format, bytes, dense_bytes: of an export. files: all
-    that is in the folder.
+    recovery, any other run, an export was given, as it stood there. format, bytes, dense_bytes: of an export. files:
+    all that is in the folder.
     """
 
     version: int = 0
@@ -124,8 +124,8 @@ class RunRecord(_Part):
     precision: Text | None = None
     parameters: Parameters | None = None
     rows: list[RecoveryRow] = Field(default_factory=list)
-    pruned: dict[str, Any] = Field(default_factory=dict)
-    earlier: dict[str, Any] = Field(default_factory=dict)
+    pruned: "RunRecord | None" = None
+    earlier: "RunRecord | None" = None
     made_from: dict[str, Any] = Field(default_factory=dict, alias="made from")
     format: Text = ""
     bytes: int = 0
@@ -171,13 +171,22 @@ class RunRecord(_Part):
         return f"{how} {self.options['bits']} bits{group}" + ("" if what == "0%" else f", {what}")
 
     @property
+    def runs_before(self) -> list["RunRecord"]:
+        """What had been done to the model that this run was given: the last run first."""
+        found, before = list[RunRecord](), self.pruned or self.earlier
+        while before and before.model_fields_set:
+            found.append(before)
+            before = before.pruned or before.earlier
+        return found
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """(bits, group) to which the weights were rounded last, by this run or by one before it; None if by none."""
-        bits, group = self.options.get("bits"), self.options.get("group", 0)
-        if isinstance(bits, int) and isinstance(group, int):
-            return bits, group
-        before = self.pruned or self.earlier
-        return as_record(before).grid if before else None
+        for run in (self, *self.runs_before):
+            bits, group = run.options.get("bits"), run.options.get("group", 0)
+            if isinstance(bits, int) and isinstance(group, int):
+                return bits, group
+        return None
 
 
 def read_record(folder: str | Path) -> RunRecord:

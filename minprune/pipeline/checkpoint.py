@@ -32,7 +32,7 @@ from minprune.models.layers import Layer, check_windows
 from minprune.models.notes import layer_notes
 from minprune.output.model_files import check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
-from minprune.output.record import RunRecord
+from minprune.output.record import RunRecord, read_record
 from minprune.output.report import LayerRow, Report, versions
 from minprune.output.shards import SHARD
 from minprune.output.target import PAGE, check_target, partial_of
@@ -179,7 +179,7 @@ def prune_checkpoint(
         journal.lines = ranks.of_first(lambda: journal.lines)
         if batch_size is None and journal.lines:  # another number would round differently
             plan = plan.with_batch_size(next(iter(journal.lines.values()))["batch_size"])
-        said = texts or {}
+        said, before = texts or {}, read_record(source.folder).as_dict()
 
         def described(report: Report, perplexities: dict[str, float]) -> RunRecord:
             report.calibration |= said.get("calibration", {})
@@ -201,6 +201,7 @@ def prune_checkpoint(
                 exclude=exclude,
                 sequential=sequential,
                 command=list(command),
+                earlier=before,
             )
 
         whole = plan
