@@ -103,6 +103,10 @@ def test_the_operations_of_a_forward_pass_are_those_that_torch_counts(llama, siz
     assert forward_operations(sizes, run) == counted(lambda: llama.model(input_ids=tokens, use_cache=False))
 
 
+def test_a_width_that_nobody_has_is_counted_at_once():
+    assert gram_operations(1, 144 * 10**15) == pytest.approx((144 * 10**15) ** 2)
+
+
 @pytest.mark.parametrize("d_in", [40, 144, 200, 500])
 def test_the_operations_of_statistics_and_layer_errors_are_those_that_torch_counts(d_in):
     X, W = torch.randn(300, d_in), torch.randn(24, d_in)
