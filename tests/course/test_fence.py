@@ -1,8 +1,10 @@
 """A folder that is closed to a process gives nothing away, whichever way the process takes; what is beside it does."""
 
+import ctypes
 import os
 import subprocess
 import sys
+import time
 
 import nbformat
 import pytest
@@ -113,6 +115,41 @@ def test_a_hook_keeps_a_folder_from_what_goes_through_python(closed, tmp_path):
     os.link(tmp_path / "package/checks/patient.py", tmp_path / "package/before.py")
     for what, way in PYTHON.items():
         assert "secret" not in closed(way, False, True), what
+
+
+SIGNALS = {
+    "os.kill": "os.kill({pid}, 9)",
+    "a group": "os.killpg({pid}, 9)",
+    "psutil": "__import__('psutil').Process({pid}).kill()",
+    "a file descriptor": "__import__('signal').pidfd_send_signal(os.pidfd_open({pid}), 9)",
+    "a compiled function": "ctypes.CDLL(None).kill({pid}, 9)",
+}
+
+
+@pytest.mark.parametrize("what", SIGNALS)
+@pytest.mark.parametrize("kernel, hook", [(True, False), (False, True)])
+def test_a_process_that_it_has_not_started_is_not_stopped(closed, kernel_keeps, kernel, hook, what):
+    if kernel and not (kernel_keeps and signals_are_scoped()):
+        pytest.skip("this kernel has no Landlock of version 6")
+    if hook and what in ("a file descriptor", "a compiled function"):
+        pytest.skip("Python tells no hook of it")
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
+        closed(SIGNALS[what].format(pid=stranger.pid), kernel, hook)
+        time.sleep(0.1)
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_a_process_that_it_has_started_is_stopped(closed, kernel_keeps, hook):
+    if not kernel_keeps:
+        pytest.skip("without the kernel no programs are started")
+    own = "(lambda p: (p.kill(), p.wait() == -9 and b'stopped')[1])(subprocess.Popen(['sleep', '60']))"
+    assert "stopped" in closed(own, True, hook)
+
+
+def signals_are_scoped():
+    return ctypes.CDLL(None).syscall(444, None, 0, 1) >= 6
 
 
 @pytest.mark.parametrize("kernel", [True, False])

@@ -4,7 +4,9 @@ import ast
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 
 import nbformat
@@ -171,7 +173,12 @@ HARM = {  # what the learner wrote -> what is said
     "forks without end": (lines("import os", "while True: os.fork()"), "raised PermissionError"),
     "caught": (lines("while True:", "    try:", "        while True: pass", "    except BaseException: pass"),
                "Not finished after 2 s"),
-    "the host's end": (lines("import os", "os.kill(os.getppid(), 9)", "while True: pass"), "The process died"),
+    "the host's end": (lines("import os", "os.kill(os.getppid(), 9)", "while True: pass"), "raised PermissionError"),
+    "the grader's end": (lines("import psutil", "psutil.Process().parents()[1].kill()", "while True: pass"),
+                         "raised AccessDenied"),
+    "everybody's end": (lines("import os", "os.kill(-1, 9)", "while True: pass"), "raised PermissionError"),
+    "a group's end": (lines("import os", "os.killpg(os.getpgid(os.getppid()), 9)", "while True: pass"),
+                      "raised PermissionError"),
 }  # fmt: skip
 
 
@@ -200,9 +207,20 @@ def test_processes_left_behind_are_killed(step, marks, tmp_path):
     assert beat.stat().st_size == size > 0
 
 
-def test_a_host_that_is_stopped_is_replaced(marks, monkeypatch):
+def test_a_host_that_is_stopped_is_replaced(marks, monkeypatch, tmp_path):
     monkeypatch.setattr("minprune.course.classroom.isolation._GRACE", 0.5)
-    mark = marks(lines("import os, signal", "os.kill(os.getppid(), signal.SIGSTOP)", "while True: pass"), seconds=1)
+    said = tmp_path / "host"
+
+    def stop():
+        while not said.exists() or not said.read_text():
+            time.sleep(0.01)
+        os.kill(int(said.read_text()), signal.SIGSTOP)
+
+    stopping = threading.Thread(target=stop, daemon=True)
+    stopping.start()
+    source = lines("import os", f"open({str(said)!r}, 'w').write(str(os.getppid()))", "while True: pass")
+    mark = marks(source, seconds=1)
+    stopping.join(5)
     assert "Not finished" in mark["cut_windows"].message
 
 

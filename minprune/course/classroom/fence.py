@@ -1,10 +1,12 @@
-"""Keeps the references out of reach of an answer's process: no file below a folder can be read, by whatever way.
+"""Keeps the references and the grader out of reach of an answer's process: no file below a folder can be read, by
+whatever way, and no process be stopped that the answer has not started.
 
-On Linux the kernel sees to it (Landlock): for this process and all that it starts, whether they ask through Python, a
-compiled function or another program, and whatever links and names lead there. The memory of processes outside is closed
-to them as well. Where the kernel has no Landlock, and on other systems, there is only a hook for what goes through
-Python in this process: it knows the files by their names and their inodes, lets no links be made and no program be
-started, but a compiled function (ctypes) or a module that starts programs without telling gets past it.
+On Linux the kernel sees to it (Landlock; to signals since Linux 6.12): for this process and all that it starts, whether
+they ask through Python, a compiled function or another program, and whatever links and names lead there. The memory of
+processes outside is closed to them as well. Where the kernel has no Landlock, and on other systems, there is only a
+hook for what goes through Python in this process: it knows the files by their names and their inodes, lets no links be
+made, no program be started and nobody else be stopped, but a compiled function (ctypes) or a module that starts
+programs without telling gets past it.
 """
 
 import ctypes
@@ -13,12 +15,20 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 
+import psutil
+
 PROCESSES = 8  # that an answer's process, and each of these, may start one after the other
 _FORKS = {"os.fork", "os.forkpty"}
 _PROGRAMS = {"os.posix_spawn", "os.spawn", "os.system", "os.exec", "os.startfile", "subprocess.Popen"}
+_SIGNALS = {"os.kill", "os.killpg"}
 _READ_FILE, _REFER = 1 << 2, 1 << 13  # LANDLOCK_ACCESS_FS_*: to open a file for reading, to move one between folders
+_SCOPE_SIGNAL = 1 << 1  # LANDLOCK_SCOPE_SIGNAL: to processes that are under the same rules, and to no others
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the numbers of the system calls, the same on all of Linux's machines
 _NO_NEW_PRIVS, _PATH_BENEATH = 38, 1
+
+
+class _Rules(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("ports", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
 
 
 class _Rule(ctypes.Structure):
@@ -30,15 +40,17 @@ class _Rule(ctypes.Structure):
 def close_folder(folder: str) -> bool:
     """Let this process and all that it starts read no file below the folder any more; False if the kernel cannot.
 
-    Of the folders above it only what is in them now can be read.
+    Of the folders above it only what is in them now can be read. Signals to others are closed, too, if it knows how.
     """
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(_CREATE, None, 0, 1) < 2:  # the version; the first one forbids every move between folders
+    version = libc.syscall(_CREATE, None, 0, 1)
+    if version < 2:  # the first one forbids every move between folders
         return False
-    handled = ctypes.c_uint64(_READ_FILE | _REFER)
-    rules = libc.syscall(_CREATE, ctypes.byref(handled), ctypes.sizeof(handled), 0)
+    handled = _Rules(_READ_FILE | _REFER, 0, _SCOPE_SIGNAL)
+    known = ctypes.sizeof(handled) if version >= 6 else _Rules.ports.offset
+    rules = libc.syscall(_CREATE, ctypes.byref(handled), known, 0)
     if rules < 0:
         return False
     try:
@@ -104,6 +116,8 @@ def watch(folder: str, closed: bool) -> Callable[[str, tuple], None]:
             source = os.path.realpath(os.fsdecode(args[0]))
             if within(source) or os.path.join(folder, "").startswith(os.path.join(source, "")) or args[2] != -1:
                 raise PermissionError("the checks cannot be moved where an answer is graded")
+        elif event in _SIGNALS and not _own(event, args[0]):
+            raise PermissionError("an answer may stop no processes but its own where it is graded")
         elif event in _PROGRAMS and not closed:
             raise PermissionError("an answer may start no programs where it is graded")
         elif event in _FORKS | _PROGRAMS:
@@ -112,3 +126,13 @@ def watch(folder: str, closed: bool) -> Callable[[str, tuple], None]:
                 raise PermissionError(f"an answer may start {PROCESSES} processes, not more")
 
     return hook
+
+
+def _own(event: str, target: int) -> bool:
+    """Whether a signal goes to this process, to one that it has started, or to its own group."""
+    if event == "os.kill" and target > 0:
+        try:
+            return target == os.getpid() or os.getpid() in (one.pid for one in psutil.Process(target).parents())
+        except psutil.Error:
+            return True  # there is nobody: let Python say so
+    return target in (0, os.getpgrp())
