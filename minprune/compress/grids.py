@@ -93,7 +93,8 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     group : int
         Neighbouring inputs of a row that share a grid, 0 for a whole row. It must divide d_in.
     kind : {"symmetric", "asymmetric", "minimum"}
-        See above.
+        The levels of a group: scale times -L..L; scale times (codes minus a whole zero point), so that 0 is a level;
+        or the least weight plus scale times the codes, where 0 need not be one.
 
     Returns
     -------
