@@ -51,7 +51,7 @@ class Journal:
         self._saved, self._cost = time.perf_counter(), 0.0
 
     def begin(self, recipe: dict[str, Any], blocks: Sequence[list[str]], weights: Shards) -> None:
-        """Start with this recipe, or go on if an earlier run with the same one got here. blocks, weights: see the class.
+        """Start with this recipe, or go on if an earlier run with the same one got here. Both others: see the class.
 
         Raises `PruneError`, naming the difference, if the earlier run had another recipe, or if it cannot be read.
         """
