@@ -9,7 +9,7 @@ this module. The bytes are counted for the user's own matrices, with the formats
 A way is a list of steps, as the atlas names them: "prune sparsegpt 50%", "quantize gptq 4", "quantize gptq 4 50%" for
 both in one sweep, "shrink neurons:25%". A number of blocks is turned into the same share of the user's.
 
-Left out: whether another model loses as much (larger ones lose less), and the time of what was not measured.
+Left out: whether another model loses as much (larger ones may lose less), and the time of what was not measured.
 """
 
 import math
