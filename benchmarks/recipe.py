@@ -25,10 +25,10 @@ PROTOCOL = {
     "perplexity": "on 32 x 512 tokens of wikipedia test, 16 x 512 of news test, and 16 x 512 of wikipedia validation, "
     "the text on which the recipe was chosen; evenly spaced windows, matrix products in bfloat16",
     "products": "while pruning: the type of matrix products in the forward passes; sums, statistics, solves and "
-    'weights are float32 always, but for the two cells "sparsegpt + reconstruction", which are from before '
-    "2026-11-28: triangular inverses were taken in bfloat16 until then",
-    "perplexities_again": "SparseGPT without reconstruction was pruned and measured again on that day with solves in "
-    "float32, on an Intel Xeon with AMX; its seconds are those of the first machine, like all others",
+    "weights are float32 always",
+    "perplexities_again": "until 2026-11-28 SparseGPT took triangular inverses in bfloat16; its cells were pruned and "
+    "measured again with solves in float32, on that day on an Intel Xeon with AMX, those with reconstruction on "
+    "2026-11-30 on an AMD EPYC without; their seconds are those of the first machine, like all others",
     "block_errors": "relative error of each block's output against the dense model's, mean of the last epoch",
     "seconds": "of processor time in mp.prune, on one thread",
 }
