@@ -193,7 +193,8 @@ def test_a_part_of_the_recipe_drawn_anew_each_time_is_measured_again(monkeypatch
 
 @pytest.mark.slow
 def test_a_product_with_zeros_is_timed_again(monkeypatch, one_thread):
-    """The cells of zeros.json at one number of tokens. Another processor has other ratios: within a factor of 2."""
+    """The cells of zeros.json at one number of tokens. Another processor has other ratios, CSR's to the dense product
+    5.2 on one and 1.9 on another: within a factor of 4. What the chapters say of them holds on each."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import zeros
 
@@ -204,8 +205,10 @@ def test_a_product_with_zeros_is_timed_again(monkeypatch, one_thread):
     assert {(cell["storage"], cell["sparsity"]) for cell in these} == set(found)
     for cell in these:
         ratio = found[cell["storage"], cell["sparsity"]]
-        assert 0.5 < ratio / cell["ratio"] < 2, (ratio, cell)
+        assert 0.25 < ratio / cell["ratio"] < 4, (ratio, cell)
         assert cell["storage"] != "dense" or 0.8 < ratio < 1.25, (ratio, cell)  # a zero saves nothing by itself
+    by_sparsity = [found["csr", sparsity] for sparsity in (0.5, 0.9, 0.99)]
+    assert by_sparsity[0] > 1.25 and by_sparsity == sorted(by_sparsity, reverse=True)  # half of zeros does not pay
 
 
 @pytest.mark.slow
@@ -236,14 +239,16 @@ def test_a_smaller_model_drawn_anew_each_time_is_measured_again(monkeypatch, one
 
 @pytest.mark.slow
 def test_a_model_of_fewer_bits_drawn_anew_each_time_is_measured_again(monkeypatch, one_thread):
-    """One cell of quantize.json; 6 %, as above."""
+    """One cell of quantize.json; 6 %, as above. The byte model is trained anew, and another processor trains other
+    weights: of 376,832 the share that rounds to zero has a standard error of 0.0005, and four of them are allowed."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import quantize
 
     cell = drawn(json.loads((ROOT / "book" / "results" / "quantize.json").read_text())["cells"])
     found = quantize.recompute(*(cell[name] for name in ("model", "rounding", "bits", "grid", "pruning", "order")))
     assert found["perplexity"] == pytest.approx(cell["perplexity"], rel=0.06), cell
-    assert found["zeros"] == pytest.approx(cell["zeros"], abs=1e-4), cell
+    trained = cell["model"].startswith("bytes") and cell["rounding"]
+    assert found["zeros"] == pytest.approx(cell["zeros"], abs=4 * 0.0005 if trained else 1e-4), cell
 
 
 @pytest.mark.slow
