@@ -84,7 +84,8 @@ def test_who_moves_the_weights_of_a_quantised_model_is_told_and_what_stays_is_st
     }
     assert bool(moved) == said
     code, out, err = run("export", "then", "--output", "stored")
-    assert code == 0 and ("integers of 4 bits" in out) == (command[0] == "shrink"), out
+    on_grid = command[0] == "shrink" or not said  # shrink moves one of seven matrices, Wanda's zeros move none
+    assert code == 0 and ("integers of 4 bits" in out) == on_grid, out
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(quantize, monkeypatch):
