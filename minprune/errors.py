@@ -3,7 +3,9 @@
 import json
 import logging
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,6 +19,9 @@ _KINDS: Mapping[Any, tuple[Any, str]] = {  # a field's annotation -> what its va
     bool | None: (bool | None, "True, False or None"),
 }
 _UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}  # of a thousand, as disks are sold
+
+
+_INTERRUPTED = threading.Event()  # from the first Ctrl-C on
 
 
 class PruneError(ValueError):
@@ -36,6 +41,34 @@ class PruneError(ValueError):
 
 class PeerError(PruneError):
     """What went wrong was in another process of the same run, which has told its reason."""
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """While open, the first Ctrl-C ends the process in good order, unless the process was told to ignore it."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        """The next ones, of an impatient hand, must not disturb what the first began, unless C code has lost it."""
+        if not (_INTERRUPTED.is_set() and sys.exception()):
+            _INTERRUPTED.set()
+            raise KeyboardInterrupt
+
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if not is_interrupt(error):
+            raise
+        if heard:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt(*error.args if isinstance(error, KeyboardInterrupt) else ()) from None
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether it is Ctrl-C, or what came of it: C code that calls Python, as torch's does, may raise its own error."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and _INTERRUPTED.is_set())
 
 
 def check_fields(settings: Any) -> None:

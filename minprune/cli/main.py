@@ -7,9 +7,8 @@ or a full disk, 130 for Ctrl-C. Each command has a module of its own beside this
 import argparse
 import os
 import re
-import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from minprune.cli import (
 )
 from minprune.cli.common import say
 from minprune.cli.ranks import is_first, joined
-from minprune.errors import PeerError, PruneError, logged_to_stderr
+from minprune.errors import PeerError, PruneError, ended_by_ctrl_c, logged_to_stderr
 
 LONGEST = 1000  # characters of an error line
 # in the order of `minprune --help`
@@ -48,13 +47,12 @@ def main(argv: list[str] | None = None) -> int:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
         if hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="replace")  # a model may write what the terminal cannot show
-    if argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else we are told to ignore it
-        signal.signal(signal.SIGINT, _interrupt_once)
     try:
-        arguments = _read(sys.argv[1:] if argv is None else argv)
-        with joined(arguments.command, getattr(arguments, "device", "cpu")), logged_to_stderr():
-            arguments.run(arguments)
-        sys.stdout.flush()
+        with ended_by_ctrl_c() if argv is None else nullcontext():
+            arguments = _read(sys.argv[1:] if argv is None else argv)
+            with joined(arguments.command, getattr(arguments, "device", "cpu")), logged_to_stderr():
+                arguments.run(arguments)
+            sys.stdout.flush()
         return 0
     except PeerError as error:
         return _fail(str(error), 2) if is_first() else 2  # one line for all
@@ -73,12 +71,6 @@ def main(argv: list[str] | None = None) -> int:
             hint = "out of memory: use a smaller --batch-size, fewer --samples or a shorter --length"
             return _fail("; ".join([hint, *notes]), 2)
         raise
-
-
-def _interrupt_once(number, frame):
-    """The first Ctrl-C ends the run in good order; the next ones, of an impatient hand, must not disturb that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _read(words: list[str]) -> argparse.Namespace:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, is_interrupt
 from minprune.files import write_text
 from minprune.output.lock import absolute, lock
 from minprune.output.target import WORK, check_free, check_left, partial_of
@@ -70,7 +70,7 @@ class OutputFolder:
                     if new:
                         shutil.rmtree(self.partial, ignore_errors=True)
                     raise
-                if isinstance(error, KeyboardInterrupt):
+                if is_interrupt(error):
                     raise KeyboardInterrupt(f"interrupted; {said}") from None
                 if isinstance(error, PruneError):
                     raise type(error)(f"{error}; {said}") from error

@@ -49,6 +49,45 @@ def test_an_impatient_ctrl_c_prints_no_traceback_and_disturbs_nothing(pause):
     assert os.listdir() == []
 
 
+SWALLOWED = """
+import sys, time
+from minprune.cli import main as cli
+from minprune.cli import info
+from minprune.output.folder import OutputFolder
+
+def run(arguments):
+    with OutputFolder("out", "info").open(lambda: "1 of 2 is kept"):
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        except BaseException:  # as C code that clears the error, with or without another in its place
+            WHAT
+        print("ready", flush=True)
+        time.sleep(60)
+
+info.run.__code__ = run.__code__
+info.OutputFolder, info.time = OutputFolder, time
+sys.argv[1:] = ["info", "x"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("what, times", [("raise ValueError('no shape') from None", 1), ("pass", 2)])
+def test_ctrl_c_ends_a_run_whatever_c_code_makes_of_it(what, times):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWED.replace("WHAT", what)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    for _ in range(times):
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "minprune: interrupted; 1 of 2 is kept\n")
+
+
 @pytest.mark.parametrize("command", ["info {} --all", "--help"])
 def test_a_reader_that_goes_away_ends_it_as_a_signal_would(tiny_folder, command):
     line = f"{sys.executable} -m minprune {command.format(tiny_folder)} | true; echo ${{PIPESTATUS[0]}}"
