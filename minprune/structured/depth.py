@@ -144,6 +144,7 @@ def without(model: "PreTrainedModel", gone: set[int]) -> Iterator[None]:
     finally:
         vars(model).clear()
         vars(model).update(before)
+        torch.clear_autocast_cache()  # a caller's would hold the smaller model's weights for as long as it is open
 
 
 def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:

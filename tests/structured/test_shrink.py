@@ -4,6 +4,7 @@ import copy
 import re
 from contextlib import nullcontext
 
+import psutil
 import pytest
 import torch
 from tiny import FAMILIES, tiny_model, tiny_tokens
@@ -170,6 +171,18 @@ def test_greedy_takes_the_block_whose_absence_costs_least():
         with without(model, {block}):
             losses.append(mp.perplexity(model, tokens))
     assert choose_blocks(model, tokens, 1, "greedy") == [b for b in range(4) if b != losses.index(min(losses))]
+
+
+def test_trying_blocks_under_a_callers_autocast_keeps_no_weights_of_what_was_tried():
+    """Each model that is tried has casts of its own weights, 12 MB a block here; a kept one would be found by size."""
+    size = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6}
+    model, tokens, process = tiny_model("llama", **size), tiny_tokens(2, 8), psutil.Process()
+    with torch.autocast("cpu", torch.bfloat16):
+        choose_blocks(model, tokens, 1, "loss")
+        before = process.memory_info().rss
+        for _ in range(3):
+            choose_blocks(model, tokens, 1, "loss")
+        assert process.memory_info().rss - before < 60e6  # 18 models of 40 MB
 
 
 def test_a_block_that_adds_nothing_has_no_influence_and_goes_first():
