@@ -56,7 +56,8 @@ TRAINED = Reconstruction(lr=0.002, batch_size=1, epochs=2)
 
 def _cells() -> list[dict[str, Any]]:
     """What is measured, the most telling ones first."""
-    width = [("25%", "obd", "refit", 1.0), ("25%", "obd", "none", 0.01), ("25%", "obs", "refit", 1.0)]
+    width = [("25%", "obd", "refit", 1.0), ("25%", "obd", "none", 0.01)]
+    width += [("25%", "obs", "refit", damp) for damp in (1.0, 0.01)]
     more = [("25%", "obd", "refit", 0.01), ("25%", "flap", "bias", 0.01), ("25%", "obd", "refit", 10.0)]
     cells = [_cell("", "dense", "")]
     cells += [_cell(f"neurons:{share}", how, repair, damp) for share, how, repair, damp in width]
