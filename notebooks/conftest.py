@@ -11,7 +11,8 @@ import pytest
 from nbval.plugin import IPyNbFile
 
 HERE = Path(__file__).parent
-os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+# one thread a kernel: several run side by side, and more threads than cores would wait for each other
+os.environ |= {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def pytest_collectstart(collector):

@@ -284,8 +284,9 @@ def test_nbval_compares_marked_cells_and_nothing_else(tmp_path):
         return new_code_cell(source, outputs=outputs, execution_count=1)
 
     right = code(f"{MARK}\nimport sys\nprint(2 + 2)\nprint('noise', file=sys.stderr)", "4\n")
+    threads = code(f"{MARK}\nimport os\nprint(os.environ['OMP_NUM_THREADS'])", "1\n")
     cells = {
-        "good": [right, code("print(5)", "6\n")],
+        "good": [right, code("print(5)", "6\n"), threads],
         "wrong": [right, code(f"{MARK}\nprint(5)", "6\n")],
         "raising": [right, code("1 / 0", "")],
     }
@@ -295,4 +296,4 @@ def test_nbval_compares_marked_cells_and_nothing_else(tmp_path):
     done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, capture_output=True, text=True)
     failed = sorted(re.findall(r"FAILED notebooks/(\w+)\.ipynb::(Cell \d)", done.stdout))
     assert failed == [("raising", "Cell 1"), ("wrong", "Cell 1")], done.stdout
-    assert re.search(r"good\.ipynb: \d+\.\d s in 2 cells", done.stdout), done.stdout
+    assert re.search(r"good\.ipynb: \d+\.\d s in 3 cells", done.stdout), done.stdout
