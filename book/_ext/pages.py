@@ -2,9 +2,10 @@
 
 What Sphinx and its extensions write is mended here, once for all pages: an image says its size, so that nothing moves
 when it comes, and comes when it is needed; a table without a title over its first column has titles in it, one a row;
-the summary of a folded cell is called what it says; references are items of their list, and preprints among them links;
-no `id` stands twice in a page; the list of sources is nested as lists are; and cells do not show the mark by which the
-tests know them.
+the summary of a folded cell is called what it says; references are items of their list, and preprints among them
+links; no `id` stands twice in a page; the list of sources is nested as lists are; what leads from the source of a
+name back to its docstring finds it under the name it has there; no line ends between a number and its per cent sign;
+and cells do not show the mark by which the tests know them.
 """
 
 import html
@@ -16,6 +17,7 @@ import imagesize
 from docutils import nodes
 
 LONGEST = 160  # characters of a description that a search engine shows
+_BREAKS = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)|(?<=\d)\s%", re.DOTALL)  # outside tags and code
 MARK = "# NBVAL_CHECK_OUTPUT\n"  # first line of a cell whose output is compared when the notebooks are tested
 _OTHER = {  # pages without a text of their own
     "search": "Search the course on pruning large language models and the reference of the minprune package.",
@@ -52,7 +54,9 @@ def write_page(app: Any, pagename: str, templatename: str, context: dict, doctre
     if "body" in context:
         built = {name: Path(app.srcdir) / path for path, name in app.builder.images.items()}
         body = context["body"] if pagename != "_modules/index" else nested(context["body"])
-        context["body"] = mended(body, built)
+        body = mended(body, built)
+        source = pagename.startswith("_modules/")
+        context["body"] = led_back(body, set(app.env.domaindata["py"]["objects"])) if source else body
 
 
 def _named(file: Any) -> str:
@@ -66,6 +70,7 @@ def mended(body: str, images: dict[str, Path]) -> str:
     preprint = r'<em><a class="reference external" href="https://arxiv.org/abs/\2">\1</a></em>'
     body = re.sub(r"<em>(arXiv:(\d{4}\.\d{4,5}))</em>", preprint, body)
     body = re.sub(r"<th[^>]*>(?:<p></p>)?</th>", "<td></td>", body)
+    body = _BREAKS.sub(lambda found: found[1] or "\N{NO-BREAK SPACE}%", body)
     return re.sub(r"<img [^>]*>", lambda found: _sized(found[0], images), body)
 
 
@@ -73,6 +78,17 @@ def nested(body: str) -> str:
     """Viewcode's list of modules, in which a list stands between two items: it is a part of the one before it."""
     opened, inner, last = body.replace("</li>\n<ul>", "\n<ul>").rpartition("</ul>")
     return opened.replace("</ul>", "</ul></li>") + inner + last
+
+
+def led_back(body: str, names: set[str]) -> str:
+    """A source with links back to docstrings that are there: Viewcode gives all names the prefix of the first."""
+
+    def known(found: re.Match) -> str:
+        name = found[2].rpartition(".")[2]
+        called = [other for other in names if other.rpartition(".")[2] == name]
+        return found[1] + (called[0] if found[2] not in names and len(called) == 1 else found[2])
+
+    return re.sub(r'(<a class="viewcode-back" href="[^"#]*#)([\w.]+)', known, body)
 
 
 def _sized(image: str, images: dict[str, Path]) -> str:

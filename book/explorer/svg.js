@@ -27,7 +27,9 @@ export function table(caption, head, rows, current = -1) {
     const { text, kind } = typeof content === "object" ? content : { text: content, kind: "" };
     return tag(name, { ...attributes, ...(kind ? { class: kind } : {}) }, escapeText(text));
   };
-  const line = ([first, ...others]) => [cell("th", { scope: "row" })(first), others.map(cell("td", {}))];
+  // what is long may take two lines
+  const title = (text) => cell("th", { scope: "row" })({ text, kind: text.length > 24 ? "long" : "" });
+  const line = ([first, ...others]) => [title(String(first)), others.map(cell("td", {}))];
   return (
     tag("p", { class: "explorer-caption" }, escapeText(caption)) +
     tag(

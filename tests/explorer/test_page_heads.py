@@ -91,6 +91,13 @@ def test_a_folded_cell_is_called_what_its_summary_says(pages):
     assert "aria-label" not in pages.mended(page, {}) and "Show the plot" in pages.mended(page, {})
 
 
+def test_no_line_ends_in_front_of_a_per_cent_sign_and_code_stays_code(pages):
+    kept = '<pre>7 % 3</pre><code class="x">7 % 3</code><a title="5 % more"></a><script>5 % 3</script>%'
+    assert pages.mended(f"<p>at 50 % or 2.5\n% more, <b>at 9 %</b></p>{kept}", {}) == (
+        f"<p>at 50\N{NO-BREAK SPACE}% or 2.5\N{NO-BREAK SPACE}% more, <b>at 9\N{NO-BREAK SPACE}%</b></p>{kept}"
+    )
+
+
 def test_references_are_items_of_their_list(pages):
     page = '<div role="list"><div class="citation" id="id1" role="doc-biblioentry"></div></div>'
     assert {element.get("role") for element in ElementTree.fromstring(pages.mended(page, {}))} == {"listitem"}
@@ -124,6 +131,19 @@ def test_lists_within_the_list_of_sources_are_parts_of_items(pages):
     assert {child.tag for found in root.iter("ul") for child in found} == {"li"}
     assert "".join(root.itertext()).split() == ["a", "a.b", "a.b.c", "d"]
     assert pages.nested("<ul><li>a</li>\n</ul>\n") == "<ul><li>a</li>\n</ul>\n"
+
+
+def test_a_source_leads_back_to_the_docstring_under_the_name_it_has_there(pages):
+    names = {"minprune.kernels.linear.SparseLinear", "minprune.sparsify", "minprune.a.run", "minprune.b.run"}
+    link = '<a class="viewcode-back" href="../book/api.html#{}">[docs]</a>'.format
+    for name, there in [
+        ("minprune.SparseLinear", "minprune.kernels.linear.SparseLinear"),
+        ("minprune.sparsify", "minprune.sparsify"),
+        ("minprune.c.run", "minprune.c.run"),  # which of two is not known
+    ]:
+        assert pages.led_back(link(name), names) == link(there)
+    other = '<a href="#minprune.SparseLinear">x</a>'
+    assert pages.led_back(other, names) == other
 
 
 def test_the_mark_of_a_tested_cell_is_not_shown_and_code_is_else_as_it_was(pages):
