@@ -4,8 +4,8 @@ What Sphinx and its extensions write is mended here, once for all pages: an imag
 when it comes, and comes when it is needed; a table without a title over its first column has titles in it, one a row;
 the summary of a folded cell is called what it says; references are items of their list, and preprints among them
 links; no `id` stands twice in a page; the list of sources is nested as lists are; what leads from the source of a
-name back to its docstring finds it under the name it has there; no line ends between a number and its per cent sign;
-and cells do not show the mark by which the tests know them.
+name back to its docstring finds it under the name it has there; no line ends between a number and its per cent sign,
+unit or error; and cells do not show the mark by which the tests know them.
 """
 
 import html
@@ -17,7 +17,9 @@ import imagesize
 from docutils import nodes
 
 LONGEST = 160  # characters of a description that a search engine shows
-_BREAKS = re.compile(r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)|(?<=\d)\s%", re.DOTALL)  # outside tags and code
+_LINES = re.compile(  # where one must not end, outside tags and code
+    r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)|(?<=\d)\s(?=%|±|[kMG]B\b)|(?<=±)\s(?=\d)", re.DOTALL
+)
 MARK = "# NBVAL_CHECK_OUTPUT\n"  # first line of a cell whose output is compared when the notebooks are tested
 _OTHER = {  # pages without a text of their own
     "search": "Search the course on pruning large language models and the reference of the minprune package.",
@@ -70,7 +72,7 @@ def mended(body: str, images: dict[str, Path]) -> str:
     preprint = r'<em><a class="reference external" href="https://arxiv.org/abs/\2">\1</a></em>'
     body = re.sub(r"<em>(arXiv:(\d{4}\.\d{4,5}))</em>", preprint, body)
     body = re.sub(r"<th[^>]*>(?:<p></p>)?</th>", "<td></td>", body)
-    body = _BREAKS.sub(lambda found: found[1] or "\N{NO-BREAK SPACE}%", body)
+    body = _LINES.sub(lambda found: found[1] or "\N{NO-BREAK SPACE}", body)
     return re.sub(r"<img [^>]*>", lambda found: _sized(found[0], images), body)
 
 
