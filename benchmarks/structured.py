@@ -20,7 +20,6 @@ import minprune as mp
 from minprune.evaluation.minimal_pairs import minimal_pairs
 from minprune.evaluation.perplexity import read_perplexity
 from minprune.models.causality import evaluating
-from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
 from minprune.structured.cut import Cut, apply_cut
 from minprune.structured.depth import choose_blocks, repair_cuts
@@ -50,7 +49,6 @@ PROTOCOL = {
     "dense / smaller, and the same for reading 256 tokens at once; float32, one thread",
 }
 SLICES = ("slicegpt", "channels", "sites", "unit sites", "outputs")  # sites: as published, with adapters
-NARROW = Recipe("obs", reconstruction=Reconstruction(epochs=0, bfloat16=True))  # forward products in bfloat16
 TRAINED = Reconstruction(lr=0.002, batch_size=1, epochs=2)
 
 
@@ -102,7 +100,7 @@ def recompute(remove: str, method: str, repair: str, damp: float) -> dict[str, A
         start = time.process_time()
         options: dict[str, Any] = {"reconstruction": TRAINED, "damp": damp}
         if not remove.startswith(("blocks", "hidden")):
-            options["recipe"] = NARROW
+            options["precision"] = "bfloat16"
         if method.endswith("sites"):
             width = model.config.hidden_size
             slice_sites(model, calib, width - removal(remove).of(width), method == "unit sites")
