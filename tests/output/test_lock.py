@@ -250,7 +250,7 @@ def wait_for(found, process):
         time.sleep(0.01)
 
 
-def test_a_second_prune_with_overwrite_or_resume_leaves_the_first_alone(tmp_path, tiny_folder, text_file):
+def test_a_second_prune_with_overwrite_or_resume_leaves_the_first_alone(tmp_path, tiny_folder, text_file, run):
     (tmp_path / "long.txt").write_text(text_file.read_text() * 8)
     arguments = ["prune", tiny_folder, "--method", "sparsegpt", "--calibration", "long.txt", "--samples", 200]
     arguments += ["--length", 64, "--no-test", "--output", "out"]
@@ -260,9 +260,8 @@ def test_a_second_prune_with_overwrite_or_resume_leaves_the_first_alone(tmp_path
     try:
         before = everything(tmp_path)
         for more in (["--overwrite"], ["--resume"], ["--resume", "--pattern", "60%"]):
-            second = command(*arguments, *more, cwd=tmp_path)
-            out, err = second.communicate()
-            assert (second.returncode, out) == (2, "") and err.count("\n") == 1
+            code, out, err = run(*arguments, *more)
+            assert (code, out) == (2, "") and err.count("\n") == 1
             assert re.search(rf"another run is writing .*/out, process {first.pid} since", err)
         assert everything(tmp_path) == before
     finally:
