@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
@@ -228,12 +228,20 @@ def _restore(model: "PreTrainedModel", learnable: dict[str, bool]) -> None:
 
 
 def _identity(model, tokens: Tensor, recipe: Recipe, masks: Masks, test, teacher: Distillation | None) -> dict:
-    """What a saved state must agree with: the recipe, hashes of model, masks and texts, and the distillation."""
-    weights, zeros = hashlib.sha256(), hashlib.sha256()
-    for name, value in model.state_dict().items():
-        weights.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    """What a saved state must agree with: recipe, device, hashes of models, masks and texts, and the distillation."""
+    zeros = hashlib.sha256()
     for layer, keep in masks.items():
         zeros.update(layer.name.encode() + keep.cpu().contiguous().numpy().tobytes())
     taught = {f"teacher's {name}": getattr(teacher, name, None) for name in ("share", "temperature", "hidden")}
     texts = {f"text {name}": fingerprint(windows) for name, windows in {"trained on": tokens, **test}.items()}
-    return {**asdict(recipe), **texts, **taught, "model": weights.hexdigest(), "masks": zeros.hexdigest()}
+    models = {"model": _hash(model), "teacher": _hash(teacher.teacher) if teacher else None}
+    return {**asdict(recipe), **texts, **taught, **models, "masks": zeros.hexdigest(), "device": model.device.type}
+
+
+def _hash(model: nn.Module) -> str:
+    """A sha256 over what decides what a model computes: its configuration, and the names and bytes of its weights."""
+    config: Any = getattr(model, "config", None)
+    digest = hashlib.sha256(config.to_json_string().encode() if config else b"")
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -154,11 +154,24 @@ def test_a_state_is_only_continued_by_its_own_run(tmp_path):
     ]:
         with pytest.raises(mp.PruneError, match=named):
             run(**arguments)
+    other = pruned()
+    other.config.rms_norm_eps *= 2
+    with pytest.raises(mp.PruneError, match="with model"):  # the same weights, which compute something else
+        run(model=other)
     content = state.read_bytes()
     for damage in (content[: len(content) // 2], b"", b"nonsense" * 100):
         state.write_bytes(damage)
         with pytest.raises(mp.PruneError, match="state is damaged: delete it"):
             run()
+
+
+def test_a_state_is_only_continued_with_its_own_teacher(tmp_path):
+    state, tokens = tmp_path / "state", counting()
+    teachers = [tiny_model("llama", seed=seed) for seed in (1, 2)]
+    recover(pruned(), tokens, SHORT, teacher=Distillation(teachers[0]), state=state, save_every=2)
+    for teacher in (Distillation(teachers[1]), None):
+        with pytest.raises(mp.PruneError, match="belongs to another run, with teacher"):
+            recover(pruned(), tokens, SHORT, teacher=teacher, state=state, save_every=2)
 
 
 def test_a_state_with_one_wrong_bit_is_refused_or_the_same(tmp_path):
