@@ -119,8 +119,10 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     from minprune.output.record import RunRecord, read_record
     from minprune.output.report import Report
     from minprune.output.target import PAGE, WORK
+    from minprune.pipeline.sources import identity_of
     from minprune.structured.progress import Progress
-    from minprune.structured.shrink import run_removals
+    from minprune.structured.repair import resolved
+    from minprune.structured.shrink import RECONSTRUCTION, run_removals
 
     before = read_record(arguments.model)
     warn_of_grid(arguments.model)
@@ -147,13 +149,16 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
         measured = {"before": perplexity(model, test)}
     recipe = {
         "model": str(folder_of_model),
-        "weights": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in _weights(folder_of_model)],
+        "configuration or weights": identity_of(model, sorted(folder_of_model.glob("*.safetensors"))),
         "removal": [[str(one), how] for one, how in plan],
         "repair": arguments.repair,
         "damp": arguments.damp,
         "calibration": fingerprint(calib),
         "dtype": origin["dtype"],
+        "device": model.device.type,
     }
+    if arguments.repair == "reconstruct":  # else nothing is trained
+        recipe["type of products"] = "bfloat16" if resolved(RECONSTRUCTION, model).bfloat16 else origin["dtype"]
     say_on_terminal(f"shrinking {arguments.model}")
     progress = Progress(folder / WORK, _plain(recipe))
     report = run_removals(model, calib, plan, arguments.repair, progress=progress, damp=arguments.damp)
@@ -178,10 +183,6 @@ def _damping(text: str) -> float:
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
     return value
-
-
-def _weights(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
 
 
 def _plain(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -59,12 +59,10 @@ def reconstruct(
     """
     start = time.perf_counter()
     done = done or {}
-    device = model.device.type
-    narrow = (multiplies_bfloat16(device) if how.bfloat16 is None else how.bfloat16) and model.dtype == torch.float32
-    how = replace(how, bfloat16=narrow)
+    how = resolved(how, model)
 
     def products():
-        return narrow_products(device, narrow)
+        return narrow_products(model.device.type, bool(how.bfloat16))
 
     batches = calib.to(model.device).split(how.batch_size)
     walks = BlockwiseForward(dense, batches, products), BlockwiseForward(model, batches, products)
@@ -86,6 +84,12 @@ def reconstruct(
                 after(place, errors[f"{prefix}.{place}"])
         walks[1].run_block(place)
     return {**asdict(how), "seconds": time.perf_counter() - start, "errors": errors}
+
+
+def resolved(how: Reconstruction, model: "PreTrainedModel") -> Reconstruction:
+    """The settings that a run on this hardware really has: whether products are taken in bfloat16 is its answer."""
+    narrow = multiplies_bfloat16(model.device.type) if how.bfloat16 is None else how.bfloat16
+    return replace(how, bfloat16=narrow and model.dtype == torch.float32)
 
 
 def fit_or_leave(

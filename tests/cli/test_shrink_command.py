@@ -1,6 +1,7 @@
 """`minprune shrink`: what it writes, how it goes on after a kill, and the one line that each mistake gets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,32 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(shrink, monkeypatch, at):
     assert shrink("--repair", "reconstruct", "--resume")[0] == 0
     assert Path("out/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
     assert Path("out/config.json").read_bytes() == Path("whole/config.json").read_bytes()
+
+
+@pytest.mark.parametrize("changed", ["type of products", "configuration or weights"])
+def test_a_stopped_run_does_not_go_on_as_another_one(shrink, tiny_folder, tmp_path, monkeypatch, changed):
+    """Whether products are in bfloat16 is the hardware's answer; a configuration changes what the same weights say."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    train, narrow = ("--repair", "reconstruct"), changed == "type of products"
+    monkeypatch.setattr("minprune.structured.repair.multiplies_bfloat16", lambda device: narrow)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "reconstruct", stop)
+        assert shrink(*train, model=folder)[0] == 130
+    with monkeypatch.context() as patched:
+        if narrow:
+            patched.setattr("minprune.structured.repair.multiplies_bfloat16", lambda device: False)
+        else:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+        code, _, err = shrink(*train, "--resume", model=folder)
+        assert code == 2 and f"had another {changed}" in err
+        if not narrow:
+            (folder / "config.json").write_text(json.dumps(config))
+    assert shrink(*train, "--resume", model=folder)[0] == 0
 
 
 def test_the_folder_computes_what_the_model_in_memory_does(shrink, tiny_folder, text_file):
