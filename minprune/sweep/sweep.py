@@ -91,6 +91,13 @@ def sweep(
     calibrate = cache(lambda seed: load_tokens(tokenizer, calibration, "train", samples, length, seed))
     with lock(path):
         found = {key_of(run): run for run in continue_runs(path, protocol)}
+        for run in found.values():  # the name of a file does not say what is in it
+            drawn = run.get("calibration_sha256")
+            if drawn and run["seed"] is not None and drawn != fingerprint(calibrate(run["seed"])):
+                raise PruneError(
+                    f"{path} was made with other calibration windows of seed {run['seed']}, so {calibration} has "
+                    "changed: choose another output"
+                )
         missing = [cell for cell in cells if cell not in found]
         metadata = {"protocol": protocol, "measured": {text: how for text, (_, how) in cut.items()}}
         lab = _SweepRunner(model, tests, metadata, batch_size)

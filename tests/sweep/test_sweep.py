@@ -135,6 +135,18 @@ def test_a_file_of_another_protocol_is_refused_by_name_and_left_alone(run, tmp_p
     assert (tmp_path / "runs.jsonl").read_bytes() == before
 
 
+def test_another_calibration_text_under_the_same_name_is_refused(run, tmp_path):
+    """Runs of one seed and of another would be averaged, though they were calibrated on different texts."""
+    text = tmp_path / "calibration.txt"
+    text.write_text("rivers carry the moon down to the sun " * 60)
+    run(methods=["wanda"], patterns=["50%"], seeds=[0], calibration=str(text))
+    before = (tmp_path / "runs.jsonl").read_bytes()
+    text.write_text("the sun comes down to some sea and its light " * 60)
+    with pytest.raises(mp.PruneError, match=r"other calibration windows of seed 0.*calibration\.txt has changed"):
+        run(methods=["wanda"], patterns=["50%"], seeds=[7], calibration=str(text))
+    assert (tmp_path / "runs.jsonl").read_bytes() == before
+
+
 def test_other_weights_under_the_same_name_are_refused(run, tiny):
     run(methods=["magnitude"])
     with pytest.raises(mp.PruneError, match=r"weights \w{12} instead of \w{12}"):
