@@ -94,8 +94,10 @@ class RunLog:
     def _precision(self, plan: PruningPlan) -> str | None:
         if plan.calib is None:
             return None
-        narrow = self.reconstruction.get("bfloat16", plan.bfloat16)
-        return "bfloat16" if narrow else str(plan.layers[0].weight.dtype).removeprefix("torch.")
+        narrow = self.reconstruction.get("bfloat16")  # None without a reconstruction
+        own = plan.layers[0].weight.dtype
+        kind = plan.products_in if narrow is None else torch.bfloat16 if narrow else own
+        return str(kind).removeprefix("torch.")
 
 
 class LayerPruner:

@@ -18,7 +18,7 @@ from minprune.models.memory import windows_at_once
 from minprune.models.passes import check_forward
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
-from minprune.pipeline.precision import check_precision, narrow_products
+from minprune.pipeline.precision import check_precision, narrow_products, type_of_products
 from minprune.pipeline.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class PruningPlan:
 
     calib: (windows, length) int64 on the model's device, or None; batches: the same, split into what goes through the
     model at once. from_memory: whether the batch size follows from the memory that was free. allocation: as in a
-    `Report`. pattern, recipe: as they are written in it. bfloat16: whether a float32 model's forward products are taken
-    in that type.
+    `Report`. pattern, recipe: as they are written in it. precision: as it was asked for; products_in: the type of the
+    forward products, None without calibration; bfloat16: whether it is that one for a float32 model.
     """
 
     layers: list[Layer]
@@ -46,6 +46,8 @@ class PruningPlan:
     calib: Tensor | None = None
     batches: tuple[Tensor, ...] = ()
     from_memory: bool = False
+    precision: str = "auto"
+    products_in: torch.dtype | None = None
     bfloat16: bool = False
 
     @property
@@ -55,9 +57,9 @@ class PruningPlan:
 
     def products(self) -> AbstractContextManager[Any]:
         """Open around each forward pass of the calibration windows."""
-        if self.calib is None or not self.bfloat16:
+        if self.calib is None or (self.precision == "auto" and not self.bfloat16):
             return nullcontext()  # as the caller has it
-        return narrow_products(self.calib.device.type, True)
+        return narrow_products(self.calib.device.type, self.bfloat16)
 
     @property
     def sparsity(self) -> float:
@@ -120,14 +122,17 @@ def make_plan(
         recipe.name,
         describe_allocation(recipe.allocation, patterns),
         from_memory=batch_size is None,
-        bfloat16=precision == "bfloat16" and model.dtype == torch.float32,
+        precision=precision,
     )
     if calib is None:
         return plan
     check_windows(model, calib)
     embeddings: Any = model.get_input_embeddings()
     calib = calib.to(embeddings.weight.device)
-    return replace(plan, calib=calib).with_batch_size(batch_size or windows_at_once(model, layers, calib))
+    kind = type_of_products(model.dtype, calib.device.type, precision)
+    narrow = kind == torch.bfloat16 and model.dtype == torch.float32
+    plan = replace(plan, calib=calib, products_in=kind, bfloat16=narrow)
+    return plan.with_batch_size(batch_size or windows_at_once(model, layers, calib))
 
 
 def check_model(model: "PreTrainedModel") -> None:

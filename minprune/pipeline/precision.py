@@ -19,6 +19,17 @@ def check_precision(precision: str) -> None:
         raise PruneError(f"unknown precision {precision!r} of forward products: choose one of {', '.join(PRECISIONS)}")
 
 
+def type_of_products(own: torch.dtype, device: str, precision: str) -> torch.dtype:
+    """In which type a model of the dtype `own` takes its products: that asked for, a caller's autocast's, or its own.
+
+    Only a model in float32 can be asked for another one, and autocast leaves float64 as it is.
+    """
+    if precision == "bfloat16" and own == torch.float32:
+        return torch.bfloat16
+    around = precision == "auto" and own != torch.float64 and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if around else own
+
+
 def narrow_products(device: str, narrow: bool) -> AbstractContextManager[Any]:
     """While open, a float32 model takes its products in bfloat16, if `narrow`.
 

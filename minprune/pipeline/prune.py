@@ -85,8 +85,8 @@ def prune(
         passes: all layers of a block are calibrated with the block still dense.
     precision : str, default "auto"
         The type of matrix products in forward passes of a float32 model: "float32", "bfloat16" (faster where the
-        hardware knows it), or "auto": float32, but for a recipe that says otherwise. Statistics, solves and weights
-        stay in float32 in any case, and the report says which it was.
+        hardware knows it), or "auto": float32, but for a recipe or a `torch.autocast` around the call that says
+        otherwise. Statistics, solves and weights stay in float32 in any case, and the report says which it was.
     progress : bool, default False
         Whether to show a bar on stderr.
     **options

@@ -31,9 +31,9 @@ def test_narrow_products_are_those_of_an_autocast_around_the_run(batch_size, seq
     one, other, wide = (tiny_model("llama", torch.float32) for _ in range(3))
     report = mp.prune(one, tiny_tokens(), **given, precision="bfloat16")
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        mp.prune(other, tiny_tokens(), **given)
+        around = mp.prune(other, tiny_tokens(), **given)
     assert_same(weights(one), weights(other))
-    assert report.precision == "bfloat16"
+    assert report.precision == around.precision == "bfloat16"
     assert mp.prune(wide, tiny_tokens(), **given).precision == "float32"
     assert any(not torch.equal(a, b) for a, b in zip(weights(one).values(), weights(wide).values(), strict=True))
 
@@ -53,6 +53,19 @@ def test_what_a_layer_is_pruned_on_is_what_the_narrow_pass_brings():
         X, layer = seen[row.name].flatten(0, 1), next(x for x in first if x.name == row.name)
         lost, whole = X @ (dense[row.name] - layer.weight).T, X @ dense[row.name].T
         assert row.error == pytest.approx(float(lost.square().sum() / whole.square().sum()), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_callers_autocast_is_named_in_the_report_and_does_not_change_what_was_asked_for(batch_size):
+    given = {"calib": tiny_tokens(), "method": "sparsegpt", "batch_size": batch_size}
+    wide, asked = (tiny_model("llama", torch.float32) for _ in range(2))
+    mp.prune(wide, **given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mp.prune(asked, **given, precision="float32").precision == "float32"
+        assert mp.prune(tiny_model("llama", torch.float64), **given).precision == "float64"  # autocast leaves it
+    assert_same(weights(asked), weights(wide))
+    with torch.autocast("cpu", torch.float16):
+        assert mp.prune(tiny_model("llama", torch.float32), **given).precision == "float16"
 
 
 def test_a_model_that_is_not_in_float32_keeps_its_products():
