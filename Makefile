@@ -93,6 +93,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/quantize.py book/results/quantize.json
 	@$(BIN)/python benchmarks/atlas.py book/results/atlas.jsonl
 	@$(BIN)/python benchmarks/ranks.py book/results/ranks.json
+	@$(BIN)/python benchmarks/precision.py book/results/precision.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/plan.py
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py --output book/results/memory.json
 
