@@ -26,7 +26,8 @@ def type_of_products(own: torch.dtype, device: str, precision: str) -> torch.dty
     """
     if precision == "bfloat16" and own == torch.float32:
         return torch.bfloat16
-    around = precision == "auto" and own != torch.float64 and torch.is_autocast_enabled(device)
+    known = precision == "auto" and own != torch.float64 and torch.amp.is_autocast_available(device)
+    around = known and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if around else own
 
 
