@@ -15,8 +15,8 @@ from minprune import METHODS, Statistics, pattern
 def exposing_nats_search(factors):
     """By bisection on the definition, in double precision."""
 
-    def excess(h, factor):
-        return (1 + math.exp(h)) / 2 - factor * math.exp(h / 2)
+    def excess(nats, factor):
+        return (1 + math.exp(nats)) / 2 - factor * math.exp(nats / 2)
 
     return [0.0 if f == 1 else brentq(excess, 1e-9, 50, args=(f,), xtol=1e-13) for f in factors.double().tolist()]
 

@@ -269,10 +269,10 @@ exposing_nats = Exercise(
             "bits": lambda factors: _exposing_nats(factors) / math.log(2),
         },
         """
-        half of it: At this h the mean of the two is too high by less than that. The right perplexity is that of h / 2
-          nats, the mean over both windows.
+        half of it: With these nats the mean of the two is too high by less than that. The right perplexity is that of
+          half of them, the mean over both windows.
         second window alone: The mean of the two perplexities is the factor here, but it is to be the factor *times the
-          right perplexity*, and that rises with h as well.
+          right perplexity*, and that rises with the nats as well.
         its own perplexity compared: The perplexity of the perfect window is 1, not 0. For large factors it hardly
           counts, for a factor of 1 it does.
         sum of the perplexities: The two perplexities were added up. The bug takes their mean.
@@ -280,7 +280,7 @@ exposing_nats = Exercise(
           not negative.
         perplexity instead of nats: This is the perplexity of the second window; asked for are its nats.
         logarithm of the factor: Then the mean of the two would be the factor times something else. Write down both
-          numbers for two windows of 0 and h nats.
+          numbers for two windows, one of which has 0 nats.
         bits: These are bits. Perplexity is e to the mean of the nats.
         """,
     ),
