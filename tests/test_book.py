@@ -8,8 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+import yaml
 from drawn import drawn
+from markdown_it.renderer import RendererHTML
+from myst_parser.config.main import MdParserConfig
+from myst_parser.parsers.mdit import create_md_parser
 
 BOOK = Path(__file__).parent.parent / "book"
 CHAPTER = re.compile(r"\b(?:0[1-9]|1\d|2[0-3])\b")
@@ -60,11 +65,38 @@ def test_every_chapter_that_a_page_lists_is_written_and_none_is_called_planned()
         assert not re.search(r"being written|not written yet", page.read_text(encoding="utf-8")), page
 
 
-def test_no_line_of_code_in_the_readme_is_cut_on_a_code_host():
-    for block in re.findall(
-        r"^```\w+\n(.*?)^```", (BOOK.parent / "README.md").read_text(encoding="utf-8"), re.M | re.S
-    ):
-        assert not [line for line in block.splitlines() if len(line) > 100]
+def test_no_line_of_code_is_cut_on_a_code_host_or_a_wide_page_of_the_book():
+    for page in (BOOK.parent / "README.md", *BOOK.rglob("*.md")):
+        for block in re.findall(r"^```[a-z]+\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            assert not [
+                line for line in block.splitlines() if len(line) > (100 if page.name == "README.md" else 105)
+            ], page
+
+
+def test_a_table_that_a_cell_shows_as_markdown_is_a_table_in_the_book():
+    config = yaml.safe_load((BOOK.parent / "_config.yml").read_text(encoding="utf-8"))["sphinx"]["config"]
+    parser = create_md_parser(MdParserConfig(gfm_only=config["nb_render_markdown_format"] == "gfm"), RendererHTML)
+    shown = [
+        output.data["text/markdown"]
+        for path in (BOOK.parent / "notebooks").glob("*.ipynb")
+        for cell in nbformat.read(path, as_version=4).cells
+        for output in cell.get("outputs", [])
+        if "|---" in output.get("data", {}).get("text/markdown", "")
+    ]
+    assert shown
+    for text in shown:
+        page = parser.render(text)
+        assert page.count("<table>") == 1 and "|" not in page, text
+
+
+def test_words_in_formulas_have_no_backslash_since_mathjax_would_show_it():
+    texts = {path: path.read_text(encoding="utf-8") for path in BOOK.rglob("*.md")}
+    for path in (BOOK.parent / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        texts[path] = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    words = [(path, word) for path, text in texts.items() for word in re.findall(r"\\text\{([^{}]*)\}", text)]
+    assert len(words) > 100
+    assert not [(path, word) for path, word in words if "\\" in word]
 
 
 def test_the_intro_quotes_the_measured_numbers():
