@@ -5,7 +5,9 @@ when it comes, and comes when it is needed; a table without a title over its fir
 the summary of a folded cell is called what it says; references are items of their list, and preprints among them
 links; no `id` stands twice in a page; the list of sources is nested as lists are; what leads from the source of a
 name back to its docstring finds it under the name it has there; no line ends between a number and its per cent sign,
-unit or error; and cells do not show the mark by which the tests know them.
+unit or error; a long word of code is marked, so that a narrow page may break it; a link does not begin with a space;
+what cells have printed is not cut at the edge of a wide page; and blocks of code show neither the mark by which the
+tests know a cell nor the empty line by which a doctest ends.
 """
 
 import html
@@ -17,8 +19,11 @@ import imagesize
 from docutils import nodes
 
 LONGEST = 160  # characters of a description that a search engine shows
-_LINES = re.compile(  # where one must not end, outside tags and code
-    r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>)|(?<=\d)\s(?=%|±|[kMG]B\b)|(?<=±)\s(?=\d)", re.DOTALL
+WIDEST = 105  # characters of output that fit a line of a wide page
+_LINES = re.compile(  # where one must not end, outside tags, code and formulas
+    r"(<(pre|code|script|style|svg)\b.*?</\2>|<[^>]*>|\\\(.*?\\\)|\\\[.*?\\\])"
+    r"|(?<=\d)\s(?=%|±|[kMG]B\b|m?s\b|x\b)|(?<=±)\s(?=\d)",
+    re.DOTALL,
 )
 MARK = "# NBVAL_CHECK_OUTPUT\n"  # first line of a cell whose output is compared when the notebooks are tested
 _OTHER = {  # pages without a text of their own
@@ -71,6 +76,8 @@ def mended(body: str, images: dict[str, Path]) -> str:
     body = body.replace('role="doc-biblioentry"', 'role="listitem"')  # ARIA has given up the first
     preprint = r'<em><a class="reference external" href="https://arxiv.org/abs/\2">\1</a></em>'
     body = re.sub(r"<em>(arXiv:(\d{4}\.\d{4,5}))</em>", preprint, body)
+    body = re.sub(r"(Solution to)(<a [^>]*>) ", r"\1 \2", body)
+    body = re.sub(r'<span class="pre">(?=[^<]{25})', '<span class="pre long">', body)
     body = re.sub(r"<th[^>]*>(?:<p></p>)?</th>", "<td></td>", body)
     body = _LINES.sub(lambda found: found[1] or "\N{NO-BREAK SPACE}", body)
     return re.sub(r"<img [^>]*>", lambda found: _sized(found[0], images), body)
@@ -104,14 +111,26 @@ def _sized(image: str, images: dict[str, Path]) -> str:
     return f'<img loading="lazy" {size}{image.removeprefix("<img")}' if width > 0 else image
 
 
+def kind_of(output: str) -> str | None:
+    """How what a cell has printed is shown: columns too wide for a page in small letters, all else in broken lines."""
+    if not re.search(r"\S {2,}\S", output):
+        return "told"
+    return "dense" if max(map(len, output.splitlines())) > WIDEST else None
+
+
 def tidy(app: Any, doctree: nodes.document) -> None:
-    """Take out the mark of tested cells, and name the rows of tables."""
+    """Take out the mark of tested cells and the empty line by which a doctest ends, and name the rows of tables.
+
+    What cells have printed gets a class for the style sheet.
+    """
     for block in doctree.findall(nodes.literal_block):
-        if block.astext().startswith(MARK):
-            text = block.astext().removeprefix(MARK)
+        text = block.astext().removeprefix(MARK).rstrip("\n")
+        if text != block.astext():
             block.children = []
             block.rawsource = text
             block += nodes.Text(text)
+        if "stream" in block["classes"] and (kind := kind_of(text)):
+            block["classes"].append(kind)
     for group in doctree.findall(nodes.tgroup):
         heads = [row[0].astext().strip() for head in group.findall(nodes.thead) for row in head]
         if heads and not any(heads):

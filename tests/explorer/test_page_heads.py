@@ -93,9 +93,24 @@ def test_a_folded_cell_is_called_what_its_summary_says(pages):
 
 def test_no_line_ends_between_a_number_and_what_belongs_to_it_and_code_stays_code(pages):
     kept = '<pre>7 % 3</pre><code class="x">7 % 3</code><a title="5 % more"></a><script>5 % 3</script>% of 5 MBA'
-    text = "<p>at 50 % or 2.5\n% more, <b>at 9 MB</b>, 0.7 ± 0.1</p>"
-    glued = "<p>at 50_% or 2.5_% more, <b>at 9_MB</b>, 0.7_±_0.1</p>".replace("_", "\N{NO-BREAK SPACE}")
-    assert pages.mended(text + kept, {}) == glued + kept
+    kept += "<span>\\(2 x\\)</span><div>\\[3 x\\]</div>, 5 so"
+    text = "<p>at 50 % or 2.5\n% more, <b>at 9 MB</b>, 0.7 ± 0.1, 96 s, 3\nms, 3.82 x</p>"
+    glued = "<p>at 50_% or 2.5_% more, <b>at 9_MB</b>, 0.7_±_0.1, 96_s, 3_ms, 3.82_x</p>"
+    assert pages.mended(text + kept, {}) == glued.replace("_", "\N{NO-BREAK SPACE}") + kept
+
+
+def test_the_link_from_a_solution_to_its_exercise_begins_with_a_word(pages):
+    title = (
+        '<p class="admonition-title">Solution to<a class="reference internal" href="#a"> Exercise 4.1 (Name)</a></p>'
+    )
+    mended = ElementTree.fromstring(pages.mended(title, {}))
+    assert (mended.text, mended[0].text) == ("Solution to ", "Exercise 4.1 (Name)")
+
+
+def test_long_words_of_code_are_marked_for_narrow_pages(pages):
+    short, long = '<span class="pre">--allocation</span>', f'<span class="pre">{"minprune." * 3}load</span>'
+    assert pages.mended(short, {}) == short
+    assert pages.mended(long, {}) == long.replace('"pre"', '"pre long"')
 
 
 def test_references_are_items_of_their_list(pages):
@@ -153,6 +168,23 @@ def test_the_mark_of_a_tested_cell_is_not_shown_and_code_is_else_as_it_was(pages
     pages.tidy(None, doctree)
     assert [block.astext() for block in doctree] == [code, code]
     assert [block.rawsource for block in doctree] == [code, code]  # or Sphinx would not colour it
+
+
+def test_the_empty_line_by_which_a_doctest_ends_is_not_shown(pages):
+    for code in (">>> 1 + 1\n2\n", ">>> for i in x:\n...     i\n\n1"):
+        doctree = nodes.document(None, None)
+        doctree += [nodes.literal_block(code, code)]
+        pages.tidy(None, doctree)
+        assert doctree[0].astext() == doctree[0].rawsource == code.rstrip("\n")
+
+
+def test_printed_sentences_are_broken_and_only_columns_that_are_too_wide_are_small(pages):
+    table = "method   error\nwanda    0.31\n"
+    for text, kind in [("a sentence\n" * 3, ["told"]), (table, []), (table + " " * 9 + "x" * pages.WIDEST, ["dense"])]:
+        doctree = nodes.document(None, None)
+        doctree += [nodes.literal_block(text, text, classes=["output", "stream"]), nodes.literal_block(text, text)]
+        pages.tidy(None, doctree)
+        assert [block["classes"] for block in doctree] == [["output", "stream", *kind], []]
 
 
 def test_no_two_exercises_share_an_id(pages):
