@@ -1,11 +1,14 @@
-"""The seconds that each notebook took when it was executed: `python book/timing.py [FOLDER]`.
+"""How long each notebook took when it was executed, and takes to read: `python book/timing.py [FOLDER]`.
 
 nbconvert and JupyterLab record when each cell began and ended; the sums are printed, one line a notebook. They are the
-wall clock's, and what else the machine was doing then is not recorded.
+wall clock's, and what else the machine was doing then is not recorded. The minutes to read, which the box at the head
+of each chapter gives, are counted by one rule, see `minutes`.
 """
 
 import json
+import re
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +26,45 @@ def seconds(notebook: dict) -> float | None:
             return None
         total += (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
     return total
+
+
+def _counted(notebook: dict) -> Iterator[tuple[dict, str]]:
+    """Each cell, and what of its source stands outside of exercises, solutions and the quiz."""
+    apart = False
+    for cell in notebook["cells"]:
+        lines = []
+        for line in "".join(cell["source"]).splitlines():
+            if mark := re.match(r"```\{(?:exercise|solution)-(start|end)\}", line):
+                apart = mark[1] == "start"
+            elif not apart and "checks.quiz(" not in line:
+                lines.append(line)
+        yield cell, "\n".join(lines)
+
+
+def _words(text: str) -> int:
+    """How many words a text has without its formulas, roles and the marks of directives."""
+    for mark in (r"\$\$.*?\$\$( \([\w-]+\))?", r"(?m)^(```|:[\w-]+:).*$", r"\$[^$]*\$", r"\{[\w:]+\}"):
+        text = re.sub(mark, " ", text, flags=re.S if mark.startswith(r"\$\$") else 0)
+    return len(re.findall(r"[A-Za-z][\w'’-]*", text))
+
+
+def minutes(notebook: dict) -> int:
+    """How long a chapter takes to read, to the nearest five minutes.
+
+    A minute is 200 words of the text and its tables, 12 lines of code that is not folded, or one numbered equation.
+    Exercises with their solutions and the quiz do not count.
+    """
+    words, lines, equations = 0, 0, 0
+    for cell, source in _counted(notebook):
+        if cell["cell_type"] == "markdown":
+            equations += len(re.findall(r"(?m)^\$\$ \([\w-]+\)$", source))
+            words += _words(source)
+        elif source:
+            folded = "hide-input" in cell["metadata"].get("tags", [])
+            lines += 0 if folded else sum(bool(line.strip()) for line in source.splitlines())
+            for output in cell["outputs"]:
+                words += _words(re.sub(r"<[^>]*>", " ", "".join(output.get("data", {}).get("text/html", ""))))
+    return 5 * round((words / 200 + lines / 12 + equations) / 5)
 
 
 def main(folder: Path) -> None:

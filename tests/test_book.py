@@ -133,6 +133,37 @@ def test_timing_adds_up_the_recorded_times():
     assert seconds({"cells": [*timed, {"cell_type": "code", "source": "1", "metadata": {}}]}) is None
 
 
+def test_minutes_to_read_count_text_tables_code_and_equations():
+    minutes = _module(BOOK / "timing.py").minutes
+
+    def text(source):
+        return {"cell_type": "markdown", "source": source, "metadata": {}}
+
+    def code(lines, *tags, html=""):
+        outputs = [{"data": {"text/html": html}}] if html else []
+        return {"cell_type": "code", "source": "x = 1\n" * lines, "metadata": {"tags": [*tags]}, "outputs": outputs}
+
+    prose, equation = text("word $of no word$ " * 1000), text("\n".join(["$$", "a = b", "$$ (label)"]))
+    assert minutes({"cells": [prose]}) == 5
+    assert minutes({"cells": [prose, code(60), *[equation] * 5]}) == 15
+    assert minutes({"cells": [prose, code(60, "hide-input")]}) == 5
+    assert minutes({"cells": [prose, code(0), code(1, html="<td>word</td>" * 1000)]}) == 10
+    exercise = [text("```{exercise-start} One\n```\n" + "word " * 1000), code(60), text("```{exercise-end}\n```")]
+    solution = [text("```{solution-start} one\n```"), code(60), text("word " * 1000 + "\n```{solution-end}\n```")]
+    quiz = {**code(0, html="word " * 1000), "source": 'checks.quiz("01")'}
+    assert minutes({"cells": [prose, *exercise, *solution, quiz]}) == 5
+    assert minutes({"cells": [prose, *exercise, *solution, prose]}) == 10
+
+
+@pytest.mark.parametrize("path", sorted((BOOK.parent / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_chapter_says_how_many_minutes_it_takes_to_read(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    told = re.findall(
+        r"\| Time to read \| (\d+) minutes, exercises not counted \|", "".join(notebook["cells"][0]["source"])
+    )
+    assert told == [str(_module(BOOK / "timing.py").minutes(notebook))]
+
+
 def test_timing_may_be_read_in_part():
     command = f"set -o pipefail; {sys.executable} -u {BOOK / 'timing.py'} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
