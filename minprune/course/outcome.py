@@ -19,6 +19,7 @@ from minprune.course.deadline import OutOfTimeError, time_limit
 _DEPTH = 20  # of lists in lists
 _TEXT = 2000  # characters of an error's message
 _NAME = 100  # of a class's name
+HOOKS = "hooks on the model"  # what a changed module is told as
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did. value: plain data; changed: the name of the first argument that it modified; late: stopped.
+    """What a call did. value: plain data; changed: the first argument that it modified, as `told`; late: stopped.
 
     slope: the gradient of the value in one of the arguments, if that was asked for and there is one.
     """
@@ -67,7 +68,7 @@ def run(function: Callable, args: tuple, slope: int | None = None, seconds: floa
         with torch.random.fork_rng(devices=[]), time_limit(seconds) if seconds else contextlib.nullcontext():
             value = plain(function(*copies))
             names = argument_names(function, copies)
-            changed = next((n for n, a, b in zip(names, args, copies, strict=True) if not same(a, b)), None)
+            changed = next((told(n, a) for n, a, b in zip(names, args, copies, strict=True) if not same(a, b)), None)
             return Outcome(value, changed=changed, slope=None if slope is None else _slope(function, args, slope))
     except OutOfTimeError:
         return Outcome(late=True)
@@ -146,7 +147,7 @@ def argument_names(function: Callable, args: tuple) -> list[str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two arguments are equal, dtype and shape included."""
+    """Whether two arguments are equal, dtype and shape included; of two modules, whether they have as many hooks."""
     if isinstance(a, (Tensor, np.ndarray, list, tuple, dict)) and not isinstance(b, type(a)):
         return False
     if isinstance(a, Tensor):
@@ -158,7 +159,19 @@ def same(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, torch.nn.Module):
+        return hooks(a) == hooks(b)
     return callable(a) or bool(a == b)
+
+
+def told(name: str, argument: Any) -> str:
+    """A changed argument by its name; of a module only the hooks are compared."""
+    return HOOKS if isinstance(argument, torch.nn.Module) else name
+
+
+def hooks(module: torch.nn.Module) -> int:
+    """How many forward hooks, of either kind, are on a module and its parts."""
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
 
 
 def _line(function: Any, error: BaseException) -> int | None:

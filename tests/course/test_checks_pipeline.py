@@ -103,3 +103,15 @@ def test_no_message_gives_the_solution_away():
             for code in ("torch.", "dim=", ".T @", "solve(", "setdefault", "id(", "tuple(", "stack("):
                 assert code not in text, (wrong.name, code)
     assert len(OURS) > 10
+
+
+def test_hooks_that_are_left_on_a_model_are_told():
+    """Beside a known mistake, too, which has no name then: the hooks come first, and nobody is told to copy a model."""
+
+    def answer(windows, model, observe, prune):
+        for module in model.modules():
+            module.register_forward_hook(lambda *of_the_call: None)
+        return [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+    verdict = checks.prune_in_one_pass(answer)
+    assert verdict.bug is None and "your function left hooks on the model" in verdict.message

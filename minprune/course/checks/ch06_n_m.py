@@ -282,6 +282,8 @@ lost_in_runs = Exercise(
             "per cent": scaled(_Lost(), 100),
             "as many coins as weights": _Lost(coins="weights"),
             "all or nothing": lambda runs, m: torch.full((len(runs),), 0.5),
+            "long runs lose nothing": lambda runs, m: torch.where(runs > m, 0.0, _Lost()(runs, m)),
+            "full groups lose all": lambda runs, m: torch.where(runs >= m, 1.0, _Lost()(runs, m)),
         },
         """
         a coin for each weight: This is the share for independent weights, whatever the run. Here one coin decides for
@@ -293,6 +295,8 @@ lost_in_runs = Exercise(
         per cent: These are per cent; fractions between 0 and 1 are asked for.
         as many coins as weights: A group has fewer coins than weights if each decides for a run.
         all or nothing: So it is for runs that fill a group. Shorter runs leave the group a choice.
+        long runs lose nothing: A run that is longer than a group fills every group that it covers, as one of M does.
+        full groups lose all: A group that belongs to the top half as a whole still keeps N of its weights.
         """,
     ),
     cases=lambda: [

@@ -94,6 +94,13 @@ class _Observe:
         return X.T @ X
 
 
+def _linear(d_out: int, d_in: int, seed: int) -> nn.Linear:
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)  # draws nothing
+    layer.requires_grad_(False)
+    layer.weight.copy_(normal(d_out, d_in, seed=seed) / d_in**0.5)
+    return layer
+
+
 class _Block(nn.Module):
     """The wiring of a Llama block, without tokens that look at each other. `down` is made first and applied last."""
 
@@ -109,10 +116,7 @@ class _Block(nn.Module):
         super().__init__()
         shapes = {"down": (d, wide), "gate": (wide, d), "up": (wide, d)} | dict.fromkeys("oqkv", (d, d))
         for i, (name, (d_out, d_in)) in enumerate(shapes.items()):
-            layer: nn.Linear = nn.utils.skip_init(nn.Linear, d_in, d_out, bias=False)  # draws nothing
-            layer.requires_grad_(False)
-            layer.weight.copy_(normal(d_out, d_in, seed=seed + i) / d_in**0.5)
-            self.add_module(name, layer)
+            self.add_module(name, _linear(d_out, d_in, seed + i))
 
     def forward(self, h: Tensor) -> Tensor:
         x = nn.functional.rms_norm(h, h.shape[-1:])
@@ -123,6 +127,21 @@ class _Block(nn.Module):
 
 def _stack(blocks: int, d: int, wide: int, seed: int) -> nn.Sequential:
     return nn.Sequential(*(_Block(d, wide, seed + 10 * i) for i in range(blocks)))
+
+
+class _Front(nn.Module):
+    """Two layers, one of all tokens and one of the first of them: two tensors that begin at the same address."""
+
+    def __init__(self, d: int, first: int, seed: int):
+        super().__init__()
+        self.first, self.all, self.front = first, _linear(d, d, seed), _linear(d, d, seed + 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.all(h)[:, : self.first] + self.front(h[:, : self.first])
+
+
+def _front(d: int, first: int, seed: int) -> nn.Sequential:
+    return nn.Sequential(_Front(d, first, seed))
 
 
 def _pass(
@@ -136,9 +155,10 @@ def _pass(
     calls: Callable[[Tensor], Sequence[Tensor]] = lambda windows: [windows],
     change: Callable[[nn.Linear, Tensor, bool], object] = lambda layer, W, fresh: layer.weight.copy_(W),
     outputs: bool = False,
+    leave: bool = False,
 ) -> tuple[Tensor, ...]:
     """before: prune in a pre-hook; new: whether X is another tensor than the last one; calls: with what the model is
-    called; change: how a layer gets its new weight, fresh being the answer of `new`."""
+    called; change: how a layer gets its new weight, fresh being the answer of `new`; leave: the hooks stay."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     last: Tensor | None = None
     stats: Any = None
@@ -151,10 +171,11 @@ def _pass(
             last, stats = X, observe(X @ layer.weight.T if outputs else X)
         change(layer, prune(layer.weight, stats), fresh)
 
-    for layer in layers:  # the model is a copy: its hooks go with it
-        layer.register_forward_pre_hook(hook) if before else layer.register_forward_hook(hook)
+    hooks = [layer.register_forward_pre_hook(hook) if before else layer.register_forward_hook(hook) for layer in layers]
     for part in calls(windows):
         model(part)
+    for handle in [] if leave else hooks:
+        handle.remove()
     return tuple(layer.weight for layer in layers)
 
 
@@ -222,6 +243,10 @@ prune_in_one_pass = Exercise(
             "first window only": partial(_pass, calls=lambda windows: [windows[:1]]),
             "pruned in two passes": partial(_pass, calls=lambda windows: [windows, windows]),
             "in the order of application": _as_applied,
+            "hooks left behind": partial(_pass, leave=True),
+            "address instead of identity": partial(
+                _pass, new=lambda X, last: last is None or X.data_ptr() != last.data_ptr()
+            ),
         },
         """
         dense inputs: Every layer was calibrated on what *dense* layers before it produce. When is your weight changed:
@@ -246,6 +271,10 @@ prune_in_one_pass = Exercise(
         pruned in two passes: The windows went through the model twice, and each time every layer was pruned.
         in the order of application: The weights are right, in another order than that of model.modules(): down is made
           first in this model, and applied last.
+        hooks left behind: The weights are right, but your hooks are still there: the next time that somebody calls the
+          model, all layers are pruned once more.
+        address instead of identity: Two tensors that begin at the same address were taken for one. A part of a tensor
+          begins where the whole does, and memory is used again as soon as it is free.
         """,
     ),
     cases=lambda: [
@@ -253,6 +282,9 @@ prune_in_one_pass = Exercise(
         Case("three blocks", (normal(2, 6, 4, seed=852), _stack(3, 4, 6, 853), _Observe(), _weakest)),
         Case("an MLP as wide as the stream", (normal(2, 5, 6, seed=856), _stack(2, 6, 6, 857), _Observe(), _weakest)),
         Case("one window", (normal(1, 7, 4, seed=858), _stack(2, 4, 8, 859), _Observe(), _weakest)),
+        Case(
+            "a layer that reads the first tokens", (normal(2, 6, 4, seed=862), _front(4, 3, 863), _Observe(), _weakest)
+        ),
     ],
 )
 

@@ -50,6 +50,7 @@ repair_gradient = Exercise(
             "factor of two missing": _Gradient(factor=1.0),
             "downhill": _Gradient(factor=-2.0),
             "sum over tokens": _Gradient(mean=False),
+            "mask read off the weights": lambda W, keep, X_hat, Y: _Gradient()(W, W != 0, X_hat, Y),
         },
         """
         mask forgotten: Weights that are pruned have a gradient: one step along it, and they are back. The pruned ones
@@ -66,6 +67,8 @@ repair_gradient = Exercise(
         factor of two missing: Half of the gradient: what is the derivative of a square?
         downhill: The sign is that of the step which an optimizer takes. The gradient points uphill.
         sum over tokens: The loss is a mean over tokens: with twice the text your gradient doubles.
+        mask read off the weights: A weight that is kept may be zero at the moment, and may move. Which ones are pruned
+          says the mask.
         """,
     ),
     cases=lambda: [
@@ -74,11 +77,15 @@ repair_gradient = Exercise(
         Case("quiet targets", _to_repair((2, 4), 8, 850, 0.1)),
         Case("nothing pruned", (normal(3, 4, seed=855), _ALL, normal(9, 4, seed=856), normal(9, 3, seed=857))),
         Case("outputs that are right already", _right_already(860)),
+        Case(
+            "weights that are kept and zero", (torch.zeros(2, 4), _SOME, normal(6, 4, seed=870), normal(6, 2, seed=871))
+        ),
     ],
 )
 
 
 _ALL: Tensor = torch.ones(3, 4, dtype=torch.bool)
+_SOME: Tensor = torch.tensor([[True, False, True, True], [False, True, True, False]])
 
 
 def _to_repair(shape: tuple[int, int], tokens: int, seed: int, scale: float, loud: float = 1.0) -> tuple:

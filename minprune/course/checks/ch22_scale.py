@@ -189,6 +189,8 @@ growth = Exercise(
             "sums grow with the cube": _Growth(sums=(3, 1, 1)),
             "memory grows with depth": _Growth(gram=(2, 1, 0)),
             "the Gram matrix grows with tokens": _Growth(gram=(2, 0, 1)),
+            "inputs in memory": _Growth(gram=(1, 0, 1)),
+            "one block on the disk": _Growth(disk=(2, 0, 0)),
             "the disk grows with tokens": _Growth(disk=(2, 1, 1)),
             "linear in width": _Growth((1, 1, 1), (1, 1, 1), (1, 1, 0), (1, 0, 0), (1, 1, 0)),
         },
@@ -201,6 +203,8 @@ growth = Exercise(
         sums grow with the cube: A token adds an outer product of d^2 numbers to the Gram matrix.
         memory grows with depth: Blocks are in memory one after the other, and their Gram matrices, too.
         the Gram matrix grows with tokens: It is a sum over tokens: more of them make its numbers larger, not more.
+        inputs in memory: These are the inputs, which nobody keeps. Their Gram matrix has i^2 numbers.
+        one block on the disk: In memory there is one block at a time. On the disk, in the end, are all of them.
         the disk grows with tokens: Calibration tokens are not in the output.
         linear in width: A matrix has two sides, and both grow.
         """,

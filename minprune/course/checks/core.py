@@ -28,7 +28,7 @@ from minprune.course.checks.values import (
     unfit,
     with_article,
 )
-from minprune.course.checks.words import NEARLY_ZERO, explain_error, explain_floats, explain_slope, tally, unwritten
+from minprune.course.checks.words import NEARLY_ZERO, explain_call, explain_floats, explain_slope, tally, unwritten
 from minprune.course.outcome import Outcome, run
 from minprune.errors import PruneError
 
@@ -259,14 +259,8 @@ class Exercise:
         if expected.error:
             came = f"raised {got.error.name}" if got.error else "returned a result"
             return f"{where} your function {came}. It should raise {expected.error.name}: {expected.error.text}."
-        if got.error:
-            return explain_error(where, got.error)
-        if got.changed:
-            return (
-                f"{where} your function changed its argument {got.changed}. Work on a copy: the caller still needs it."
-            )
-        if got.value is None:
-            return f"{where} your function returned None. Is the `return` missing?"
+        if told := explain_call(where, got):
+            return told
         wanted, values = parts(expected.value), read(got.value, expected.value)
         if values is None or len(values) != len(wanted):
             return f"{where} {structure(expected.value)} was expected, not {with_article(got.value)}."

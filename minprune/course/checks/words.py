@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from minprune.course.checks.values import parts, unfit
-from minprune.course.outcome import Failure, Outcome
+from minprune.course.outcome import HOOKS, Failure, Outcome
 
 _EXACTLY = (
     "All numbers are right but for rounding, and that is the mistake: a pruned weight is exactly 0, else no count "
@@ -35,6 +35,17 @@ def explain_floats(where: str, expected: Any, value: Any) -> str | None:
             held = "True and False" if torch.as_tensor(part).dtype == torch.bool else "whole numbers"
             return f"{where} {name} should hold {held}, and holds floats ({floats}). The values are right."
     return None
+
+
+def explain_call(where: str, got: Outcome) -> str | None:
+    """What is wrong with a call before one looks at the numbers: an exception, other arguments, nothing returned."""
+    if got.error:
+        return explain_error(where, got.error)
+    if got.changed == HOOKS:
+        return f"{where} your function left {HOOKS}. Take away those that you have put there."
+    if got.changed:
+        return f"{where} your function changed its argument {got.changed}. Work on a copy: the caller still needs it."
+    return f"{where} your function returned None. Is the `return` missing?" if got.value is None else None
 
 
 def tally(labels: Sequence[str], wrongs: Sequence[int]) -> str:
