@@ -261,6 +261,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "self.dual(U, A, Z, before, keep) -> self.dual(A, U, Z, before, keep)": ZERO_U,
     },
     "prune_in_one_pass": {
+        "[] if leave else hooks -> hooks": FLAG,
         "new(X, last) -> new(last, X)": SYMMETRIC_IS,
         "args[0] -> args[-1]": ONE,
         "X @ layer.weight.T if outputs else X -> X": FLAG,
