@@ -61,14 +61,27 @@ def mix_grams_loop(grams, tokens, shares):
     return total
 
 
-def choose_damping_loop(W, fit, validation, damps, prune):
+def damping_by_left_out(W, grams, damps, prune, measure=lambda D, G: np.trace(D @ G @ D.T)):
+    """With the mean of the other pieces and in NumPy; the damping is relative, so a mean is as good as a sum."""
     best, least = None, np.inf
     for damp in damps:
-        D = (W - prune(W, fit, damp)).numpy()
-        error = np.trace(D @ validation.numpy() @ D.T)
+        error = 0.0
+        for k, piece in enumerate(grams):
+            others = [G for i, G in enumerate(grams) if i != k]
+            D = (W - prune(W, sum(others) / len(others), damp)).numpy()
+            error += measure(D, piece.numpy())
         if error < least:
             best, least = damp, error
     return best
+
+
+def damping_by_difference(W, grams, damps, prune):
+    total, errors = sum(grams), dict.fromkeys(damps, 0)
+    for piece in grams:
+        for damp in damps:
+            D = (prune(W, total - piece, damp) - W).double()
+            errors[damp] += torch.einsum("ri,ij,rj->", D, piece.double(), D)
+    return torch.tensor(min(errors, key=errors.get)).double()
 
 
 RIGHT = {
@@ -76,12 +89,7 @@ RIGHT = {
     "cut_with_bos": [cut_with_bos_loop, cut_with_bos_unfold],
     "contaminated": [contaminated_unfold, contaminated_text],
     "mix_grams": [mix_grams_numpy, mix_grams_loop],
-    "choose_damping": [
-        choose_damping_loop,
-        lambda W, fit, validation, damps, prune: torch.tensor(
-            choose_damping_loop(W, fit, 2 * validation, damps, prune)
-        ).double(),
-    ],
+    "damping_from_one_text": [damping_by_left_out, damping_by_difference],
 }
 
 REJECTED = {
@@ -107,11 +115,10 @@ REJECTED = {
         lambda grams, tokens, shares: mix_grams_numpy(grams, tokens, [s**0.5 for s in shares]),
         lambda grams, tokens, shares: mix_grams_numpy(grams, tokens[::-1], shares),
     ],
-    "choose_damping": [
-        lambda W, fit, validation, damps, prune: damps[1],
-        lambda W, fit, validation, damps, prune: 2 * choose_damping_loop(W, fit, validation, damps, prune),
-        lambda W, fit, validation, damps, prune: choose_damping_loop(
-            W, fit, validation.diag().diag(), damps[:2], prune
-        ),
+    "damping_from_one_text": [
+        lambda W, grams, damps, prune: damps[1],
+        lambda W, grams, damps, prune: 2 * damping_by_left_out(W, grams, damps, prune),
+        lambda W, grams, damps, prune: damping_by_left_out(W, grams[:-1], damps, prune),  # the last has no say at all
+        lambda W, grams, damps, prune: damping_by_left_out(W, [sum(grams[::2]), sum(grams[1::2])], damps, prune),
     ],
 }

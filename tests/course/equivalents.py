@@ -291,8 +291,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "kl_divergence": {
         "-1 -> 1": ONE_AXIS,
     },
-    "choose_damping": {
+    "damping_from_one_text": {
         "(D @ G * D).sum() -> (D @ G * D).mean()": SCALE,
+        "losses.sum(1) -> losses.mean(1)": SCALE,
         "D @ G -> D @ G.T": SYMMETRIC,
         "W - V -> V - W": UNSIGNED,
     },

@@ -180,19 +180,35 @@ def outliers_at_the_limit(weights, norms, outlier):
 
 
 def damping_by(measure):
-    def answer(W, fit, validation, damps, prune):
-        return min(damps, key=lambda damp: float(measure(W - prune(W, fit, damp), validation)))
+    def answer(W, grams, damps, prune):
+        def error(damp):
+            return sum(float(measure(W - prune(W, sum(grams) - piece, damp), piece)) for piece in grams)
+
+        return min(damps, key=error)
 
     return answer
 
 
-def damping_in_a_chain(W, fit, validation, damps, prune):
+def damping_in_a_chain(W, grams, damps, prune):
     best, least, V = None, math.inf, W
     for damp in damps:
-        V = prune(V, fit, damp)
-        if (error := float(((W - V) @ validation * (W - V)).sum())) < least:
+        error = 0.0
+        for piece in grams:
+            V = prune(V, sum(grams) - piece, damp)
+            error += float(((W - V) @ piece * (W - V)).sum())
+        if error < least:
             best, least = damp, error
     return best
+
+
+def damping_of_the_whole_text(W, grams, damps, prune):
+    """A text for fitting, and the same for choosing: the function of two texts that the exercise once was."""
+    return min(damps, key=lambda damp: float(((D := W - prune(W, sum(grams), damp)) @ sum(grams) * D).sum()))
+
+
+def damping_of_the_last_piece(W, grams, damps, prune):
+    """The last piece for validation, as one splits a text once."""
+    return min(damps, key=lambda damp: float(((D := W - prune(W, sum(grams[:-1]), damp)) @ grams[-1] * D).sum()))
 
 
 def swap_with(sign):
@@ -241,10 +257,12 @@ REFUSED = [
     ("contaminated", sets_of_tensors, "nothing found"),
     ("contaminated", as_sets, None),
     ("contaminated", joined_by_blanks, None),
-    ("choose_damping", damping_by(lambda D, G: (D @ G).norm()), "length of the slope"),
-    ("choose_damping", damping_by(lambda D, G: (D.square() * G.diagonal()).sum()), "only the diagonal"),
-    ("choose_damping", damping_by(lambda D, G: D.square().sum()), "distance of the weights"),
-    ("choose_damping", damping_in_a_chain, "pruned again and again"),
+    ("damping_from_one_text", damping_by(lambda D, G: (D @ G).norm()), "length of the slope"),
+    ("damping_from_one_text", damping_by(lambda D, G: (D.square() * G.diagonal()).sum()), "only the diagonal"),
+    ("damping_from_one_text", damping_by(lambda D, G: D.square().sum()), "distance of the weights"),
+    ("damping_from_one_text", damping_in_a_chain, "pruned again and again"),
+    ("damping_from_one_text", damping_of_the_whole_text, "nothing left out"),
+    ("damping_from_one_text", damping_of_the_last_piece, "only one piece left out"),
     ("input_norms", input_norms_on_the_right, "padding taken to be at the end"),
     ("keep_budget", keep_budget_between_minus_one_and_one, None),
     ("csr_matmul", dense_product, "the dense matrix multiplied"),

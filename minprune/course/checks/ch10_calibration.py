@@ -1,4 +1,4 @@
-"""The exercises of chapter 10: windows of a text, mixed texts, choosing a damping, test text seen before."""
+"""The exercises of chapter 10: windows of a text, mixed texts, a damping from one text, test text seen before."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -195,7 +195,7 @@ def _grams(tokens: list[int], d_in: int, seed: int) -> list[Tensor]:
     return [X.T @ X for X in inputs]
 
 
-# choose_damping(W, fit, validation, damps, prune): the damping whose result is best on other text
+# damping_from_one_text(W, grams, damps, prune): the damping whose result is best on the pieces that were left out
 Prune = Callable[[Tensor, Tensor, float], Tensor]
 
 
@@ -205,81 +205,121 @@ def _loss(D: Tensor, G: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """The best of several dampings; right unless a field says otherwise.
+class _LeaveOut:
+    """The best of several dampings by leaving out one piece of a text after the other; right unless a field differs.
 
-    seen, measured: (fit, validation, damping) -> the Gram matrix that is pruned with, and the one of the error. loss:
-    (change, Gram matrix). result: (losses, dampings). anew: each damping begins with the layer as it was.
+    seen, measured: (all pieces, the one that is left out, damping) -> the Gram matrix that is pruned with, and the one
+    of the error. loss: (layer, change, Gram matrix). together: losses (dampings, pieces) -> (dampings,). result:
+    (losses, dampings). anew: each trial begins with the layer as it was.
     """
 
-    seen: Callable[[Tensor, Tensor, float], Tensor] = lambda fit, validation, damp: fit
-    measured: Callable[[Tensor, Tensor, float], Tensor] = lambda fit, validation, damp: validation
-    loss: Callable[[Tensor, Tensor], float] = _loss
+    seen: Callable[[Tensor, Tensor], Tensor] = lambda total, piece: total - piece
+    measured: Callable[[Tensor, Tensor, float], Tensor] = lambda total, piece, damp: piece
+    loss: Callable[[Tensor, Tensor, Tensor], float] = lambda W, D, G: _loss(D, G)
+    together: Callable[[Tensor], Tensor] = lambda losses: losses.sum(1)
     result: Callable[[list[float], Sequence[float]], float] = lambda losses, damps: damps[losses.index(min(losses))]
     anew: bool = True
 
-    def __call__(self, W: Tensor, fit: Tensor, validation: Tensor, damps: Sequence[float], prune: Prune) -> Tensor:
-        losses, V = [], W
+    def __call__(self, W: Tensor, grams: Sequence[Tensor], damps: Sequence[float], prune: Prune) -> Tensor:
+        total, V = torch.stack(list(grams)).sum(0), W
+        losses: list[list[float]] = []
         for damp in damps:
-            V = prune(W if self.anew else V, self.seen(fit, validation, damp), damp)
-            losses.append(self.loss(W - V, self.measured(fit, validation, damp)))
-        return torch.tensor(float(self.result(losses, damps)))
+            losses.append([])
+            for piece in grams:
+                V = prune(W if self.anew else V, self.seen(total, piece), damp)
+                losses[-1].append(self.loss(W, W - V, self.measured(total, piece, damp)))
+        return torch.tensor(float(self.result(self.together(torch.tensor(losses)).tolist(), damps)))
 
 
-choose_damping = Exercise(
-    name="choose_damping",
+def _votes(losses: Tensor) -> Tensor:
+    """How many pieces have their least loss with another damping: (dampings,)."""
+    return losses.shape[1] - torch.bincount(losses.argmin(0), minlength=len(losses)).double()
+
+
+damping_from_one_text = Exercise(
+    name="damping_from_one_text",
     chapter=10,
-    title="the damping whose pruned weights have the lowest error on validation text",
-    reference=_Choice(),
-    difficulty=3,
+    title="the damping that is best on pieces of the text that were left out of the fit",
+    reference=_LeaveOut(),
+    difficulty=4,
     wrong=mistakes(
         {
-            "chosen on the calibration text": _Choice(measured=lambda fit, validation, damp: fit),
-            "fitted to the validation text as well": _Choice(seen=lambda fit, validation, damp: validation),
-            "texts exchanged": exchanged(_Choice(), 1, 2),
-            "pruned again and again": _Choice(anew=False),
-            "only the diagonal": _Choice(measured=lambda fit, validation, damp: validation.diagonal().diag()),
-            "length of the slope": _Choice(loss=lambda D, G: float((D @ G).norm())),
-            "worst instead of best": _Choice(loss=lambda D, G: -_loss(D, G)),
-            "error instead of damping": _Choice(result=lambda losses, damps: min(losses)),
-            "place instead of damping": _Choice(result=lambda losses, damps: losses.index(min(losses))),
-            "damping in the measure": _Choice(measured=lambda fit, validation, damp: _damped(validation, damp)),
-            "distance of the weights": _Choice(loss=lambda D, G: float(D.square().sum())),
+            "nothing left out": _LeaveOut(seen=lambda total, piece: total),
+            "judged by what was seen": _LeaveOut(measured=lambda total, piece, damp: total - piece),
+            "judged by the whole text": _LeaveOut(measured=lambda total, piece, damp: total),
+            "fitted to the piece, judged by the rest": _LeaveOut(
+                seen=lambda total, piece: piece, measured=lambda total, piece, damp: total - piece
+            ),
+            "each piece by itself": _LeaveOut(seen=lambda total, piece: piece),
+            "only one piece left out": [
+                _LeaveOut(together=lambda losses: losses[:, 0]),
+                _LeaveOut(together=lambda losses: losses[:, -1]),
+            ],
+            "a vote": _LeaveOut(together=_votes),
+            "the worst piece": _LeaveOut(together=lambda losses: losses.max(1).values),
+            "relative errors": _LeaveOut(loss=lambda W, D, G: _loss(D, G) / _loss(W, G)),
+            "pruned again and again": _LeaveOut(anew=False),
+            "only the diagonal": _LeaveOut(measured=lambda total, piece, damp: piece.diagonal().diag()),
+            "length of the slope": _LeaveOut(loss=lambda W, D, G: float((D @ G).norm())),
+            "worst instead of best": _LeaveOut(loss=lambda W, D, G: -_loss(D, G)),
+            "error instead of damping": _LeaveOut(result=lambda losses, damps: min(losses)),
+            "place instead of damping": _LeaveOut(result=lambda losses, damps: losses.index(min(losses))),
+            "damping in the measure": _LeaveOut(measured=lambda total, piece, damp: _damped(piece, damp)),
+            "distance of the weights": _LeaveOut(loss=lambda W, D, G: float(D.square().sum())),
         },
         """
-        chosen on the calibration text: The error was measured on the text that the weights were fitted to, where less
-          damping is always better.
-        fitted to the validation text as well: The weights were fitted to the very text that they are judged by, where
-          less damping is nearly always better. `prune` gets the other one.
-        texts exchanged: Fitted to the validation text and measured on the calibration text: the two are exchanged.
-        pruned again and again: Each damping was tried on what the one before had left. Every one of them begins with
-          the layer as it was.
-        only the diagonal: Only the diagonal of the validation text's Gram matrix was used, as if its inputs were
+        nothing left out: The weights were fitted to the whole text, so to every piece that judges them. There less
+          damping always looks better.
+        judged by what was seen: A piece was left out, and then the error was measured on the pieces that were fitted
+          to. The one that was left out is the judge.
+        judged by the whole text: The error was measured on the whole text, most of which was fitted to. Only the piece
+          that was left out is a judge.
+        fitted to the piece, judged by the rest: The two are exchanged: you fit to one piece and judge by all others.
+          With so few tokens more damping is better than it will be in the end.
+        each piece by itself: The same piece is fitted to and judges. Which pieces has `prune` to see?
+        only one piece left out: Only one piece was ever left out. Each of them has its turn, and all of them count.
+        a vote: Each piece had one vote, so a small gain counts like a large loss. Add up their errors.
+        the worst piece: The damping was chosen by the largest error of a piece. Add up the errors of all of them.
+        relative errors: The error on each piece was divided by what the layer puts out there, so a short or quiet piece
+          counts like a long one. Add up the squared errors as they are.
+        pruned again and again: Each trial began with what the one before had left. Every one of them begins with the
+          layer as it was.
+        only the diagonal: Only the diagonal of the Gram matrix of the piece was used, as if its inputs were
           uncorrelated.
         length of the slope: ||D G|| is not the error. The squared error of the outputs is D G D^T: the change of the
           weights stands on both sides.
         worst instead of best: Of all dampings this one has the *largest* error.
         error instead of damping: This is the error of the best damping. Asked for is the damping itself.
         place instead of damping: This is the place of the best damping in the list. Asked for is the damping itself.
-        damping in the measure: The error was measured with the damping added to the validation text: every damping then
-          has a measure of its own.
+        damping in the measure: The error was measured with the damping added to the piece: every damping then has a
+          measure of its own.
         distance of the weights: The weights were compared, not the outputs. How far a weight moved is of no interest if
           the inputs do not show it.
         """,
     ),
     cases=lambda: [
-        *(Case(f"layer {i}, {n} calibration tokens", _layer(n, seed, _refit)) for i, (n, seed) in enumerate(_REFITTED)),
+        *(Case(f"layer {i}, {_told(n)}", _pieces(n, seed, _refit)) for i, (n, seed) in enumerate(_REFITTED)),
         *(
-            Case(f"layer {i}, {n} calibration tokens, the damping decides which inputs go", _layer(n, seed, _chosen))
+            Case(f"layer {i}, {_told(n)}, the damping decides which inputs go", _pieces(n, seed, _chosen))
             for i, (n, seed) in enumerate(_CHOSEN, len(_REFITTED))
         ),
     ],
 )
 
 _DAMPS = [0.0001, 0.01, 0.1, 1.0, 10.0]
-_Seeds = tuple[tuple[int, int], ...]
-_REFITTED: _Seeds = ((9, 1080), (12, 1050), (9, 1160), (10, 1050), (8, 1350), (8, 1120))
-_CHOSEN: _Seeds = ((8, 1310), (6, 1110), (12, 1050), (15, 1320), (6, 1700), (8, 1760))
+_Texts = tuple[tuple[tuple[int, ...], int], ...]
+_REFITTED: _Texts = (((6, 9, 5), 1020), ((4, 4, 4), 1300), ((6, 9, 5), 1170), ((4, 4, 4), 1010))
+_CHOSEN: _Texts = (
+    ((7, 4, 6, 5), 1350),
+    ((5, 12), 1250),
+    ((7, 4, 6, 5), 1450),
+    ((20, 6, 8), 1770),
+    ((9, 5, 3, 7), 1030),
+)
+
+
+def _told(sizes: tuple[int, ...]) -> str:
+    return f"pieces of {', '.join(map(str, sizes[:-1]))} and {sizes[-1]} tokens"
 
 
 def _damped(G: Tensor, damp: float) -> Tensor:
@@ -301,11 +341,12 @@ def _chosen(W: Tensor, G: Tensor, damp: float) -> Tensor:
     return _refit(W[:, order], G[order][:, order], damp)[:, order.argsort()]
 
 
-def _layer(tokens: int, seed: int, prune: Prune) -> tuple:
+def _pieces(sizes: tuple[int, ...], seed: int, prune: Prune) -> tuple:
+    """A layer and a text in pieces of so many tokens, each of which has something of its own."""
     mix = normal(8, 8, seed=seed) * torch.logspace(-1, 1, 8).roll(seed // 10)
-    fit, validation = (normal(n, 8, seed=seed + i) @ mix for i, n in ((1, tokens), (2, 60)))
+    inputs = [normal(n, 8, seed=seed + i) @ (mix + normal(8, 8, seed=seed - i)) for i, n in enumerate(sizes, 1)]
     damps = _DAMPS if seed % 20 else _DAMPS[::-1]
-    return normal(3, 8, seed=seed + 3), fit.T @ fit, validation.T @ validation, damps, prune
+    return normal(3, 8, seed=seed + 9), [X.T @ X for X in inputs], damps, prune
 
 
 # contaminated(train, test, n): which test windows share n tokens in a row with the calibration windows
@@ -410,4 +451,4 @@ def _rows(*texts: str) -> Tensor:
     return torch.tensor([[ord(letter) - ord("a") for letter in text] for text in texts])
 
 
-EXERCISES = [draw_windows, cut_with_bos, mix_grams, choose_damping, contaminated]
+EXERCISES = [draw_windows, cut_with_bos, mix_grams, damping_from_one_text, contaminated]
