@@ -2,6 +2,7 @@
 
 import doctest
 import importlib.util
+import itertools
 import json
 import re
 import subprocess
@@ -87,6 +88,14 @@ def test_a_table_that_a_cell_shows_as_markdown_is_a_table_in_the_book():
     for text in shown:
         page = parser.render(text)
         assert page.count("<table>") == 1 and "|" not in page, text
+
+
+def test_no_printed_line_is_stored_in_two_parts_since_the_book_would_part_them_too():
+    for path in (BOOK.parent / "notebooks").glob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for one, other in itertools.pairwise(cell.get("outputs", [])):
+                if one.output_type == other.output_type == "stream" and one.name == other.name:
+                    assert one.text.endswith("\n"), (path.name, one.text[-60:], other.text[:60])
 
 
 def test_words_in_formulas_have_no_backslash_since_mathjax_would_show_it():
