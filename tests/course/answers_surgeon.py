@@ -14,24 +14,6 @@ def refit(w, H, gone):
     return new
 
 
-def saliency_brute_force(w, X, damp):
-    """Fit the outputs anew without each input; damping is a few more tokens, each of a single input."""
-    extra = (damp * X.square().sum(0).mean()).sqrt() * torch.eye(len(w))
-    A = torch.cat([X, extra]).double()
-    costs = []
-    for q in range(len(w)):
-        others = [j for j in range(len(w)) if j != q]
-        best = torch.linalg.lstsq(A[:, others], (A @ w.double())[:, None], driver="gelsd").solution
-        costs.append(float((A @ w.double() - (A[:, others] @ best)[:, 0]).square().sum()))
-    return costs
-
-
-def saliency_numpy(w, X, damp):
-    G = X.double().numpy().T @ X.double().numpy()
-    columns = np.linalg.solve(G + damp * np.trace(G) / len(G) * np.eye(len(G)), np.eye(len(G)))
-    return w.numpy() ** 2 / np.diag(columns)
-
-
 def eliminate_numpy(P, q):
     P = P.double().numpy()
     return np.delete(np.delete(P - np.outer(P[:, q], P[q] / P[q, q]), q, 0), q, 1)
@@ -46,6 +28,25 @@ def remove_several_in_turn(w, H, gone):
         P[list(gone[: place + 1])] = P[:, list(gone[: place + 1])] = 0
     w[list(gone)] = 0
     return w
+
+
+def loss_without(w, H, gone):
+    delta = refit(w, H, gone) - w.double()
+    return float(delta @ H.double() @ delta)
+
+
+def return_gains_refitting(w, H, gone):
+    """Without any formula of OBS: fit the row with and without each of them."""
+    return [loss_without(w, H, gone) - loss_without(w, H, [q for q in gone if q != back]) for back in gone]
+
+
+def return_gains_on_the_kept(w, H, gone):
+    """The slope at the repaired row, and what H leaves of an input when the kept ones have imitated it."""
+    H64, row = H.double().numpy(), refit(w, H, gone).numpy()
+    kept = [j for j in range(len(w)) if j not in gone]
+    slope = H64 @ (w.double().numpy() - row)
+    own = [H64[q, q] - H64[q, kept] @ np.linalg.solve(H64[np.ix_(kept, kept)], H64[kept, q]) for q in gone]
+    return slope[gone] ** 2 / np.array(own)
 
 
 def obs_row_refitting(w, H, zeros):
@@ -77,18 +78,13 @@ def obs_row_shrinking(w, H, zeros):
 
 
 RIGHT = {
-    "saliency": [saliency_brute_force, saliency_numpy],
     "eliminate": [eliminate_numpy, lambda P, q: np.linalg.inv(np.delete(np.delete(np.linalg.inv(P), q, 0), q, 1))],
     "remove_several": [refit, remove_several_in_turn],
     "obs_row": [obs_row_refitting, obs_row_shrinking],
+    "return_gains": [return_gains_refitting, return_gains_on_the_kept],
 }
 
 REJECTED = {
-    "saliency": [
-        lambda w, X, damp: w.square() / (X.T @ X).diagonal(),  # diag(H) and no damping
-        lambda w, X, damp: w.square() / torch.linalg.inv(X.T @ X + damp * torch.eye(len(w))).diagonal() / 2,
-        lambda w, X, damp: w.square() / torch.linalg.inv(X.T @ X + torch.eye(len(w))).sum(0),
-    ],
     "eliminate": [
         lambda P, q: eliminate_numpy(P, q).T[::-1],
         lambda P, q: np.delete(np.delete(P.numpy() + np.outer(P[:, q], P[q]), q, 0), q, 1),  # plus and no pivot
@@ -103,5 +99,11 @@ REJECTED = {
         lambda w, H, zeros: refit(w, H, w.abs().argsort()[:zeros].tolist()),  # magnitude, chosen at the beginning
         lambda w, H, zeros: refit(w, H, list(range(zeros))),
         lambda w, H, zeros: torch.where(torch.as_tensor(obs_row_shrinking(w, H, zeros)) != 0, w, 0.1),
+    ],
+    "return_gains": [
+        lambda w, H, gone: return_gains_refitting(w, H, gone[:1]) * len(gone),
+        lambda w, H, gone: [loss_without(w, H, gone) - loss_without(w, H, [back]) for back in gone],
+        lambda w, H, gone: [loss_without(w, H, [back]) for back in gone[::-1]],  # a first removal, in another order
+        lambda w, H, gone: [2 * gain for gain in return_gains_refitting(w, H, sorted(gone))],  # two at once
     ],
 }

@@ -45,6 +45,12 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "P[o, q] -> P[q, o]": SYMMETRIC,
         "P[q, o] -> P[o, q]": SYMMETRIC,
     },
+    "return_gains": {
+        "self.between(H, gone) @ w[gone] -> w[gone] @ self.between(H, gone)": SYMMETRIC,
+        "self.between(H, gone) @ w[gone] -> self.between(H, gone).T @ w[gone]": SYMMETRIC,
+        "self.between(H, gone) @ w[gone] -> self.between(H, gone) @ w[gone].T": SYMMETRIC,
+        "self.pivots(H, gone, self.between(H, gone)) -> self.pivots(gone, H, self.between(H, gone))": FLAG,
+    },
     "swap_change": {
         "lost(w, keep) @ G -> G @ lost(w, keep)": SYMMETRIC,
         "lost(w, keep) @ G -> lost(w, keep).T @ G": SYMMETRIC,

@@ -1,4 +1,4 @@
-"""The exercises of chapter 03: the price of a removal, the inverse without an input, several removals, OBS."""
+"""The exercises of chapter 03: the inverse without an input, several removals, OBS, a weight that comes back."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,82 +9,14 @@ from torch import Tensor
 from torch.linalg import inv
 
 from minprune.course.checks.core import Case, Exercise, mistakes
-from minprune.course.checks.mutations import averaged, given, scaled, then
+from minprune.course.checks.mutations import given, negated, scaled, then
 from minprune.course.checks.values import normal
-
-
-# saliency(w, X, damp): what the removal of each weight costs, if the others make up for it
-def _damped(X: Tensor, damp: float) -> Tensor:
-    G = X.T @ X
-    return G + damp * G.diagonal().mean() * torch.eye(len(G))
-
-
-def _from(H: Tensor, w: Tensor) -> Tensor:
-    return w.square() / inv(H).diagonal()
-
-
-def _saliency(w: Tensor, X: Tensor, damp: float) -> Tensor:
-    return _from(_damped(X, damp), w)
 
 
 def _inputs(d_in: int, seed: int, loudness: Sequence[float] = (1.0,)) -> Tensor:
     """(6 * d_in tokens, d_in): inputs with one cause in common and a mean that is not zero."""
     X = normal(6 * d_in, d_in, seed=seed) + normal(6 * d_in, 1, seed=seed + 1) + 0.5
     return X * torch.tensor(loudness).repeat(d_in // len(loudness))
-
-
-saliency = Exercise(
-    name="saliency",
-    chapter=3,
-    title="what the removal of each weight costs if the others make up for it, with damping",
-    reference=_saliency,
-    difficulty=2,
-    rtol=1e-3,
-    atol=1e-5,
-    wrong=mistakes(
-        {
-            "divided by diag(H)": lambda w, X, damp: w.square() / _damped(X, damp).diagonal(),
-            "repair left out": lambda w, X, damp: w.square() * _damped(X, damp).diagonal(),
-            "multiplied by the inverse": lambda w, X, damp: w.square() * inv(_damped(X, damp)).diagonal(),
-            "magnitude": lambda w, X, damp: w.square(),
-            "no damping": given(_saliency, damp=0.0),
-            "absolute damping": lambda w, X, damp: _from(X.T @ X + damp * torch.eye(len(w)), w),
-            "fraction of the trace": lambda w, X, damp: _saliency(w, X, damp * len(w)),
-            "each input's own damping": lambda w, X, damp: _from(X.T @ X + damp * torch.diag((X.T @ X).diagonal()), w),
-            "mean over tokens": averaged(_saliency, over="X"),
-            "root of the cost": then(_saliency, torch.sqrt),
-            "weight not squared": lambda w, X, damp: w.abs() / inv(_damped(X, damp)).diagonal(),
-            "half the cost": scaled(_saliency, 0.5),
-            "inputs centred": given(_saliency, X=lambda X: X - X.mean(0)),
-        },
-        """
-        divided by diag(H): The squares were divided by the diagonal of H itself. That makes the weights of loud inputs
-          cheap. What stands under the fraction bar of the cost?
-        repair left out: This is the cost if the other weights stay as they are. One over the diagonal of H is the
-          diagonal of the inverse only if inputs are uncorrelated.
-        multiplied by the inverse: The squares were multiplied with the diagonal of the inverse, not divided by it: a
-          loud input has a small one.
-        magnitude: These are the squares of the weights: the inputs have no say in them.
-        no damping: It is right without damping. What is added to the diagonal of X^T X?
-        absolute damping: damp itself was added to the diagonal. It is a *fraction* of something, so that it means the
-          same for loud and for quiet layers.
-        fraction of the trace: The damping is a fraction of the mean of the diagonal, not of its sum.
-        each input's own damping: Every diagonal entry grew by a fraction of itself. All should grow by the same amount.
-        mean over tokens: The cost is per token. In this book the Gram matrix is a sum over tokens.
-        root of the cost: This is the square root of the cost. It ranks the weights alike, but it is no loss.
-        weight not squared: The cost of a weight twice as large is four times as high.
-        half the cost: It is half of the squared error. Papers that have a 2 here write 2 X^T X for H: the two cancel.
-        inputs centred: The mean of the inputs was taken away. A layer's output has it, so the loss does, too.
-        """,
-    ),
-    cases=lambda: [
-        Case("four correlated inputs", (normal(4, seed=300), _inputs(4, 301), 0.01)),
-        Case("inputs of different loudness", (normal(6, seed=303), _inputs(6, 304, (0.3, 1.0, 4.0)), 0.02)),
-        Case("no damping", (normal(5, seed=306), _inputs(5, 307), 0.0)),
-        Case("strong damping", (normal(5, seed=309), _inputs(5, 310), 0.5)),
-        Case("fewer tokens than inputs", (normal(6, seed=312), _inputs(6, 313)[:4], 0.1)),
-    ],
-)
 
 
 # eliminate(P, q): the inverse of H without row and column q, from P = inverse of H alone
@@ -341,6 +273,110 @@ def _near() -> Tensor:
     return H
 
 
+# return_gains(w, H, gone): what the loss falls by if one of the removed weights comes back and all adjust to it
+@dataclass(frozen=True)
+class _Gains:
+    """What each of the removed weights gains on its return; right unless a field says otherwise.
+
+    between: (H, gone) -> how the removed weights stand to each other after the repair, (removed, removed). pivots: (H,
+    gone, that matrix) -> what the squared slopes are divided by, (removed,).
+    """
+
+    between: Callable[[Tensor, list[int]], Tensor] = lambda H, gone: inv(inv(H)[gone][:, gone])
+    pivots: Callable[[Tensor, list[int], Tensor], Tensor] = lambda H, gone, M: M.diagonal()
+
+    def slopes(self, w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+        return self.between(H, gone) @ w[gone]
+
+    def __call__(self, w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+        return self.slopes(w, H, gone).square() / self.pivots(H, gone, self.between(H, gone))
+
+
+_gains, _unrepaired = _Gains(), _Gains(between=lambda H, gone: H[gone][:, gone])
+
+
+def _cost(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    """The loss after the removal of these weights and the repair by the others."""
+    return w[gone] @ _gains.slopes(w, H, gone)
+
+
+def _old_value(gains: _Gains, w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    """The gain if each comes back as it was and no other weight moves."""
+    return 2 * w[gone] * gains.slopes(w, H, gone) - w[gone].square() * H.diagonal()[gone]
+
+
+def _without_each(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    """The loss that is left if one of them is there again: (removed,)."""
+    return _cost(w, H, gone) - _gains(w, H, gone)
+
+
+def _returned_in_turn(w: Tensor, H: Tensor, gone: list[int]) -> Tensor:
+    """The first of the list comes back, then the second as well, and so on."""
+    costs = torch.stack([_cost(w, H, gone[k:]) for k in range(len(gone) + 1)])
+    return costs[:-1] - costs[1:]
+
+
+return_gains = Exercise(
+    name="return_gains",
+    chapter=3,
+    title="how far the loss falls if one of several removed weights comes back and the kept ones adjust to it",
+    reference=_gains,
+    difficulty=3,
+    rtol=1e-3,
+    atol=1e-4,
+    wrong=mistakes(
+        {
+            "price of a first removal": lambda w, H, gone: w[gone].square() / inv(H).diagonal()[gone],
+            "the kept ones stay": _Gains(pivots=lambda H, gone, M: H.diagonal()[gone]),
+            "comes back as it was": partial(_old_value, _gains),
+            "no repair before": [_unrepaired, partial(_old_value, _unrepaired)],
+            "the pivot of all inputs": _Gains(pivots=lambda H, gone, M: 1 / inv(H).diagonal()[gone]),
+            "divided by the inverse's block": _Gains(pivots=lambda H, gone, M: inv(H).diagonal()[gone]),
+            "the loss that is left": _without_each,
+            "a share of the loss": lambda w, H, gone: _gains(w, H, gone) / _cost(w, H, gone),
+            "the slope": _gains.slopes,
+            "not squared": lambda w, H, gone: _gains.slopes(w, H, gone).abs() / _gains.between(H, gone).diagonal(),
+            "half the gain": scaled(_gains, 0.5),
+            "wrong sign": negated(_gains),
+            "one after the other": _returned_in_turn,
+            "in the order of the inputs": given(_gains, gone=sorted),
+        },
+        """
+        price of a first removal: This is what each of them cost, had it gone first, with all others there to help. By
+          now the others on the list are gone, too.
+        the kept ones stay: The weight that comes back takes its best value, but the kept ones do not adjust to it. They
+          had taken over its job: let them give it back.
+        comes back as it was: The weight came back with its old value, and the kept ones stayed. They have moved since,
+          so the old value is not the best one.
+        no repair before: This starts from the row in which nothing has made up for the removed weights. The kept ones
+          had been fitted without them.
+        the pivot of all inputs: The squared slope is right. What it is divided by belongs to a row from which nothing
+          was removed.
+        divided by the inverse's block: The squared slope is right. It was divided by an entry of the inverse, where
+          there should be one of the inverse of its block.
+        the loss that is left: This is the loss after the return. Asked for is by how much it fell.
+        a share of the loss: This is the gain as a share of the loss. Asked for is the gain itself.
+        the slope: This is how steeply the loss falls at the return's start. How far does it fall until the best value?
+        not squared: The gain grows with the *square* of the slope: the steeper, the further the way down, too.
+        half the gain: It is half of the gain. Mind the 2 that the derivative of a square brings.
+        wrong sign: Another weight to fit with cannot raise the loss: gains are not negative.
+        one after the other: After the first of the list the others came back *in addition*. Each is to come back alone.
+        in the order of the inputs: The gains are right, but in the order of the inputs. Keep the order of the list.
+        """,
+    ),
+    cases=lambda: [
+        Case("two of three inputs gone", (torch.tensor([1.0, 2.0, -1.0]), _twins(), [0, 1])),
+        Case("one weight gone", (normal(5, seed=390), _spd(5, 391), [2])),
+        Case("not in the order of the inputs", (normal(6, seed=393), _spd(6, 394), [4, 0, 3])),
+        Case("half of a row", (normal(8, seed=396), _spd(8, 397, (0.5, 2.0)), [6, 1, 2, 5])),
+        Case("all weights gone", (normal(4, seed=399), _spd(4, 400), [3, 2, 0, 1])),
+        Case(
+            "uncorrelated inputs", (torch.tensor([3.0, -1.0, 2.0]), torch.diag(torch.tensor([4.0, 1.0, 9.0])), [2, 0])
+        ),
+    ],
+)
+
+
 # apart(a, r, g, h): how large a third weight must be for damage and surgeon to part over twins
 def _apart(a: Tensor, r: Tensor, g: Tensor, h: Tensor) -> Tensor:
     high = a.abs() * (g / h).sqrt()  # (n,)
@@ -401,4 +437,4 @@ apart = Exercise(
     ],
 )
 
-EXERCISES = [saliency, eliminate, remove_several, obs_row, apart]
+EXERCISES = [eliminate, remove_several, obs_row, return_gains, apart]
