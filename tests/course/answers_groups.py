@@ -56,10 +56,24 @@ def fold_output_loop(O, order, heads):
     return new
 
 
+def fold_stream_gather(weight, name, order):
+    if any(part in name for part in ("o_proj", "down_proj", "norm")):
+        return torch.stack([weight[k] for k in order.tolist()])
+    return weight.T[order].T
+
+
+def fold_stream_matrix(weight, name, order):
+    """With a permutation matrix on the side of the stream."""
+    P = torch.eye(len(order))[order]  # new = P old
+    writes = name.endswith(("o_proj.weight", "down_proj.weight", "norm.weight"))
+    return P @ weight if writes else weight @ P.T
+
+
 RIGHT = {
     "nm_mask": [nm_mask_numpy, nm_mask_loop],
     "snake_deal": [snake_deal_numpy, snake_deal_loop],
     "fold_output": [fold_output_numpy, fold_output_loop],
+    "fold_stream": [fold_stream_gather, fold_stream_matrix],
 }
 
 REJECTED = {
@@ -81,5 +95,11 @@ REJECTED = {
         lambda O, order, heads: fold_output_loop(O, order.argsort(1).flip(0), heads),  # inverse, and heads exchanged
         lambda O, order, heads: 2 * fold_output_loop(O, order, heads),
         lambda O, order, heads: fold_output_loop(fold_output_loop(O, order, heads), order, heads),  # twice
+    ],
+    "fold_stream": [
+        lambda weight, name, order: weight.flip(0),
+        lambda weight, name, order: fold_stream_gather(fold_stream_gather(weight, name, order), name, order),  # twice
+        lambda weight, name, order: fold_stream_gather(weight, name.replace("up_proj", "down_proj"), order),
+        lambda weight, name, order: 2 * fold_stream_gather(weight, name, order),
     ],
 }

@@ -40,6 +40,37 @@ def traffic_numpy(groups, itemsize):
     return np.array([int((2 * d * (d + 1) + 8 * d).sum()), itemsize * weights])
 
 
+def operations_loop(groups, tokens):
+    found = [0.0, 0.0, 0.0]
+    for shapes in map(torch.Tensor.tolist, groups):
+        found[1] += tokens * shapes[0][1] ** 2
+        for d_out, d_in in shapes:
+            found[0] += 2 * d_out * d_in * tokens
+            found[2] += 2 * d_in**3 / 3 + d_out * d_in**2
+    return found
+
+
+def operations_numpy(groups, tokens):
+    o, i = np.concatenate([group.numpy() for group in groups]).astype(float).T
+    first = np.array([float(group[0, 1]) for group in groups])
+    return np.array([2 * tokens * (o @ i), tokens * (first @ first), ((i * 2 / 3 + o) * i * i).sum()])
+
+
+def enough_by_search(groups, itemsize):
+    sums, _ = traffic_loop(groups, itemsize)
+    low, high = 0, 10**7  # inputs of `low` tokens are no more bytes than the sums
+    while high - low > 1:
+        tokens = (low + high) // 2
+        sent = sum(tokens * itemsize * int(group[0, 1]) for group in groups)
+        low, high = (low, tokens) if sent > sums else (tokens, high)
+    return high
+
+
+def enough_by_division(groups, itemsize):
+    widths = [int(group[-1, -1]) for group in groups]
+    return int(sum(2 * d * d + 10 * d for d in widths) // (itemsize * sum(widths))) + 1
+
+
 def growth_products(factors):
     width, depth, tokens = map(float, factors)
     weights = width * width * depth
@@ -49,6 +80,8 @@ def growth_products(factors):
 RIGHT = {
     "pack": [pack_heap, pack_numpy],
     "block_traffic": [traffic_loop, traffic_numpy],
+    "operations": [operations_loop, operations_numpy],
+    "enough_tokens": [enough_by_search, enough_by_division],
     "growth": [growth_products, lambda factors: torch.tensor(growth_products(factors), dtype=torch.float64)],
 }
 
@@ -70,5 +103,17 @@ REJECTED = {
         lambda factors: growth_products(factors)[::-1],
         lambda factors: growth_products(factors.square()),
         lambda factors: 1.0,
+    ],
+    "operations": [
+        lambda groups, tokens: operations_loop(groups, tokens)[::-1],
+        lambda groups, tokens: operations_loop([group[:1] for group in groups], tokens),
+        lambda groups, tokens: operations_loop(groups, 2 * tokens),
+        lambda groups, tokens: sum(operations_loop(groups, tokens)),
+    ],
+    "enough_tokens": [
+        lambda groups, itemsize: enough_by_search(groups, itemsize) + 1,
+        lambda groups, itemsize: enough_by_search(groups[:1], itemsize),
+        lambda groups, itemsize: 10**6,
+        lambda groups, itemsize: traffic_loop(groups, itemsize)[0],
     ],
 }

@@ -33,6 +33,9 @@ FOUND = "the interval of the whole way is always one that shows it"
 EITHER = "the smaller and the larger of two numbers, named in either order"
 FAIR = "a fair coin: k heads are as likely as k tails"
 NO_WAY = "there is no way to choose more than all"
+WRITERS = "what reads no stream and is no table has a place in the other list"
+ONE_TENSOR = "the matrices of a group have one width"
+BYTE = "a byte more changes no answer"
 FIRST = "below the scores of all weights that count, so these weights go first"
 
 # exercise -> what stood there and what stands there now -> why it changes nothing
@@ -384,6 +387,22 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "[0.0] -> [1.0]": ALIKE,
         "[0.0] -> [-1.0]": ALIKE,
         "given.append(owner) -> pass": FLAG,
+    },
+    "fold_stream": {
+        "weight[order] if layer in self.rows else weight.clone() -> weight[order]": WRITERS,
+    },
+    "operations": {
+        "self.forward(o, i) -> self.forward(i, o)": EXCHANGED,
+        "solve * (tokens if self.again else 1) -> solve / (tokens if self.again else 1)": FLAG,
+        "solve * (tokens if self.again else 1) -> solve": FLAG,
+        "torch.tensor(seconds, dtype=torch.float64) -> torch.tensor(seconds)": NUMBER,
+    },
+    "enough_tokens": {
+        "group[0] -> group[-1]": ONE_TENSOR,
+        "sums += itemsize * sum((o * i for o, i in every['matrices'])) if self.weights else 0 -> pass": FLAG,
+        "sums += itemsize * sum((o * i for o, i in every['matrices'])) if self.weights else 0 -> sums -= itemsize * sum((o * i for o, i in every['matrices'])) if self.weights else 0": FLAG,  # noqa: E501
+        "itemsize * sum((o * i for o, i in every['matrices'])) if self.weights else 0 -> itemsize * sum((o * i for o, i in every['matrices'])) if self.weights else 1": BYTE,  # noqa: E501
+        "self.inputs(shape[self.side], itemsize) -> self.inputs(itemsize, shape[self.side])": EXCHANGED,
     },
     "growth": {
         "torch.tensor(seconds, dtype=torch.float64) -> torch.tensor(seconds)": NUMBER,

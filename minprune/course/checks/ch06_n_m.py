@@ -1,4 +1,4 @@
-"""The exercises of chapter 06: n kept of every m, inputs dealt out to groups, a permutation folded into attention."""
+"""The exercises of chapter 06: n kept of every m, inputs dealt out to groups, orders folded into a model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -310,4 +310,99 @@ lost_in_runs = Exercise(
     ],
 )
 
-EXERCISES = [nm_mask, snake_deal, fold_output, lost_in_runs]
+# fold_stream(weight, name, order): what stands in a tensor of a Llama after the residual stream got another order
+_TABLES = frozenset({"embed_tokens", "lm_head"})
+_READERS = frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"})
+_WRITERS = frozenset({"o_proj", "down_proj"})
+_GAINS = frozenset({"input_layernorm", "post_attention_layernorm", "norm"})
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Right unless a field says otherwise. columns, rows: of which layers the columns and the rows move."""
+
+    columns: frozenset[str] = _TABLES | _READERS
+    rows: frozenset[str] = _WRITERS | _GAINS
+
+    def __call__(self, weight: Tensor, name: str, order: Tensor) -> Tensor:
+        layer = name.split(".")[-2]
+        if layer in self.columns:
+            return weight[:, order]
+        return weight[order] if layer in self.rows else weight.clone()
+
+
+def _by_width(axes: Callable[[list[int]], list[int]]) -> Callable[[Tensor, str, Tensor], Tensor]:
+    """Moves those of the axes that are as long as the order, whatever the layer does."""
+
+    def wrong(weight: Tensor, name: str, order: Tensor) -> Tensor:
+        for axis in axes([a for a in range(weight.ndim) if weight.shape[a] == len(order)]):
+            weight = weight.index_select(axis, order)
+        return weight
+
+    return wrong
+
+
+def _tensor(name: str, *shape: int, seed: int) -> Case:
+    """A tensor of a Llama with 6 channels, in an order that is not its own inverse."""
+    label = name.removeprefix("model.").removesuffix(".weight")
+    return Case(label, (normal(*shape, seed=seed), name, torch.tensor([2, 5, 1, 0, 3, 4])))
+
+
+fold_stream = Exercise(
+    name="fold_stream",
+    chapter=6,
+    title="each tensor of a Llama after the channels of the residual stream changed places",
+    reference=_Stream(),
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "left as it was": lambda weight, name, order: weight.clone(),
+            "the inverse order": given(_Stream(), order=torch.argsort),
+            "norms left as they were": _Stream(rows=_WRITERS),
+            "the last norm left as it was": _Stream(rows=_WRITERS | _GAINS - {"norm"}),
+            "the embeddings left as they were": _Stream(columns=_READERS | {"lm_head"}),
+            "the head left as it was": _Stream(columns=_READERS | {"embed_tokens"}),
+            "writers left as they were": _Stream(rows=_GAINS),
+            "readers left as they were": _Stream(columns=_TABLES),
+            "writers taken for readers": _Stream(columns=_TABLES | _READERS | _WRITERS),
+            "readers taken for writers": _Stream(columns=_TABLES, rows=_WRITERS | _GAINS | _READERS),
+            "inputs taken for outputs": _Stream(columns=_TABLES | _WRITERS, rows=_READERS | _GAINS),
+            "decided by the width": [_by_width(axes) for axes in (list, lambda fit: fit[:1], lambda fit: fit[-1:])],
+        },
+        """
+        left as it was: Nothing was moved. Which tensors read the residual stream, and which write to it?
+        the inverse order: The channels were moved the other way. Channel k of the new stream is the old channel
+          order[k].
+        norms left as they were: Each gain of a norm belongs to a channel, and has to go where its channel goes.
+        the last norm left as it was: Behind the last block there is a norm, too.
+        the embeddings left as they were: The stream begins with a row of the table of embeddings: in which order are
+          its channels?
+        the head left as it was: The head reads the stream as well.
+        writers left as they were: Two matrices of each block add their outputs to the stream, still in the old order.
+        readers left as they were: The matrices at the front of attention and MLP still expect the old order.
+        writers taken for readers: The columns of every matrix were moved. o_proj and down_proj have the stream at the
+          other side.
+        readers taken for writers: The rows of every matrix in a block were moved. A weight is (outputs, inputs): where
+          does the stream enter q_proj?
+        inputs taken for outputs: Rows and columns have changed places. A weight is (outputs, inputs).
+        decided by the width: Which side moves was told by its length. A square matrix has two sides of that length, and
+          the stream is at one of them.
+        """,
+    ),
+    cases=lambda: [
+        _tensor("model.layers.0.input_layernorm.weight", 6, seed=630),
+        _tensor("model.layers.11.post_attention_layernorm.weight", 6, seed=631),
+        _tensor("model.norm.weight", 6, seed=632),
+        _tensor("model.layers.3.self_attn.q_proj.weight", 6, 6, seed=633),
+        _tensor("model.layers.3.self_attn.k_proj.weight", 2, 6, seed=634),
+        _tensor("model.layers.3.self_attn.v_proj.weight", 6, 6, seed=635),
+        _tensor("model.layers.3.self_attn.o_proj.weight", 6, 6, seed=636),
+        _tensor("model.layers.7.mlp.gate_proj.weight", 4, 6, seed=637),
+        _tensor("model.layers.7.mlp.up_proj.weight", 6, 6, seed=638),
+        _tensor("model.layers.7.mlp.down_proj.weight", 6, 4, seed=639),
+        _tensor("model.embed_tokens.weight", 4, 6, seed=640),
+        _tensor("lm_head.weight", 4, 6, seed=641),
+    ],
+)
+
+EXERCISES = [nm_mask, snake_deal, fold_output, lost_in_runs, fold_stream]

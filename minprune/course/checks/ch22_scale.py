@@ -1,4 +1,4 @@
-"""The exercises of chapter 22: who solves what, what travels for a block, and what grows with what."""
+"""The exercises of chapter 22: operations, who solves what, what travels for a block, what grows with what."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,73 @@ import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+
+
+# operations(groups, tokens): those of forward passes, Gram matrices and solves for one block
+@dataclass(frozen=True)
+class _Operations:
+    """Right unless a field says otherwise. for_each: a Gram matrix for each matrix; once: one solve for each group."""
+
+    forward: Callable[[int, int], float] = lambda o, i: 2.0 * o * i
+    gram: Callable[[int], float] = lambda i: float(i**2)
+    solve: Callable[[int, int], float] = lambda o, i: 2 / 3 * i**3 + o * i**2
+    for_each: bool = False
+    once: bool = False
+    side: int = 1
+    again: bool = False  # the solve, for each token
+
+    def __call__(self, groups: Sequence[Tensor], tokens: int) -> Tensor:
+        forward = gram = solve = 0.0
+        for shapes in (group.tolist() for group in groups):
+            gram += sum(self.gram(shape[self.side]) for shape in (shapes if self.for_each else shapes[:1])) * tokens
+            forward += sum(self.forward(o, i) for o, i in shapes) * tokens
+            solve += sum(self.solve(o, i) for o, i in (shapes[:1] if self.once else shapes))
+        return _numbers(forward, gram, solve * (tokens if self.again else 1))
+
+
+operations = Exercise(
+    name="operations",
+    chapter=22,
+    title="the operations of forward passes, Gram matrices and solves for one block",
+    reference=_Operations(),
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "a Gram matrix for each matrix": _Operations(for_each=True),
+            "both halves": _Operations(gram=lambda i: 2.0 * i**2),
+            "products alone": _Operations(forward=lambda o, i: float(o * i)),
+            "outputs for inputs": [
+                _Operations(side=0),
+                lambda groups, tokens: _Operations()([group.flip(1) for group in groups], tokens),
+            ],
+            "one solve for a group": _Operations(once=True),
+            "solves grow with tokens": _Operations(again=True),
+            "one token": lambda groups, tokens: _Operations()(groups, 1),
+            "the inverse forgotten": _Operations(solve=lambda o, i: 1 / 3 * i**3 + o * i**2),
+            "the updates forgotten": _Operations(solve=lambda o, i: 2 / 3 * i**3),
+            "updates of all columns": _Operations(solve=lambda o, i: 2 / 3 * i**3 + 2 * o * i**2),
+        },
+        """
+        a Gram matrix for each matrix: Matrices that read the same tensor share one Gram matrix.
+        both halves: It is symmetric: one half of the Gram matrix is added up.
+        products alone: Each of the o i products is added to a sum, and an addition is an operation, too.
+        outputs for inputs: Sides are exchanged. A row is (o, i), and the Gram matrix is that of the *inputs*.
+        one solve for a group: A group shares its Gram matrix. Each of its matrices is solved for.
+        solves grow with tokens: The solve sees the Gram matrix alone, whatever the number of tokens.
+        one token: Every token goes through each matrix, and adds to each Gram matrix.
+        the inverse forgotten: A Cholesky factor is a third of i^3, and so is its inverse.
+        the updates forgotten: Each column that is pruned changes those on its right, in each of the o rows.
+        updates of all columns: A column changes only those on its right, half of them on average.
+        """,
+    ),
+    cases=lambda: [
+        Case("one group of one matrix", ([torch.tensor([[3, 5]])], 7)),
+        Case("a group of three unequal matrices", ([torch.tensor([[8, 6], [2, 6], [3, 6]])], 10)),
+        Case("a small Llama's block", (_llama(64, 160, 2), 512)),
+        Case("no tokens yet", (_llama(8, 20, 1), 0)),
+        Case("a block of Llama-2-7B", (_llama(4096, 11008, 1), 262144)),
+    ],
+)
 
 
 # pack(costs, ranks): the owner of each job
@@ -152,6 +219,82 @@ block_traffic = Exercise(
 )
 
 
+# enough_tokens(groups, itemsize): from how many tokens on sums are fewer bytes than the inputs themselves
+@dataclass(frozen=True)
+class _Enough:
+    """Right unless a field says otherwise. sums: bytes of a group's sums; inputs: of one token's inputs of a layer."""
+
+    sums: Callable[[int, int], int] = lambda d, itemsize: 4 * (d * (d + 1) // 2 + 2 * d)
+    inputs: Callable[[int, int], int] = lambda d, itemsize: d * itemsize
+    sent: str = "groups"  # the sums of; else "matrices"
+    read: str = "groups"
+    side: int = 1
+    weights: bool = False
+    found: Callable[[int, int], float] = lambda sums, inputs: sums // inputs + 1
+
+    def __call__(self, groups: Sequence[Tensor], itemsize: int) -> Tensor:
+        every = {"matrices": [shape for group in groups for shape in group.tolist()]}
+        every["groups"] = [group[0].tolist() for group in groups]
+        sums = sum(self.sums(shape[self.side], itemsize) for shape in every[self.sent])
+        sums += itemsize * sum(o * i for o, i in every["matrices"]) if self.weights else 0
+        return torch.tensor(
+            self.found(sums, sum(self.inputs(shape[self.side], itemsize) for shape in every[self.read]))
+        )
+
+
+def _widest(groups: Sequence[Tensor], itemsize: int) -> Tensor:
+    return torch.stack([_Enough()([group], itemsize) for group in groups]).max()
+
+
+enough_tokens = Exercise(
+    name="enough_tokens",
+    chapter=22,
+    title="the least number of tokens whose inputs take more bytes than their sums, for one block",
+    reference=_Enough(),
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "sums for each matrix": _Enough(sent="matrices"),
+            "inputs for each matrix": _Enough(read="matrices"),
+            "both for each matrix": _Enough(sent="matrices", read="matrices"),
+            "both halves": _Enough(sums=lambda d, b: 4 * (d * d + 2 * d)),
+            "the diagonal forgotten": _Enough(sums=lambda d, b: 4 * (d * (d - 1) // 2 + 2 * d)),
+            "the two sums forgotten": _Enough(sums=lambda d, b: 4 * d * (d + 1) // 2),
+            "outputs for inputs": _Enough(side=0),
+            "one type for both": _Enough(inputs=lambda d, b: 4 * d),
+            "weights counted": _Enough(weights=True),
+            "rounded down": _Enough(found=lambda sums, inputs: sums // inputs),
+            "as many bytes are enough": _Enough(found=lambda sums, inputs: -(-sums // inputs)),
+            "group by group": _widest,
+        },
+        """
+        sums for each matrix: Every matrix sent sums of its own. Those of a group read one tensor.
+        inputs for each matrix: The inputs were sent once for each matrix. Those of a group read one tensor.
+        both for each matrix: Groups of several matrices count several times. They read one tensor: it is sent once, and
+          so are its sums.
+        both halves: The whole square of the Gram matrix was counted. One half and the diagonal say it all.
+        the diagonal forgotten: The half that is sent has its diagonal.
+        the two sums forgotten: Two sums of i numbers are sent with each Gram matrix.
+        outputs for inputs: The first number of a row is the outputs. Inputs and their Gram matrix have the width of the
+          second.
+        one type for both: Your answer does not depend on `itemsize`. Inputs are sent in that many bytes a number, sums
+          in float32.
+        weights counted: Pruned weights travel either way, so they decide nothing.
+        rounded down: With so few tokens the inputs still take fewer bytes, or as many.
+        as many bytes are enough: Where both take the same, the sums are not *fewer* bytes yet.
+        group by group: That is when the last of the groups pays. Asked for is the block as a whole.
+        """,
+    ),
+    cases=lambda: [
+        Case("a small Llama's block in bfloat16", (_llama(64, 160, 2), 2)),
+        Case("the same in float32", (_llama(64, 160, 2), 4)),
+        Case("one group of one matrix", ([torch.tensor([[3, 6]])], 2)),
+        Case("a group of three unequal matrices, in float32", ([torch.tensor([[8, 6], [2, 6], [2, 6]])], 4)),
+        Case("a block of Llama-2-7B", (_llama(4096, 11008, 1), 2)),
+    ],
+)
+
+
 def _llama(d: int, inner: int, shared: int) -> list[Tensor]:
     """The groups of a Llama's block; `shared` query heads have one key and value head."""
     groups = [[d, d], [d // shared, d], [d // shared, d]], [[d, d]], [[inner, d], [inner, d]], [[d, inner]]
@@ -219,4 +362,4 @@ growth = Exercise(
     ],
 )
 
-EXERCISES = [pack, block_traffic, growth]
+EXERCISES = [operations, block_traffic, pack, growth, enough_tokens]
