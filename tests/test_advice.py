@@ -119,3 +119,17 @@ def test_the_speeds_in_the_readme_are_the_measured_ones():
     text = re.search(r"\*\*Do zeros save time\?\*\*.*?\n\n", (BOOK.parent / "README.md").read_text(), re.S)[0]
     quoted = re.findall(r"\b\d\.\d\d\b", text)
     assert quoted == [measured[model, pattern] for model in models for pattern in ("50%", "70%", "2:4")]
+
+
+def test_who_wins_is_said_as_measured_and_in_the_first_paragraph_of_the_chapter():
+    """llama.cpp in four bits against the fastest pruned model: speed on all pages, memory in the chapter."""
+    cells = {c["way"]: c for c in json.loads((BOOK / "results" / "rivals.json").read_text())["cells"]}
+    name = "tokens a second, 1 thread"
+    four = cells["llama.cpp, Q4_0"]
+    ours = max((cell for way, cell in cells.items() if way.startswith("minprune")), key=lambda cell: cell[name])
+    claim = f"{four[name] / ours[name]:.1f} times as many tokens a second as"
+    chapter = json.loads((BOOK.parent / "notebooks" / "20-speed.ipynb").read_text())
+    first = " ".join("".join(chapter["cells"][0]["source"]).split("\n\n")[1].split())
+    assert claim in first and f"in {four['peak MB'] / ours['peak MB']:.2f} of its memory" in first
+    for page in (BOOK / "which-method.md", BOOK.parent / "README.md"):
+        assert claim in " ".join(page.read_text().split()), page

@@ -264,6 +264,70 @@ def test_a_model_of_fewer_bits_drawn_anew_each_time_is_measured_again(monkeypatc
 
 
 @pytest.mark.slow
+def test_a_way_beside_the_kernels_drawn_anew_each_time_is_measured_again(monkeypatch, tmp_path):
+    """One cell of rivals.json among the ways whose packages are here; perplexity 6 %, as above. Memory has the
+    libraries in it, and the room that an allocator takes at once: within a fifth."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import rivals
+
+    cells = json.loads((ROOT / "book" / "results" / "rivals.json").read_text())["cells"]
+    cell = drawn([cell for cell in cells if not rivals.missing(cell["way"])])
+    rivals.prepare(tmp_path, [cell["way"]])
+    _, peaks = rivals.in_turns([cell["way"]], 1, 1, tmp_path)
+    assert peaks[cell["way"]] == pytest.approx(cell["peak MB"], rel=0.2), cell
+    if known := cell.get("perplexity"):
+        assert rivals.perplexity(cell["way"], tmp_path) == pytest.approx(known, rel=0.06), cell
+
+
+def test_no_way_beside_the_kernels_is_without_its_numbers(monkeypatch):
+    """Memory and the speed of one thread for all. What is not measured yet is so for all: no way is left out of a
+    comparison. The same weights in other hands have the same perplexity."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import rivals
+
+    cells = {c["way"]: c for c in json.loads((ROOT / "book" / "results" / "rivals.json").read_text())["cells"]}
+    assert cells.keys() == rivals.WAYS.keys()
+    for way, cell in cells.items():
+        assert cell.keys() == cells["OpenVINO, int8"].keys() and cell["peak MB"] > 0, way
+        for name in (name for name in cell if name.endswith("slowest")):
+            assert 0 < cell[name] <= cell[name.removesuffix(", slowest")], way
+    assert "tokens a second, 1 thread, slowest" in cells["OpenVINO, int8"]
+    dense = cells["transformers, float32"].get("perplexity")
+    for way in ("OpenVINO, float32", "torch.compile, float32", "llama.cpp, F16"):
+        assert cells[way].get("perplexity") == (dense and pytest.approx(dense, rel=0.002)), way
+
+
+def test_a_rival_is_asked_for_nats_as_evaluation_counts_them(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import rivals
+
+    logits = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    window = [3, 0, 6, 2, 2]
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wanted = -sum(log(shares[i, token]) for i, token in enumerate(window[1:]))
+    assert rivals.nats(logits, window) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_an_engine_that_goes_token_by_token_reads_each_token_once_at_its_place(monkeypatch):
+    """Its answer is the place plus the token, so that each token written tells what was read."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import engines
+
+    seen = [([9], 0)]  # of an earlier text
+
+    class Counting(engines.Stepwise):
+        def forget(self):
+            seen.clear()
+
+        def read(self, tokens, place, every=False):
+            seen.append((tokens, place))
+            return np.eye(50)[[place + len(tokens) + token for token in tokens]]
+
+    assert Counting().write([1, 2], 3) == [4, 7, 11]
+    assert seen == [([1, 2], 0), ([4], 2), ([7], 3)]
+
+
+@pytest.mark.slow
 def test_a_way_of_the_atlas_drawn_anew_each_time_is_measured_again(monkeypatch, one_thread):
     """One line of atlas.jsonl whose model still speaks (less than 20 times the dense perplexity); 6 %, as above."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
