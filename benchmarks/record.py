@@ -3,7 +3,11 @@
 import datetime
 import json
 import platform
+import sys
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from provenance import script_of, stamp
@@ -27,6 +31,27 @@ def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) 
         **stamp(script_of(command)),
     }
     path.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
+
+
+def fill_in(
+    path: Path,
+    command: str,
+    protocol: dict[str, str],
+    wanted: Iterable[dict[str, Any]],
+    recompute: Callable[..., dict[str, Any]],
+    most: int | None = None,
+) -> None:
+    """Measure those of the wanted cells that the file lacks, at most so many, and save after each.
+
+    wanted: what is asked of each cell, by name; `recompute` gets it as keywords and returns what it found.
+    """
+    wanted = list(wanted)
+    names = {name for asked in wanted for name in asked}
+    done = [{name: value for name, value in cell.items() if name in names} for cell in load_cells(path)]
+    for asked in islice((asked for asked in wanted if asked not in done), most):
+        found = {**asked, **recompute(**asked)}
+        print(found, file=sys.stderr, flush=True)
+        save(path, command, protocol, [*load_cells(path), found])  # another process may have added to it
 
 
 def processor() -> str:
