@@ -6,11 +6,10 @@ Writes one JSON file with the command, versions, machine and date; runs that it 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
-from record import load_cells, save
+from record import fill_in
 
 import minprune as mp
 from minprune.evaluation.last_word import Score
@@ -75,14 +74,8 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cells = load_cells(args.output)
-    done = {(cell["method"], cell["pattern"]) for cell in cells}
-    for method, pattern in CELLS:
-        if (method, pattern) in done:
-            continue
-        cells.append({"method": method, "pattern": pattern, **recompute(method, pattern)})
-        print(cells[-1], file=sys.stderr)
-        save(args.output, f"python benchmarks/abilities.py {args.output.as_posix()}", PROTOCOL, cells)
+    wanted = [{"method": method, "pattern": pattern} for method, pattern in CELLS]
+    fill_in(args.output, f"python benchmarks/abilities.py {args.output.as_posix()}", PROTOCOL, wanted, recompute)
 
 
 if __name__ == "__main__":

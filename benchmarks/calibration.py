@@ -6,14 +6,13 @@ Writes one JSON file; cells that it already holds are not measured again, and th
 """
 
 import argparse
-import sys
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import load_cells, save
+from record import fill_in
 from torch import Tensor
 
 import minprune as mp
@@ -112,19 +111,12 @@ def main() -> None:
     """Fill in what is missing of the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--cells", type=int, default=len(CELLS) + 1, help="stop after so many new cells")
+    parser.add_argument("--cells", type=int, help="stop after so many new cells")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cells = load_cells(args.output)
-    keys = {"method", "damp", "block_size", *BASE}
-    done = [{key: value for key, value in cell.items() if key in keys} for cell in cells]
-    missing = [
-        setting for setting in ({**BASE, **cell} for cell in [{"method": "dense"}, *CELLS]) if setting not in done
-    ]
-    for setting in missing[: args.cells]:
-        cells.append({**setting, **recompute(setting)})
-        print(cells[-1], file=sys.stderr, flush=True)
-        save(args.output, f"python benchmarks/calibration.py {args.output.as_posix()}", PROTOCOL, cells)
+    wanted = [{**BASE, **cell} for cell in [{"method": "dense"}, *CELLS]]
+    command = f"python benchmarks/calibration.py {args.output.as_posix()}"
+    fill_in(args.output, command, PROTOCOL, wanted, lambda **setting: recompute(setting), args.cells)
 
 
 if __name__ == "__main__":

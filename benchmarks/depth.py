@@ -7,7 +7,6 @@ after each block, processor seconds. Writes one JSON file; cells that it already
 """
 
 import argparse
-import sys
 import time
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import load_cells, save
+from record import fill_in
 from torch import Tensor
 
 import minprune as mp
@@ -161,16 +160,11 @@ def main() -> None:
     """Fill in what is missing of the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--cells", type=int, default=len(CELLS), help="stop after so many new cells")
+    parser.add_argument("--cells", type=int, help="stop after so many new cells")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cells = load_cells(args.output)
-    keys = {key for cell in CELLS for key in cell}
-    done = [{key: value for key, value in cell.items() if key in keys} for cell in cells]
-    for setting in [cell for cell in CELLS if cell not in done][: args.cells]:
-        cells.append({**setting, **recompute(setting)})
-        print(cells[-1], file=sys.stderr, flush=True)
-        save(args.output, f"python benchmarks/depth.py {args.output.as_posix()}", PROTOCOL, cells)
+    command = f"python benchmarks/depth.py {args.output.as_posix()}"
+    fill_in(args.output, command, PROTOCOL, CELLS, lambda **setting: recompute(setting), args.cells)
 
 
 if __name__ == "__main__":

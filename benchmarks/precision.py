@@ -7,14 +7,13 @@ be compared window by window. Writes one JSON file; cells that it already holds 
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import plain
 import torch
-from record import load_cells, save, short
+from record import fill_in, short
 
 import minprune as mp
 from minprune.evaluation.perplexity import token_nll
@@ -57,14 +56,10 @@ def main() -> None:
     """Fill in what is missing of the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--cells", type=int, default=len(CELLS), help="stop after so many new ones")
+    parser.add_argument("--cells", type=int, help="stop after so many new ones")
     args = parser.parse_args()
-    known = load_cells(args.output)
-    done = [tuple(cell[key] for key in CELLS[0]) for cell in known]
-    for cell in [cell for cell in CELLS if tuple(cell.values()) not in done][: args.cells]:
-        known.append({**cell, **recompute(**cell)})
-        print(known[-1], file=sys.stderr, flush=True)
-        save(args.output, "python benchmarks/precision.py book/results/precision.json", PROTOCOL, known)
+    command = "python benchmarks/precision.py book/results/precision.json"
+    fill_in(args.output, command, PROTOCOL, CELLS, recompute, args.cells)
 
 
 if __name__ == "__main__":

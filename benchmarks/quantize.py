@@ -8,7 +8,6 @@ rounded. Writes one JSON file; cells that it already holds are not measured agai
 """
 
 import argparse
-import sys
 import time
 from fnmatch import fnmatch
 from functools import cache, lru_cache
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import load_cells, save, short
+from record import fill_in, short
 from small import Language
 from torch import Tensor
 
@@ -208,19 +207,14 @@ def recompute(model: str, rounding: str, bits: int, grid: str, pruning: str, ord
 
 def main() -> None:
     """Fill in what is missing of the results file."""
-    cells = _cells()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--cells", type=int, default=len(cells), help="stop after so many new ones")
+    parser.add_argument("--cells", type=int, help="stop after so many new ones")
     parser.add_argument("--models", default="*", help="only those whose names are like this: 'bytes*'")
     args = parser.parse_args()
-    done = [tuple(cell[key] for key in cells[0]) for cell in load_cells(args.output)]
-    missing = [cell for cell in cells if tuple(cell.values()) not in done and fnmatch(cell["model"], args.models)]
-    for cell in missing[: args.cells]:
-        found = {**cell, **recompute(**cell)}
-        print(found, file=sys.stderr, flush=True)
-        cells_now = [*load_cells(args.output), found]  # another process may have added to it
-        save(args.output, "python benchmarks/quantize.py book/results/quantize.json", PROTOCOL, cells_now)
+    wanted = [cell for cell in _cells() if fnmatch(cell["model"], args.models)]
+    command = "python benchmarks/quantize.py book/results/quantize.json"
+    fill_in(args.output, command, PROTOCOL, wanted, recompute, args.cells)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ Writes one JSON file; cells that it already holds are not measured again, and th
 """
 
 import argparse
-import sys
 import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from record import load_cells, save
+from record import fill_in
 
 import minprune as mp
 from minprune.pipeline.recipes import RECIPES, Recipe
@@ -86,15 +85,11 @@ def main() -> None:
     """Fill in what is missing of the results file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
-    parser.add_argument("--cells", type=int, default=len(ORDER) + 1, help="stop after so many new ones")
+    parser.add_argument("--cells", type=int, help="stop after so many new ones")
     args = parser.parse_args()
-    cells = load_cells(args.output)
-    done = {(cell["part"], cell["pattern"]) for cell in cells}
-    missing = [cell for cell in [("dense", ""), *ORDER] if cell not in done]
-    for part, pattern in missing[: args.cells]:
-        cells.append({"part": part, "pattern": pattern, **recompute(part, pattern)})
-        print(cells[-1], file=sys.stderr, flush=True)
-        save(args.output, "python benchmarks/recipe.py book/results/recipe.json", PROTOCOL, cells)
+    wanted = [{"part": part, "pattern": pattern} for part, pattern in [("dense", ""), *ORDER]]
+    command = "python benchmarks/recipe.py book/results/recipe.json"
+    fill_in(args.output, command, PROTOCOL, wanted, recompute, args.cells)
 
 
 if __name__ == "__main__":

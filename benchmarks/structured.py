@@ -7,14 +7,13 @@ Writes one JSON file; cells that it already holds are not measured again, and th
 
 import argparse
 import statistics
-import sys
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import load_cells, save, short
+from record import fill_in, short
 
 import minprune as mp
 from minprune.evaluation.minimal_pairs import minimal_pairs
@@ -27,6 +26,7 @@ from minprune.structured.removals import removal
 from minprune.structured.shrink import shrink
 from minprune.structured.sites import slice_sites
 
+COMMAND = "python benchmarks/structured.py book/results/structured.json"
 PROTOCOL = {
     "model": "smollm2 (SmolLM2-135M-Instruct, a 4-bit checkpoint dequantised to float32)",
     "calibration": "wikipedia train, 32 x 256 tokens, seed 0; forward products in bfloat16, solves in float32 or wider",
@@ -169,19 +169,13 @@ def _read(model, window) -> None:
 
 def main() -> None:
     """Fill in what is missing of the results file."""
-    cells = _cells()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--only", default="", help="only cells whose removal begins with this")
-    parser.add_argument("--cells", type=int, default=len(cells), help="stop after so many new ones")
+    parser.add_argument("--cells", type=int, help="stop after so many new ones")
     args = parser.parse_args()
-    known = load_cells(args.output)
-    done = [tuple(cell[key] for key in cells[0]) for cell in known]
-    left = [cell for cell in cells if tuple(cell.values()) not in done and cell["remove"].startswith(args.only)]
-    for cell in left[: args.cells]:
-        known.append({**cell, **recompute(**cell)})
-        print(known[-1], file=sys.stderr, flush=True)
-        save(args.output, "python benchmarks/structured.py book/results/structured.json", PROTOCOL, known)
+    wanted = [cell for cell in _cells() if cell["remove"].startswith(args.only)]
+    fill_in(args.output, COMMAND, PROTOCOL, wanted, recompute, args.cells)
 
 
 if __name__ == "__main__":
