@@ -21,9 +21,10 @@ def add(commands) -> None:
         commands,
         "export",
         run,
-        "write a pruned model in a sparse format, which takes fewer bytes on disk, or as GGUF",
+        "write a pruned model in a sparse format, which takes fewer bytes on disk, or for llama.cpp or vLLM",
         "minprune.load_model and all minprune commands load the folder, with the same weights bit by bit; "
-        "other programs do not. With gguf it is the other way round, and the weights are rounded; zeros stay zero.",
+        "other programs do not. With gguf and compressed-tensors it is the other way round, and the weights may be "
+        "rounded; zeros stay zero.",
         "minprune export smollm2-sparsegpt-50pct --format auto --dtype float16",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
@@ -39,7 +40,8 @@ def add(commands) -> None:
         "block: whole square blocks\n"
         "integers: codes of a few bits and scales, for a quantised model\n"
         "dense: all values\n"
-        "gguf: one file, model.gguf, for llama.cpp and others; of the families Llama, Mistral and Qwen2",
+        "gguf: one file, model.gguf, for llama.cpp and others; of the families Llama, Mistral and Qwen2\n"
+        "compressed-tensors: a quantised model for vLLM and transformers; an extra, minprune[vllm]",
     )
     parser.add_argument(
         "--type",
@@ -63,6 +65,7 @@ def add(commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """Write the model to a folder that appears only when it is complete, and say what each kind of layer takes."""
+    from minprune.formats import compressed_tensors
     from minprune.formats.disk import write_exported
     from minprune.formats.gguf import write_gguf
     from minprune.load import model_folder
@@ -79,7 +82,9 @@ def run(arguments: Namespace) -> None:
         record = _record(arguments, str(model.dtype), origin)
         source = model_folder(arguments.model)
         rows: Sequence[StoredRow]
-        if gguf:
+        if arguments.format == compressed_tensors.NAME:
+            rows = compressed_tensors.write_packed(folder, model, tokenizer, _grid(arguments, origin), record, source)
+        elif gguf:
             rows = write_gguf(folder, model, tokenizer, gguf, record, source)
         else:
             ahead = rehearse(folder, model, tokenizer, record, source=source)
@@ -91,6 +96,7 @@ def run(arguments: Namespace) -> None:
 
 def _gguf_type(arguments: Namespace) -> str | None:
     """The type of a GGUF file, None if none is asked for; `PruneError` for a format or type that there is not."""
+    from minprune.formats import compressed_tensors
     from minprune.formats.choose import check_form
     from minprune.formats.gguf import check_type
 
@@ -98,7 +104,8 @@ def _gguf_type(arguments: Namespace) -> str | None:
         kind = "q8_0" if arguments.type is None else arguments.type
         check_type(kind)
         return kind
-    check_form(arguments.format)
+    if arguments.format != compressed_tensors.NAME:
+        check_form(arguments.format)
     if arguments.type is not None:
         raise PruneError(f"--type {arguments.type} is one of GGUF: add --format gguf, or leave it out")
     return None
