@@ -105,7 +105,10 @@ def _gguf_type(arguments: Namespace) -> str | None:
         check_type(kind)
         return kind
     if arguments.format != compressed_tensors.NAME:
-        check_form(arguments.format)
+        try:
+            check_form(arguments.format)
+        except PruneError as error:
+            raise PruneError(f"{error}, gguf, {compressed_tensors.NAME}") from None
     if arguments.type is not None:
         raise PruneError(f"--type {arguments.type} is one of GGUF: add --format gguf, or leave it out")
     return None

@@ -118,6 +118,8 @@ def test_the_command_writes_what_transformers_reads_and_the_record_says_how(run,
     assert all(torch.equal(dense[name], tensor) for name, tensor in read(folder).state_dict().items())
     assert run("export", tiny_folder, "--format", "compressed-tensors", "--output", "none")[0] == 2
     assert run("export", "q", "--format", "compressed-tensors", "--type", "q8_0", "--output", "none")[0] == 2
+    code, _, err = run("export", "q", "--format", "compressed_tensors", "--output", "none")
+    assert code == 2 and err.rstrip().endswith("gguf, compressed-tensors")
     assert not Path("none").exists()
 
 
