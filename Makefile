@@ -91,6 +91,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/decode.py book/results/decode.json --rounds 5 --large
 	@$(BIN)/python benchmarks/rivals.py book/results/rivals.json --rounds 4
 	@$(BIN)/python benchmarks/structured.py book/results/structured.json
+	@$(BIN)/python benchmarks/frontier.py book/results/frontier.json
 	@$(BIN)/python benchmarks/quantize.py book/results/quantize.json
 	@$(BIN)/python benchmarks/atlas.py book/results/atlas.jsonl
 	@$(BIN)/python benchmarks/ranks.py book/results/ranks.json

@@ -250,6 +250,20 @@ def test_a_smaller_model_drawn_anew_each_time_is_measured_again(monkeypatch, one
 
 
 @pytest.mark.slow
+def test_a_way_of_the_frontier_drawn_anew_each_time_is_measured_again(monkeypatch, one_thread):
+    """One cell of frontier.json with one model of a size; 6 %, as above. The zeros of the dense weights count, too."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import frontier
+
+    cells = json.loads((ROOT / "book" / "results" / "frontier.json").read_text())["cells"]
+    cell = drawn([cell for cell in cells if "nats" in cell])  # the others are times, and models trained for minutes
+    found = frontier.recompute(cell["way"], cell["seed"])
+    assert found["parameters"] == pytest.approx(cell["parameters"], rel=1e-4), cell
+    for text, nats in cell["nats"].items():
+        assert fmean(found["nats"][text]) == pytest.approx(fmean(nats), abs=log(1.06)), (text, cell)
+
+
+@pytest.mark.slow
 def test_a_model_of_fewer_bits_drawn_anew_each_time_is_measured_again(monkeypatch, one_thread):
     """One cell of quantize.json; 6 %, as above. The byte model is trained anew, and another processor trains other
     weights: of 376,832 the share that rounds to zero has a standard error of 0.0005, and four of them are allowed."""
