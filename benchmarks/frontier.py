@@ -28,6 +28,7 @@ WAYS = (  # what is done to the model, the most telling first
     "neurons:25%", "blocks:5", "sparsegpt 50%", "hidden:12.5%", "sparsegpt 2:4", "blocks:2", "neurons:12.5%",
     "sparsegpt 20%", "heads:1/3", "blocks:8", "neurons:50%", "sparsegpt 70%",
 )  # fmt: skip
+EQUAL = ("neurons:25%", "blocks:5", "hidden:12.5%", "sparsegpt 20%")  # 113 to 117 million parameters each
 SEEDS = range(3)
 WIDTHS, LONG = (128, 112, 96, 80), 4 * STEPS
 SMALL = ("neurons:37.5%", "hidden:12.5%", "blocks:1", "sparsegpt 25%", "sparsegpt 45%", "sparsegpt 60%")
@@ -51,10 +52,11 @@ PROTOCOL = {
 
 def _cells() -> list[dict[str, Any]]:
     """What is measured, the most telling ones first."""
-    cells = [{"way": "dense", "seed": 0}, *({"way": way, "seed": 0} for way in WAYS)]
+    order = ("dense", *WAYS, "speed")
+    cells = [{"way": way, "seed": 0} for way in order]
+    cells += [{"way": way, "seed": seed} for seed in SEEDS[1:] for way in EQUAL]
     cells += [{"way": "trained", "seed": seed} for seed in SEEDS]
-    cells += [{"way": way, "seed": seed} for seed in SEEDS[1:] for way in WAYS]
-    return [*cells, {"way": "speed", "seed": 0}]
+    return [*cells, *({"way": way, "seed": seed} for seed in SEEDS[1:] for way in WAYS if way not in EQUAL)]
 
 
 @cache
@@ -77,7 +79,9 @@ def recompute(way: str, seed: int) -> dict[str, Any]:
         return speed() if way == "speed" else trained(seed)
     tokenizer, texts = patient()
     start = time.process_time()
-    model = made(way, seed)
+    model, _ = mp.load_model("smollm2")
+    if way != "dense":
+        smaller(model, way, calibration(seed), bfloat16=True)
     found: dict[str, Any] = {"seconds": short(time.process_time() - start), "parameters": _parameters(model)}
     with torch.autocast("cpu", torch.bfloat16):
         found["nats"] = {text: [short(nats) for nats in token_nll(model, test).mean(1).tolist()]
@@ -87,14 +91,6 @@ def recompute(way: str, seed: int) -> dict[str, Any]:
     for name, score in (("last_word", words), ("pairs", pairs)):
         found[name] = {"value": short(score.value), "error": short(score.error), "count": score.count}
     return found
-
-
-def made(way: str, seed: int) -> torch.nn.Module:
-    """SmolLM2, smaller in one of `WAYS`."""
-    model, _ = mp.load_model("smollm2")
-    if way != "dense":
-        smaller(model, way, calibration(seed), bfloat16=True)
-    return model
 
 
 def smaller(model: torch.nn.Module, way: str, calib: torch.Tensor, bfloat16: bool) -> None:
@@ -114,12 +110,16 @@ def _parameters(model: torch.nn.Module) -> int:
 
 @torch.no_grad()
 def speed() -> dict[str, Any]:
-    """Tokens a second that each of the models writes and reads, all in turn. What they say does not matter."""
-    models = {way: made(way, 0) for way in ("dense", *WAYS)}
-    for way, model in models.items():
+    """Tokens a second that models of each size write and read, all in turn. What they say does not matter."""
+    models, window = {}, calibration(0)[:1]
+    for way in ("dense", *WAYS):
+        models[way], _ = mp.load_model("smollm2")
         if way.startswith("sparsegpt"):
-            mp.sparsify(model, "nm" if way.endswith("2:4") else "bitmask")
-    window = calibration(0)[:1]
+            mp.prune(models[way], None, "magnitude", way.split()[1])
+            mp.sparsify(models[way], "nm" if way.endswith("2:4") else "bitmask")
+        elif way != "dense":
+            kind = way.split(":")[0]
+            mp.shrink(models[way], window, way, "magnitude" if kind in ("neurons", "heads") else SHRUNK[kind], "none")
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(6):
         for way, model in models.items():
