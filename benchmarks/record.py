@@ -21,7 +21,11 @@ def load_cells(path: Path) -> list[dict]:
 
 
 def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) -> None:
-    """Write the cells with command, protocol, date, machine, versions, commit and the code behind them."""
+    """Write the cells with command, protocol, date, machine, versions, commit and the code behind them.
+
+    What was confirmed of earlier cells stays in the file.
+    """
+    before = json.loads(path.read_text()) if path.exists() else {}
     facts = {
         "command": command,
         "protocol": protocol,
@@ -29,6 +33,7 @@ def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) 
         "machine": f"{processor()}, {torch.get_num_threads()} thread(s), no GPU",
         "versions": versions(),
         **stamp(script_of(command)),
+        **{key: before[key] for key in ("confirmed",) if key in before},
     }
     path.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
 
