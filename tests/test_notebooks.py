@@ -4,6 +4,7 @@ nbval compares outputs only where there are some and only in marked cells; this 
 nothing to compare. `problems` is the whole test; the rest proves that it finds what it should.
 """
 
+import ast
 import copy
 import re
 import shutil
@@ -47,7 +48,30 @@ def problems(name: str, notebook) -> list[str]:
     for place, cell in enumerate(notebook.cells, 1):
         if path := MACHINE_PATH.search(_all_text(cell)):
             found.append(f"{name}, cell {place}: a path of one machine, {path[0]}...")
+    found += [f"{name}, cell {place}: {problem}" for place, problem in _hidden_functions(code)]
     return found + [f"{name}: {problem}" for problem in _of_form(notebook)]
+
+
+def _hidden_functions(code) -> list[tuple[int, str]]:
+    """Where a variable takes the name of a function of an earlier cell, which later cells may still call."""
+    functions, found = set(), []
+    for place, cell in code:
+        names = {node.id for node in _in_the_open(cell.source) if isinstance(node, ast.Name)}
+        found += [(place, f"{name} was a function above: name the variable otherwise") for name in names & functions]
+        functions |= {node.name for node in _in_the_open(cell.source) if isinstance(node, ast.FunctionDef)}
+    return found
+
+
+def _in_the_open(source: str):
+    """Functions that a cell defines for those after it, and names that it sets: not within functions and the like."""
+    closed = (ast.FunctionDef, ast.Lambda, ast.ClassDef, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    left = [*ast.parse("\n".join(line for line in source.splitlines() if not line.startswith(("%", "!")))).body]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)):
+            yield node
+        if not isinstance(node, closed):
+            left += ast.iter_child_nodes(node)
 
 
 def _of_code(cell) -> list[str]:
@@ -224,6 +248,10 @@ BROKEN = {  # what was done to the good chapter -> what must be said of it
     "open figure": (
         _set(3, outputs=[new_output("display_data", data={"image/png": "", "text/plain": "<Figure>"})]),
         "x.ipynb, cell 4: a figure whose code is not folded",
+    ),
+    "hidden function": (
+        _replace(9, "def f(): return 3\n", "for f in (1, 2):\n    print(f)\n"),
+        "x.ipynb, cell 10: f was a function above",
     ),
     "empty cell": (_set(1, source=" ", outputs=[]), "x.ipynb, cell 2: an empty code cell"),
     "path in the source": (_set(1, source=f"{MARK}\nopen('/ho" + "me/me')"), "x.ipynb, cell 2: a path of one machine"),
