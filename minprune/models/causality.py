@@ -22,6 +22,7 @@ from torch import Tensor
 from minprune.arithmetic import ordinary_tensors
 from minprune.errors import PruneError
 from minprune.models.blocks import text_config
+from minprune.models.dtypes import check_dtypes
 from minprune.models.modes import eval_mode
 from minprune.models.skeleton import plain_outputs
 
@@ -49,13 +50,14 @@ class Versions(NamedTuple):
 
 
 def check_causal(model: "PreTrainedModel", length: int = _SHORT) -> None:
-    """Raise `PruneError` if a prediction depends on tokens after it.
+    """Raise `PruneError` if a prediction depends on tokens after it, or if the dtypes of its weights let it make none.
 
     Short windows are cut at every position, so that no pair of neighbours escapes. What shows only in longer ones is
     looked for at `length`, the tokens in a window that the model is about to read. Once for a model as it is and a
     length: other weights change nothing about who sees whom, but another module or a flag of the configuration may.
     """
     _check_numbers(model)
+    check_dtypes(model)
     passed, asked = _seen.setdefault(model, set()), (length, *_state(model))
     if asked in passed:
         return

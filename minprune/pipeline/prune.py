@@ -20,6 +20,7 @@ from minprune.arithmetic import ordinary_tensors
 from minprune.methods import Method
 from minprune.models.causality import check_causal
 from minprune.models.checks import check_weights, zeros_in_use
+from minprune.models.dtypes import check_dtypes
 from minprune.models.hooks import capture_inputs, eager_experts, once, run_to_head
 from minprune.models.layers import backbone
 from minprune.models.modes import eval_mode
@@ -123,6 +124,8 @@ def prune(
         check_apart(model, plan.layers)
         if plan.calib is not None:
             check_causal(model, plan.calib.shape[1])
+            with plan.products():  # which may not be those that the caller's autocast would take
+                check_dtypes(model)
         with eval_mode(model):
             if plan.calib is None:
                 for layer in plan.layers:

@@ -22,6 +22,7 @@ from minprune.methods import METHODS
 from minprune.methods.damping import check_damp
 from minprune.models.causality import check_causal, evaluating
 from minprune.models.checks import check_weights
+from minprune.models.dtypes import check_dtypes
 from minprune.models.layers import block_layers, check_windows, decoder_blocks
 from minprune.output.report import Report
 from minprune.pipeline.plan import check_model
@@ -171,6 +172,7 @@ def check_plan(model: "PreTrainedModel", calib: Tensor | None, plan: list[tuple[
     """Raise `PruneError` if one of the removals cannot be made, or if no configuration says what all of them leave."""
     every, asked = Cut(), list[Width]()
     check_weights(model, block_layers(model))
+    check_dtypes(model)
     if calib is not None:
         check_windows(model, calib)
     for one, chosen in plan:

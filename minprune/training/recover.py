@@ -8,7 +8,7 @@ nothing else. So a run that was killed and resumed ends with the same bits as an
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,10 @@ from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
 from minprune.models.checks import sparse_layers
+from minprune.models.dtypes import check_dtypes
 from minprune.models.layers import check_windows
 from minprune.models.modes import own_modes
+from minprune.pipeline.precision import narrow_products
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
 from minprune.training.masks import Masks, check_owned, maintain_sparsity, masks_of
@@ -106,6 +108,8 @@ def recover(
         raise PruneError(f"there is no folder {state.parent} to keep the state of the run in: make it, or name another")
     if model.dtype in (torch.float16, torch.bfloat16):
         raise PruneError(f"a model in {model.dtype} cannot learn in small steps: call model.float() first")
+    with narrow_products(model.device.type, recipe.bfloat16):
+        check_dtypes(model)
     masks = masks_of(sparse_layers(model)) if masks is None else masks
     check_owned(masks, model.parameters(), "the model has not got")
     identity = _identity(model, tokens, recipe, masks, test or {}, teacher)
@@ -200,10 +204,9 @@ class _Run:
         if self.step % self.recipe.evaluate == 0 or self.step == self.recipe.steps:
             self.measure()
 
-    def products(self) -> torch.autocast:
-        """The type of matrix products. No cache: within a caller's autocast it would keep the first weights."""
-        place = self.trained[0].device.type
-        return torch.autocast(place, torch.bfloat16, enabled=self.recipe.bfloat16, cache_enabled=False)
+    def products(self) -> AbstractContextManager[Any]:
+        """The type of matrix products."""
+        return narrow_products(self.trained[0].device.type, self.recipe.bfloat16)
 
     def measure(self) -> None:
         """Add a row."""
