@@ -125,6 +125,8 @@ def test_a_preprint_in_the_references_is_a_link(pages):
         assert "".join(page.itertext()) == f"Said. arXiv:{number}, 2025."
     other = "<p><em>arXiv: a history</em></p>"
     assert pages.mended(other, {}) == other
+    sources = (BOOK / "references.bib").read_text(encoding="utf-8")  # what stands in `journal` comes in <em>
+    assert sources.count("arXiv:") == len(re.findall(r"^  journal = \{arXiv:\d{4}\.\d{4,5}\},$", sources, re.M)) > 20
 
 
 @pytest.mark.parametrize("heads", [["", "value"], ["", ""], ["name", "value"]])
