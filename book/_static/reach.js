@@ -4,9 +4,9 @@
 const BOXES = ".pst-scrollable-table-container, .cell_output > .output, .jp-RenderedHTMLCommon";
 
 function reachable() {
-  for (const formula of document.querySelectorAll('mjx-container[display="true"]')) {
-    if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
-    else formula.removeAttribute("tabindex");
+  for (const box of document.querySelectorAll('mjx-container[display="true"], .bd-content figure')) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
   }
   document.querySelectorAll(BOXES).forEach((box, number) => {
     if (box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight) {
