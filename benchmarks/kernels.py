@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 import minprune as mp
 from minprune.formats.bitmask import Bitmask
+from minprune.formats.integers import Integers
 from minprune.formats.nm import NMPacked
 from minprune.formats.stored import Dense
 from minprune.kernels import product
@@ -31,12 +32,14 @@ ROWS, COLUMNS, LAYERS = 2048, 4096, 4
 PATTERNS = ("10%", "30%", "50%", "70%", "90%", "2:4")
 FEWER = ("50%", "70%", "2:4")  # with more than one thread
 THREADS = (1, 2)
-DTYPES = (torch.float32, torch.bfloat16, torch.int8)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "int4": torch.float32}
+GROUP = 64  # columns with one scale, of int4; int8 has none
 CSR = ("50%", "70%", "90%")
 TOKENS = (16,)
 PROTOCOL = {
     "matrices": f"{LAYERS} of {ROWS} x {COLUMNS} for each form, random weights, zeros at random places",
-    "product": "one token unless said otherwise; inputs float32 (torch: of the weights' type)",
+    "product": "one token unless said otherwise; inputs float32 (torch: of the weights' type); int4 with a scale for "
+    f"every {GROUP} columns",
     "time": "a thread's processor time if there is one thread, else the clock; milliseconds a matrix, median of rounds",
     "ratios": "medians over rounds of times in one round: x torch, x own of the dense products' time over this one",
     "bandwidth": "GB/s are the bytes that are stored over the fastest round; share: of the fastest plain read's GB/s",
@@ -45,50 +48,60 @@ PROTOCOL = {
 Form = tuple[dict, list[Callable], int]  # what it is, one product for each matrix, the bytes that one round reads
 
 
-def matrices(dtype: torch.dtype, pattern: str) -> list[Packed]:
+def matrices(name: str, pattern: str) -> list[Packed]:
     """The matrices with random zeros of that pattern ("0%": none), as the kernel reads them."""
-    draw = torch.Generator().manual_seed(0)
+    draw, dtype = torch.Generator().manual_seed(0), DTYPES[name]
     made = []
     for _ in range(LAYERS):
         W = torch.randn(ROWS, COLUMNS, generator=draw)
-        W = (30 * W).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else W.to(dtype)
+        if most := {"int8": 127, "int4": 7}.get(name):
+            W = (most * W / 4).round().clamp(-most, most)
+        W = W.to(dtype)
         W += W == 0  # a stored zero would be left out
-        if pattern == "0%":
-            made.append(pack_for_kernel(Dense.from_dense(W)))
+        if pattern != "0%":
+            score = torch.rand(ROWS, COLUMNS, generator=draw)
+            W *= mp.pattern(pattern).keep(score) if ":" in pattern else score >= float(pattern.rstrip("%")) / 100
+        if name == "int4":
+            scales = 2.0 ** torch.randint(-4, 4, (ROWS, COLUMNS // GROUP), generator=draw)
+            made.append(
+                pack_for_kernel(Integers.from_dense(W * scales.repeat_interleave(GROUP, 1), bits=4, group=GROUP))
+            )
             continue
-        score = torch.rand(ROWS, COLUMNS, generator=draw)
-        W *= mp.pattern(pattern).keep(score) if ":" in pattern else score >= float(pattern.rstrip("%")) / 100
-        made.append(pack_for_kernel((NMPacked if pattern == "2:4" else Bitmask).from_dense(W)))
+        form = {"0%": Dense, "2:4": NMPacked}.get(pattern, Bitmask)
+        made.append(pack_for_kernel(form.from_dense(W)))
     return made
 
 
-def forms(dtype: torch.dtype, threads: int) -> list[Form]:
+def forms(name: str, threads: int) -> list[Form]:
     """Everything that is timed with weights of that type."""
+    dtype, patterns = DTYPES[name], PATTERNS if threads == 1 else FEWER
+    if name == "int4":  # stored as a bitmask, which 2:4 is as large as
+        patterns = tuple(pattern for pattern in patterns if pattern != "2:4")
     draw = torch.Generator().manual_seed(1)
     read = kernel()[0].library.minprune_read
-    dense = matrices(dtype, "0%")
+    dense = matrices(name, "0%")
     size = dense[0].values.nbytes
     found: list[Form] = [
         ({"form": "read"}, [lambda W=W: read(W.values.data_ptr(), size // 8, threads) for W in dense], size * LAYERS)
     ]
     for tokens in (1, *TOKENS):
         x = torch.randn(tokens, COLUMNS, generator=draw)
-        narrow = x.to(dtype) if dtype.is_floating_point else x
         label = {"tokens": tokens}
-        if dtype.is_floating_point:
+        if not name.startswith("int"):
+            narrow = x.to(dtype)
             products = [lambda W=W, x=narrow: linear(x, W.values.view(ROWS, COLUMNS)) for W in dense]
             found.append(({"form": "torch", **label}, products, size * LAYERS))
         found.append(({"form": "own", **label}, _products(dense, x), size * LAYERS))
-        for pattern in ("50%", "2:4") if tokens > 1 else PATTERNS if threads == 1 else FEWER:
-            packed = matrices(dtype, pattern)
+        for pattern in patterns if tokens == 1 else [pattern for pattern in ("50%", "2:4") if pattern in patterns]:
+            packed = matrices(name, pattern)
             stored = sum(W.nbytes for W in packed)
             found.append(({"form": "sparse", "pattern": pattern, **label}, _products(packed, x), stored))
             if tokens == 1 and pattern == "50%":
                 found += [
-                    ({"form": name, "pattern": pattern, **label}, _products(packed, x, level), stored)
-                    for level, name in enumerate(LEVELS[: kernel()[0].level])
+                    ({"form": way, "pattern": pattern, **label}, _products(packed, x, level), stored)
+                    for level, way in enumerate(LEVELS[: kernel()[0].level])
                 ]
-            if dtype == torch.float32 and pattern in CSR and tokens == 1:
+            if name == "float32" and pattern in CSR and tokens == 1:
                 csr = [_csr(Wp) for Wp in packed]
                 stored = sum(2 * W.values().nbytes for W in csr)
                 found.append(
@@ -113,10 +126,10 @@ def _csr(W: Packed) -> torch.Tensor:
     return torch.sparse_csr_tensor(*parts, dense.shape)
 
 
-def measure(dtype: torch.dtype, threads: int, rounds: int) -> list[dict]:
+def measure(name: str, threads: int, rounds: int) -> list[dict]:
     """The cells of one type."""
     clock = time.thread_time if threads == 1 else time.perf_counter
-    todo = forms(dtype, threads)
+    todo = forms(name, threads)
     times: list[list[float]] = [[] for _ in todo]
     for round_ in range(rounds + 1):
         for place, (_, products, _) in enumerate(todo):
@@ -128,7 +141,7 @@ def measure(dtype: torch.dtype, threads: int, rounds: int) -> list[dict]:
     cells = []
     best_read = todo[0][2] / LAYERS / min(times[0])
     for (what, _, size), seconds in zip(todo, times, strict=True):
-        cell = {"dtype": str(dtype)[6:], "threads": threads, **what, "ms": short(1000 * statistics.median(seconds))}
+        cell = {"dtype": name, "threads": threads, **what, "ms": short(1000 * statistics.median(seconds))}
         rate = size / LAYERS / min(seconds)
         cell |= {"MB": short(size / LAYERS / 1e6), "GB/s": short(rate / 1e9), "share": short(rate / best_read)}
         for base in ("torch", "own"):
@@ -152,9 +165,9 @@ def main() -> None:
     cells = load_cells(args.output) if args.output else []
     for threads in THREADS:
         torch.set_num_threads(threads)
-        for dtype in DTYPES:
-            if (str(dtype)[6:], threads) not in {(cell["dtype"], cell["threads"]) for cell in cells}:
-                cells += measure(dtype, threads, args.rounds)
+        for name in DTYPES:
+            if (name, threads) not in {(cell["dtype"], cell["threads"]) for cell in cells}:
+                cells += measure(name, threads, args.rounds)
                 if args.output:
                     command = f"python benchmarks/kernels.py {args.output.as_posix()} --rounds {args.rounds}"
                     save(args.output, command, PROTOCOL, cells)

@@ -16,6 +16,7 @@ from minprune.output.folder import OutputFolder, default_name
 from minprune.output.lock import absolute
 from minprune.output.model_files import check_space, write_model
 from minprune.output.record import RunRecord
+from minprune.pipeline.precision import multiplies_bfloat16
 from minprune.pipeline.prune import prune
 
 if TYPE_CHECKING:
@@ -47,11 +48,12 @@ def demo(
     model_name: str = "smollm2",
     text: str = "wikipedia",
     windows: tuple[int, int] = (16, 8),
-    length: int = 512,
+    length: int = 256,
 ) -> list[Row]:
     """Prune a model in five ways, print a table and continuations, and write a figure and one model to `output`.
 
-    windows: how many for calibration and for the test. What an earlier demo left in `output` is replaced.
+    windows: how many for calibration and for the test. While pruning, products are in bfloat16 where that is faster.
+    What an earlier demo left in `output` is replaced.
     Raises `PruneError` if `output` cannot be written.
     """
     folder = Path(output)
@@ -77,12 +79,14 @@ def demo(
             value = perplexity(model, test, progress=True)
             return Row(method, pattern, zeros, value, seconds, generate(model, tokenizer, PROMPT, tokens=24))
 
+        precision = "bfloat16" if multiplies_bfloat16(model.device.type) else "auto"
         _log.info("1/6 dense")
         rows = [measure("dense", "-", sum(zeros) / len(zeros), 0.0)]
         for number, run in enumerate(RUNS, 2):
             _log.info(f"{number}/{len(RUNS) + 1} {run[0]} {run[1]}")
             model.load_state_dict(dense)
-            report = prune(model, calib if METHODS[run[0]].needs != "nothing" else None, *run, progress=True)
+            used = calib if METHODS[run[0]].needs != "nothing" else None
+            report = prune(model, used, *run, precision=precision, progress=True)
             rows.append(measure(*run, report.sparsity, report.seconds["total"]))
             if run == WRITTEN:
                 record = RunRecord.of(report, model=model_name)

@@ -265,7 +265,8 @@ ISA512 __m512i int4_64(const matrix *W, int64_t at, uint64_t bits) {
         __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
         return _mm512_and_si512(_mm512_or_si512(_mm512_slli_epi16(pairs, 4), _mm512_slli_epi16(pairs, 8)), upper);
     }
-    /* one instruction cuts eight times eight bits out of 64, wherever they begin: four bits before the number */
+    /* One instruction cuts eight times eight bits out of 64, wherever they begin: here four bits before the number, so
+       that it lies above. Those begin at -4 (60: the 64 are a ring), 0, 4, ..., 24, and four bits later if at is odd. */
     __m512i all = _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, (unsigned)bytes), from);
     __m512i begins = _mm512_set1_epi64((int64_t)(0x1814100c0804003cull + odd * 0x0404040404040404ull));
     all = _mm512_multishift_epi64_epi8(begins, _mm512_permutexvar_epi8(_mm512_loadu_si512(overlaps), all));
