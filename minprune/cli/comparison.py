@@ -47,8 +47,8 @@ def demo(
     console: "Console",
     model_name: str = "smollm2",
     text: str = "wikipedia",
-    windows: tuple[int, int] = (16, 8),
-    length: int = 256,
+    windows: tuple[int, int] = (16, 4),
+    length: int = 512,
 ) -> list[Row]:
     """Prune a model in five ways, print a table and continuations, and write a figure and one model to `output`.
 
