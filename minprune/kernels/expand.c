@@ -34,6 +34,7 @@ typedef struct {
     const uint8_t *bits;    /* (rows, row_bytes); NULL: all columns are stored */
     const int64_t *starts;  /* (rows + 1): where the values of each row begin, in values (int4: an even number) */
     const float *scales;    /* (rows, columns / group); NULL: 1 */
+    const int32_t *groups;  /* (columns / 8, up to a multiple of 8): which of its row's scales each eight columns have */
     int64_t rows, columns, row_bytes;
     int64_t group;          /* columns that share a scale, a multiple of 8 */
     int32_t kind;
@@ -46,11 +47,14 @@ typedef struct {
 #define AHEAD 2048 /* bytes: how far ahead of the reading each stream asks for its memory */
 
 static int8_t spread[64];      /* AVX-512: 4 i + 3 is i, see `expand64` */
+static int8_t overlaps[64];    /* AVX-512: bytes 0 to 7, 4 to 11, 8 to 15, ..., see `int4_64` */
 static int32_t places[256][8]; /* AVX2: which of the next values goes to each of eight columns */
 
 void minprune_init(void) {
     for (int i = 0; i < 16; i++)
         spread[4 * i + 3] = (int8_t)i;
+    for (int i = 0; i < 64; i++)
+        overlaps[i] = (int8_t)(i / 8 * 4 + i % 8);
     for (int byte = 0; byte < 256; byte++)
         for (int column = 0, next = 0; column < 8; column++) {
             places[byte][column] = byte >> column & 1 ? next : 0;
@@ -92,10 +96,6 @@ static void read_bits(const matrix *W, int64_t row, int64_t begin, int64_t end, 
         words[count - 1] &= (1ull << (end - begin) % 64) - 1;
 }
 
-static inline float scale_of(const matrix *W, int64_t row, int64_t column) {
-    return W->scales ? W->scales[row * ((W->columns + W->group - 1) / W->group) + column / W->group] : 1.0f;
-}
-
 /* The value number `at`, as a float. */
 static inline float value_of(const matrix *W, int64_t at, const int kind) {
     switch (kind) {
@@ -110,9 +110,8 @@ static inline float value_of(const matrix *W, int64_t at, const int kind) {
     case INT8:
         return ((const int8_t *)W->values)[at];
     default: {
-        uint8_t pair = ((const uint8_t *)W->values)[at / 2];
-        int half = at & 1 ? pair >> 4 : pair & 15;
-        return (float)(half < 8 ? half : half - 16);
+        int pair = ((const uint8_t *)W->values)[at / 2];
+        return (float)((int8_t)(pair << 4 * (1 - at % 2)) >> 4); /* up, and down with the sign: a branch would be guessed wrong */
     }
     }
 }
@@ -126,20 +125,25 @@ static inline void ask_ahead(const matrix *W, int64_t at, const int kind) {
         __builtin_prefetch((const void *)(soon + 64));
 }
 
-/* Where the columns end that are read together with column `begin`: CHUNK of them, or those that share its scale. */
-static inline int64_t end_of(const matrix *W, int64_t begin) {
-    int64_t end = begin + CHUNK < W->columns ? begin + CHUNK : W->columns;
-    int64_t scaled = W->scales ? (begin / W->group + 1) * W->group : end;
-    return scaled < end ? scaled : end;
-}
-
 /* Each version below multiplies `rows` rows, which are `apart` from each other, with `tokens` tokens at once. */
-#define BEGIN_ROWS                                                                                                     \
+#define BEGIN_NUMBERS                                                                                                  \
     int64_t at[STREAMS], number[STREAMS];                                                                              \
     UNROLLED for (int r = 0; r < rows; r++) {                                                                          \
         number[r] = row + r * apart < last ? row + r * apart : last - 1; /* the last row again rather than none */     \
         at[r] = W->starts[number[r]];                                                                                  \
     }
+#define BEGIN_ROWS                                                                                                     \
+    BEGIN_NUMBERS                                                                                                      \
+    const int scaled = kind >= INT8 && W->scales;                                                                      \
+    const int64_t per_row = scaled ? (W->columns + W->group - 1) / W->group : 0;                                       \
+    const float *scales[STREAMS];                                                                                      \
+    UNROLLED for (int r = 0; r < rows; r++)                                                                            \
+        scales[r] = W->scales + number[r] * per_row;
+#define END_OF_CHUNK (begin + CHUNK < W->columns ? begin + CHUNK : W->columns)
+#define BEGIN_CHUNK                                                                                                    \
+    end = END_OF_CHUNK;                                                                                                \
+    for (int r = 0; r < rows; r++)                                                                                     \
+        read_bits(W, number[r], begin, end, words[r]);
 #define UNROLLED _Pragma("GCC unroll 8") /* sums that are numbered by a variable would not stay in registers */
 
 /* ---- portable: visit the bits that are set ---- */
@@ -152,15 +156,16 @@ static inline void rows_portable(const matrix *W, const float *x, int64_t stride
         float sums[2][TOKENS] = {{0}}; /* in turn, since an addition takes longer than the rest */
         int64_t next = at[r];
         for (int64_t begin = 0, end; begin < W->columns; begin = end) {
-            end = end_of(W, begin);
+            end = END_OF_CHUNK;
             read_bits(W, number[r], begin, end, words[r]);
-            float scale = scale_of(W, number[r], begin);
             for (int64_t column = begin; column < end; column += 64) {
                 const float *from = x + column;
                 for (uint64_t bits = words[r][(column - begin) / 64]; bits;)
                     UNROLLED for (int i = 0; i < 2 && bits; i++, bits &= bits - 1) {
                         int64_t one = __builtin_ctzll(bits);
-                        float weight = scale * value_of(W, next++, kind);
+                        float weight = value_of(W, next++, kind);
+                        if (scaled)
+                            weight *= scales[r][W->groups[(column + one) / 8]];
                         UNROLLED for (int t = 0; t < tokens; t++)
                             sums[i][t] += weight * from[t * stride + one];
                     }
@@ -179,7 +184,7 @@ static inline void rows_portable(const matrix *W, const float *x, int64_t stride
 
 /* The next eight values as floats; fewer than eight may be left in the array, which ends at `end`, if that is near. */
 ISA2 __m256 next8(const matrix *W, int64_t at, int64_t end, int near, const int kind) {
-    if (near || kind == INT4) {
+    if (near) {
         float few[8] = {0};
         for (int64_t i = at; i < end && i < at + 8; i++)
             few[i - at] = value_of(W, i, kind);
@@ -191,7 +196,13 @@ ISA2 __m256 next8(const matrix *W, int64_t at, int64_t end, int near, const int 
         __m128i narrow = _mm_loadu_si128((const __m128i *)((const uint16_t *)W->values + at));
         return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16));
     }
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)W->values + at))));
+    if (kind == INT8)
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)W->values + at))));
+    uint64_t halves;
+    memcpy(&halves, (const uint8_t *)W->values + at / 2, 8);
+    __m256i all = _mm256_set1_epi32((int)(halves >> 4 * (at & 1))); /* each of eight shifts its own four bits to the top */
+    all = _mm256_sllv_epi32(all, _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(all, 28));
 }
 
 ISA2 float sum8(__m256 v) {
@@ -205,30 +216,30 @@ ISA2 void rows_avx2(const matrix *W, const float *x, int64_t stride, const int t
     const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     const int64_t stored = W->starts[W->rows];
     uint64_t words[STREAMS][CHUNK / 64];
-    __m256 sums[STREAMS][TOKENS], weights, scale = _mm256_set1_ps(1);
+    __m256 sums[STREAMS][TOKENS], weights;
     BEGIN_ROWS
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int t = 0; t < tokens; t++)
             sums[r][t] = _mm256_setzero_ps();
     for (int64_t begin = 0, end; begin < W->columns; begin = end) {
-        end = end_of(W, begin);
-        for (int r = 0; r < rows; r++)
-            read_bits(W, number[r], begin, end, words[r]);
+        BEGIN_CHUNK
         for (int64_t column = begin; column < end; column += 64)
             UNROLLED for (int r = 0; r < rows; r++) {
-                if (kind >= INT8)
-                    scale = _mm256_set1_ps(scale_of(W, number[r], begin));
                 ask_ahead(W, at[r], kind);
                 const float *from = x + column;
-                const int near = stored - at[r] < 64;
+                const int near = stored - at[r] < 80; /* 56 values, and the 16 int4 whose bytes are read for the last eight */
                 uint64_t bits = words[r][(column - begin) / 64];
+                const int whole = bits == ~0ull;
                 UNROLLED for (int i = 0; i < 8; i++, bits >>= 8, from += 8) {
-                    const __m256i next = _mm256_loadu_si256((const __m256i *)places[bits & 255]);
-                    const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)(bits & 255)), bit);
-                    weights = _mm256_permutevar8x32_ps(next8(W, at[r], stored, near, kind), next);
-                    weights = _mm256_and_ps(weights, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
-                    if (kind >= INT8)
-                        weights = _mm256_mul_ps(weights, scale);
+                    weights = next8(W, at[r], stored, near, kind);
+                    if (!whole) {
+                        const __m256i next = _mm256_loadu_si256((const __m256i *)places[bits & 255]);
+                        const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)(bits & 255)), bit);
+                        weights = _mm256_permutevar8x32_ps(weights, next);
+                        weights = _mm256_and_ps(weights, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit)));
+                    }
+                    if (scaled)
+                        weights = _mm256_mul_ps(weights, _mm256_set1_ps(scales[r][W->groups[column / 8 + i]]));
                     UNROLLED for (int t = 0; t < tokens; t++)
                         sums[r][t] = _mm256_fmadd_ps(weights, _mm256_loadu_ps(from + t * stride), sums[r][t]);
                     at[r] += __builtin_popcountll(bits & 255);
@@ -245,26 +256,30 @@ ISA2 void rows_avx2(const matrix *W, const float *x, int64_t stride, const int t
 #define TARGET512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt,bmi,bmi2"
 #define ISA512 __attribute__((target(TARGET512), always_inline)) static inline
 
-ISA512 __m512 int4_16(const matrix *W, int64_t at, __mmask16 mask) {
-    /* as many bytes as hold the values, each split into its halves, and one half dropped if `at` is odd */
-    int odd = at & 1, bytes = (odd + __builtin_popcount(mask) + 1) / 2;
-    __m128i pairs = _mm_maskz_loadu_epi8((__mmask16)((1 << bytes) - 1), (const uint8_t *)W->values + at / 2);
-    __m256i halves = _mm256_cvtepu8_epi16(pairs);
-    halves = _mm256_or_si256(_mm256_and_si256(halves, _mm256_set1_epi16(15)), _mm256_slli_epi16(_mm256_srli_epi16(halves, 4), 8));
-    if (odd) {
-        __m256i carried = _mm256_permute2x128_si256(halves, halves, 0x81);
-        halves = _mm256_alignr_epi8(carried, halves, 1);
+/* The int4 of 64 columns as bytes, each in the upper half of its byte. */
+ISA512 __m512i int4_64(const matrix *W, int64_t at, uint64_t bits) {
+    const uint8_t *from = (const uint8_t *)W->values + at / 2;
+    const __m512i upper = _mm512_set1_epi8(-16);
+    const uint64_t odd = (uint64_t)at & 1, bytes = (odd + (uint64_t)__builtin_popcountll(bits) + 1) / 2;
+    if (bits == ~0ull && !odd) { /* a byte becomes two: its lower half is moved up, its upper half to the next byte */
+        __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
+        return _mm512_and_si512(_mm512_or_si512(_mm512_slli_epi16(pairs, 4), _mm512_slli_epi16(pairs, 8)), upper);
     }
-    __m512i wide = _mm512_cvtepi8_epi32(_mm_maskz_expand_epi8(mask, _mm256_castsi256_si128(halves)));
-    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(wide, 28), 28)); /* four bits with their sign */
+    /* one instruction cuts eight times eight bits out of 64, wherever they begin: four bits before the number */
+    __m512i all = _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, (unsigned)bytes), from);
+    __m512i begins = _mm512_set1_epi64((int64_t)(0x1814100c0804003cull + odd * 0x0404040404040404ull));
+    all = _mm512_multishift_epi64_epi8(begins, _mm512_permutexvar_epi8(_mm512_loadu_si512(overlaps), all));
+    return _mm512_maskz_expand_epi8(bits, _mm512_and_si512(all, upper));
 }
 
-/* The weights of 64 columns; those of int8 times 2^24. Those of bfloat16 come as the even and the odd ones of 32, since two share a register: the
-   upper half is a float32 already, the lower is after a shift. */
+/* The weights of 64 columns without their scales; those of int8 times 2^24 and of int4 times 2^28. Those of bfloat16 come
+   as the even and the odd ones of 32, since two share a register: the upper half is a float32 already, the lower is after
+   a shift. */
 ISA512 void expand64(const matrix *W, int64_t at, uint64_t bits, const int kind, __m512 weights[4]) {
-    if (kind == INT8) {
-        __m512i all = bits == ~0ull ? _mm512_loadu_si512((const int8_t *)W->values + at)
-                                    : _mm512_maskz_expandloadu_epi8(bits, (const int8_t *)W->values + at);
+    if (kind >= INT8) {
+        __m512i all = kind == INT4      ? int4_64(W, at, bits)
+                      : bits == ~0ull ? _mm512_loadu_si512((const int8_t *)W->values + at)
+                                      : _mm512_maskz_expandloadu_epi8(bits, (const int8_t *)W->values + at);
         UNROLLED for (int i = 0; i < 4; i++) { /* a byte becomes the highest of four: the number times 2^24 */
             __m512i from = _mm512_add_epi8(_mm512_set1_epi8(16 * i), _mm512_loadu_si512(spread));
             weights[i] = _mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(0x8888888888888888ull, from, all));
@@ -281,11 +296,15 @@ ISA512 void expand64(const matrix *W, int64_t at, uint64_t bits, const int kind,
     } else
         UNROLLED for (int i = 0; i < 4; i++) {
             __mmask16 mask = (__mmask16)(bits >> 16 * i);
-            weights[i] = kind == INT4      ? int4_16(W, at, mask)
-                         : bits == ~0ull ? _mm512_loadu_ps((const float *)W->values + at)
-                                         : _mm512_maskz_expandloadu_ps(mask, (const float *)W->values + at);
+            weights[i] = bits == ~0ull ? _mm512_loadu_ps((const float *)W->values + at)
+                                       : _mm512_maskz_expandloadu_ps(mask, (const float *)W->values + at);
             at += __builtin_popcount(mask);
         }
+}
+
+/* The scales of 16 columns, two groups of eight. */
+ISA512 __m512 scales16(const float *scales, const int32_t groups[2]) {
+    return _mm512_mask_broadcastss_ps(_mm512_set1_ps(scales[groups[0]]), 0xff00, _mm_load_ss(scales + groups[1]));
 }
 
 /* The inputs of 64 columns, in the order of those weights. */
@@ -302,51 +321,48 @@ ISA512 void inputs64(const float *x, const int kind, __m512 inputs[4]) {
 }
 
 #define BEGIN_SUMS                                                                                                     \
-    __m512 sums[STREAMS][TOKENS], parts[STREAMS][TOKENS];                                                              \
+    __m512 sums[STREAMS][TOKENS];                                                                                      \
     UNROLLED for (int r = 0; r < rows; r++)                                                                            \
         UNROLLED for (int t = 0; t < tokens; t++)                                                                      \
-            sums[r][t] = parts[r][t] = _mm512_setzero_ps();
-#define SCALE_PARTS /* of the columns with one scale */                                                                \
-    if (kind >= INT8)                                                                                                  \
-        UNROLLED for (int r = 0; r < rows; r++)                                                                        \
-            UNROLLED for (int t = 0; t < tokens; t++) {                                                                \
-                __m512 scale = _mm512_set1_ps(scale_of(W, number[r], begin) * unit);                                   \
-                sums[r][t] = _mm512_fmadd_ps(parts[r][t], scale, sums[r][t]);                                          \
-                parts[r][t] = _mm512_setzero_ps();                                                                     \
-            }
-#define WRITE_SUMS                                                                                                     \
+            sums[r][t] = _mm512_setzero_ps();
+#define WRITE_SUMS(unit)                                                                                               \
     UNROLLED for (int r = 0; r < rows; r++)                                                                            \
         UNROLLED for (int t = 0; t < tokens; t++)                                                                      \
-            y[t * W->rows + number[r]] = _mm512_reduce_add_ps(kind >= INT8 ? sums[r][t] : parts[r][t]);
+            y[t * W->rows + number[r]] = _mm512_reduce_add_ps(sums[r][t]) * (unit);
 
 ISA512 void rows_avx512(const matrix *W, const float *x, int64_t stride, const int tokens, const int rows, const int kind,
                         float *y, int64_t row, int64_t apart, int64_t last) {
     uint64_t words[STREAMS][CHUNK / 64];
     __m512 weights[STREAMS][4], inputs[4];
-    const float unit = kind == INT8 ? 1.0f / (1 << 24) : 1.0f;
+    const int whole = W->group % 64 == 0; /* 64 columns have one scale */
     BEGIN_ROWS
     BEGIN_SUMS
     for (int64_t begin = 0, end; begin < W->columns; begin = end) {
-        end = end_of(W, begin);
-        for (int r = 0; r < rows; r++)
-            read_bits(W, number[r], begin, end, words[r]);
+        BEGIN_CHUNK
         for (int64_t column = begin; column < end; column += 64) {
             UNROLLED for (int r = 0; r < rows; r++) {
                 uint64_t bits = words[r][(column - begin) / 64];
                 ask_ahead(W, at[r], kind);
                 expand64(W, at[r], bits, kind, weights[r]);
                 at[r] += __builtin_popcountll(bits);
+                const int32_t *group = W->groups + column / 8;
+                if (scaled && whole) {
+                    __m512 scale = _mm512_set1_ps(scales[r][group[0]]);
+                    UNROLLED for (int i = 0; i < 4; i++)
+                        weights[r][i] = _mm512_mul_ps(weights[r][i], scale);
+                } else if (scaled)
+                    UNROLLED for (int i = 0; i < 4; i++)
+                        weights[r][i] = _mm512_mul_ps(weights[r][i], scales16(scales[r], group + 2 * i));
             }
             UNROLLED for (int t = 0; t < tokens; t++) {
                 inputs64(x + t * stride + column, kind, inputs);
                 UNROLLED for (int r = 0; r < rows; r++)
                     UNROLLED for (int i = 0; i < 4; i++)
-                        parts[r][t] = _mm512_fmadd_ps(weights[r][i], inputs[i], parts[r][t]);
+                        sums[r][t] = _mm512_fmadd_ps(weights[r][i], inputs[i], sums[r][t]);
             }
         }
-        SCALE_PARTS
     }
-    WRITE_SUMS
+    WRITE_SUMS(kind == INT4 ? 1.0f / (1 << 28) : kind == INT8 ? 1.0f / (1 << 24) : 1.0f)
 }
 
 ISA512 __m512 next16(const matrix *W, int64_t at, __mmask16 there, const int kind) {
@@ -367,37 +383,32 @@ ISA512 void rows_two_of_four(const matrix *W, const float *x, int64_t stride, co
     const __m512i place = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     __m512 weights[STREAMS];
     __m512i picked[STREAMS];
-    const float unit = 1.0f;
-    BEGIN_ROWS
+    BEGIN_NUMBERS
     BEGIN_SUMS
-    for (int64_t begin = 0, end; begin < W->columns; begin = end) {
-        end = end_of(W, begin);
-        for (int64_t column = begin; column < end; column += 32) {
-            int64_t left = end - column < 32 ? end - column : 32;
-            __mmask16 there = (__mmask16)((1u << left / 2) - 1);
-            UNROLLED for (int r = 0; r < rows; r++) {
-                uint32_t codes = 0;
-                const uint8_t *from = W->bits + number[r] * W->row_bytes + column / 8;
-                if (left == 32)
-                    memcpy(&codes, from, 4);
-                else
-                    memcpy(&codes, from, (size_t)left / 8);
-                __m512i code = _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32((int)codes), place), _mm512_set1_epi32(3));
-                picked[r] = _mm512_or_si512(code, group);
-                ask_ahead(W, at[r], kind);
-                weights[r] = next16(W, at[r], there, kind);
-                at[r] += left / 2;
-            }
-            UNROLLED for (int t = 0; t < tokens; t++) {
-                const float *from = x + t * stride + column;
-                __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
-                UNROLLED for (int r = 0; r < rows; r++)
-                    parts[r][t] = _mm512_fmadd_ps(weights[r], _mm512_permutex2var_ps(low, picked[r], high), parts[r][t]);
-            }
+    for (int64_t column = 0; column < W->columns; column += 32) {
+        int64_t left = W->columns - column < 32 ? W->columns - column : 32;
+        __mmask16 there = (__mmask16)((1u << left / 2) - 1);
+        UNROLLED for (int r = 0; r < rows; r++) {
+            uint32_t codes = 0;
+            const uint8_t *from = W->bits + number[r] * W->row_bytes + column / 8;
+            if (left == 32)
+                memcpy(&codes, from, 4);
+            else
+                memcpy(&codes, from, (size_t)left / 8);
+            __m512i code = _mm512_and_si512(_mm512_srlv_epi32(_mm512_set1_epi32((int)codes), place), _mm512_set1_epi32(3));
+            picked[r] = _mm512_or_si512(code, group);
+            ask_ahead(W, at[r], kind);
+            weights[r] = next16(W, at[r], there, kind);
+            at[r] += left / 2;
         }
-        SCALE_PARTS
+        UNROLLED for (int t = 0; t < tokens; t++) {
+            const float *from = x + t * stride + column;
+            __m512 low = _mm512_loadu_ps(from), high = _mm512_loadu_ps(from + 16);
+            UNROLLED for (int r = 0; r < rows; r++)
+                sums[r][t] = _mm512_fmadd_ps(weights[r], _mm512_permutex2var_ps(low, picked[r], high), sums[r][t]);
+        }
     }
-    WRITE_SUMS
+    WRITE_SUMS(1.0f)
 }
 #endif
 
@@ -438,7 +449,7 @@ __attribute__((target(TARGET512))) BLOCK(block_two_of_four, rows_two_of_four, 4,
 static void block(const matrix *W, int level, const float *x, int64_t stride, int tokens, float *y, int64_t first, int64_t last) {
 #ifdef X86
     if (level == AVX512) {
-        if (W->codes && W->kind != INT4)
+        if (W->codes && !W->scales && W->kind != INT4)
             block_two_of_four(W, x, stride, tokens, y, first, last);
         else
             block_avx512(W, x, stride, tokens, y, first, last);
@@ -453,8 +464,7 @@ static void block(const matrix *W, int level, const float *x, int64_t stride, in
     block_portable(W, x, stride, tokens, y, first, last);
 }
 
-/* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W are zeros: up to a multiple of 64, and 64
-   more if a group of columns with one scale is none. */
+/* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W are zeros, up to a multiple of 64. */
 void minprune_product(const matrix *W, int level, const float *x, int64_t stride, int64_t tokens, float *y, int threads) {
     /* four pieces of rows for each thread, so that one which is held up leaves its share to the others; with more
        tokens than fit in registers, pieces that stay in the cache until all tokens have met them */
@@ -480,14 +490,16 @@ void minprune_dense(const matrix *W, float *y, int threads) {
         uint64_t words[CHUNK / 64];
         float *to = y + row * W->columns;
         int64_t at = W->starts[row];
+        const float *scales = W->scales ? W->scales + row * ((W->columns + W->group - 1) / W->group) : NULL;
         memset(to, 0, (size_t)W->columns * sizeof(float));
         for (int64_t begin = 0, end; begin < W->columns; begin = end) {
-            end = end_of(W, begin);
-            float scale = scale_of(W, row, begin);
+            end = END_OF_CHUNK;
             read_bits(W, row, begin, end, words);
             for (int64_t column = begin; column < end; column += 64)
-                for (uint64_t bits = words[(column - begin) / 64]; bits; bits &= bits - 1)
-                    to[column + __builtin_ctzll(bits)] = scale * value_of(W, at++, W->kind);
+                for (uint64_t bits = words[(column - begin) / 64]; bits; bits &= bits - 1) {
+                    int64_t one = column + __builtin_ctzll(bits);
+                    to[one] = value_of(W, at++, W->kind) * (scales ? scales[W->groups[one / 8]] : 1.0f);
+                }
         }
     }
 }

@@ -32,6 +32,7 @@ class _Matrix(ctypes.Structure):
         ("bits", ctypes.c_void_p),
         ("starts", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
+        ("groups", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("row_bytes", ctypes.c_int64),
@@ -78,8 +79,8 @@ class Packed:
         if found is None:
             raise PruneError(f"there is no compiled product ({why}): multiply with torch")
         wide, stride = X.float().contiguous(), d_in
-        if d_in % 64 or self.group % 64:  # the kernel takes 64 columns at a time
-            stride += 64 + -d_in % 64
+        if d_in % 64:  # the kernel takes 64 columns at a time
+            stride += -d_in % 64
             wide = torch.nn.functional.pad(wide, (0, stride - d_in))
         out = torch.empty(*X.shape[:-1], d_out)
         found.library.minprune_product(
@@ -103,10 +104,18 @@ class Packed:
         return out
 
     @cached_property
+    def _groups(self) -> Tensor | None:
+        """Which of its row's scales each eight columns have, (d_in / 8, up to a multiple of 8), int32."""
+        if self.scales is None:
+            return None
+        eights = torch.arange(-(-self.shape[1] // 64) * 8)
+        return (eights * _SHARED // self.group).clamp(max=self.scales.shape[1] - 1).int()
+
+    @cached_property
     def _for_c(self):
         """A pointer to the `matrix`, whose arrays this object keeps alive."""
         d_out, d_in = self.shape
-        arrays = (self.values, self.bits, self.starts, self.scales)
+        arrays = (self.values, self.bits, self.starts, self.scales, self._groups)
         pointers = [None if array is None else array.data_ptr() for array in arrays]
         row_bytes = 0 if self.bits is None else self.bits.shape[1]
         W = _Matrix(*pointers, d_out, d_in, row_bytes, self.group, self.kind, self.codes)

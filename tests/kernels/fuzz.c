@@ -64,12 +64,15 @@ static double one_case(int level, int kind, int layout) {
             ((int8_t *)values)[i] = (int8_t)all[i];
         else
             values[i / 2] |= (uint8_t)(((int)all[i] & 15) << 4 * (i & 1));
-    const int64_t stride = columns % 64 || (scales && group % 64) ? columns + 64 + (64 - columns % 64) % 64 : columns;
+    const int64_t eights = (columns + 63) / 64 * 8, stride = 8 * eights;
+    int32_t *which = malloc((size_t)eights * 4); /* in an array of exactly that size, like the others */
+    for (int64_t i = 0; i < eights; i++)
+        which[i] = (int32_t)(scales ? (8 * i < columns ? 8 * i : columns - 1) / group : 0);
     float *x = calloc((size_t)(tokens * stride), 4), *y = malloc((size_t)(tokens * rows) * 4), *back = malloc((size_t)(rows * columns) * 4);
     for (int64_t i = 0; i < tokens; i++)
         for (int64_t column = 0; column < columns; column++)
             x[i * stride + column] = uniform();
-    matrix W = {values, layout ? bits : NULL, starts, scales, rows, columns, row_bytes, scales ? group : 0, kind, layout == 2};
+    matrix W = {values, layout ? bits : NULL, starts, scales, which, rows, columns, row_bytes, scales ? group : 0, kind, layout == 2};
     minprune_product(&W, level, x, stride, tokens, y, 1);
     minprune_dense(&W, back, 1);
     for (int64_t row = 0; row < rows; row++) {
@@ -84,7 +87,7 @@ static double one_case(int level, int kind, int layout) {
         for (int64_t column = 0; column < columns; column++)
             worst = fmax(worst, fabs(dense[row * columns + column] - back[row * columns + column]) / 256);
     }
-    free(dense), free(bits), free(starts), free(scales), free(all), free(values), free(x), free(y), free(back);
+    free(dense), free(bits), free(starts), free(scales), free(all), free(values), free(which), free(x), free(y), free(back);
     return worst;
 }
 
