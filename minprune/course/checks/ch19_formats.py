@@ -163,6 +163,10 @@ def _running(values: Tensor, columns: Tensor, pointers: Tensor, X: Tensor) -> Te
     return torch.cat([X.new_zeros(len(X), 1), sums], dim=1)[:, pointers[1:]]
 
 
+def _differences(values: Tensor, columns: Tensor, pointers: Tensor, X: Tensor) -> Tensor:
+    return _running(values, columns, pointers, X).diff(dim=1, prepend=X.new_zeros(len(X), 1))
+
+
 def _reduceat(values: Tensor, columns: Tensor, pointers: Tensor, X: Tensor) -> Tensor:
     """What NumPy's add.reduceat does with a list of beginnings: an empty part gives the product that stands there."""
     products = torch.cat([X[:, columns] * values, X.new_zeros(len(X), 1)], dim=1)
@@ -190,6 +194,7 @@ csr_matmul = Exercise(
             "rows overwritten": _Product(add=lambda products: products[:, -1:].sum(1)),
             "empty rows not empty": _reduceat,
             "running sums": _running,
+            "digits of a loud row": _differences,
             "values forgotten": _Product(values=torch.ones_like),
             "the dense matrix multiplied": _dense,
             "transposed result": transposed(_Product()),
@@ -207,6 +212,9 @@ csr_matmul = Exercise(
           what summing between beginnings does when two of them are equal.
         running sums: Each output also contains those of all rows above it: a running sum was read at the end of the
           row, and what it had been at the beginning was not taken off.
+        digits of a loud row: Each output is the difference of two running sums over all rows. That is right on paper;
+          but the sums still hold what the rows above gave, and after a loud row the last digits of a quiet one are
+          gone. An output must not depend on other rows.
         values forgotten: The right inputs were added, but without their weights.
         the dense matrix multiplied: Inputs that no row reads were multiplied, too, and zero times infinity is not zero.
           The matrix was unpacked with all of its zeros.
@@ -219,6 +227,7 @@ csr_matmul = Exercise(
         Case("as many tokens as rows", (*_stored(3, 7, [4, 4, 4], 1920), normal(3, 7, seed=1921))),
         Case("a single token", (*_stored(5, 8, [1, 6, 2, 0, 3], 1930), normal(1, 8, seed=1931))),
         Case("nothing stored", (*_stored(3, 4, [0, 0, 0], 1940), normal(2, 4, seed=1941))),
+        Case("quiet rows below one that is a billion times louder", _loud([2, 3, 1, 4], 1964)),
         Case("inputs that no row reads, infinity and NaN among them", _unread()),
     ],
 )
@@ -226,6 +235,12 @@ csr_matmul = Exercise(
 
 def _stored(d_out: int, d_in: int, counts: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return _Rows()(*_masked(normal(d_out, d_in, seed=seed), counts, seed + 1))
+
+
+def _loud(counts: list[int], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A matrix whose first row gives outputs so large that in float32 nothing is left of the others beside them."""
+    values, columns, pointers = _stored(len(counts), 6, counts, seed)
+    return torch.cat([1e9 * values[: counts[0]], values[counts[0] :]]), columns, pointers, normal(3, 6, seed=seed + 9)
 
 
 def _unread() -> tuple[Tensor, Tensor, Tensor, Tensor]:
