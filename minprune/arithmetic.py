@@ -42,6 +42,15 @@ def ordinary_tensors() -> Iterator[None]:
         yield
 
 
+def type_around(own: torch.dtype, device: str) -> torch.dtype:
+    """In which type a model of the dtype `own` takes its products here: a caller's autocast's, or its own.
+
+    Autocast leaves float64 as it is.
+    """
+    known = own != torch.float64 and torch.amp.is_autocast_available(device)
+    return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else own
+
+
 def is_finite(W: torch.Tensor) -> bool:
     """Whether there is neither NaN nor infinity. The extremes stay apart: autocast may refuse to put them together."""
     low, high = W.aminmax()  # those of a tensor with NaN are NaN

@@ -24,7 +24,8 @@ class Protocol:
     included; stride: tokens from one window's beginning to the next one's. bos: whether special tokens begin each
     window; prefix: which ones, mostly one BOS token. windows: how many; tokens: how many predictions count;
     tokens_hash: sha256 over the windows. bytes: bytes of text in the counted tokens; coverage: their share of the
-    text. dtype: in which the model ran (told, but never a reason to refuse).
+    text. dtype: in which the model took its products, its own or that of an autocast around the call (told, but never
+    a reason to refuse).
     """
 
     text: str

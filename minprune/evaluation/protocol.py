@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import type_around
 from minprune.data.documents import has_splits
 from minprune.data.tokens import check_normalizer, cut, fingerprint, load_text, load_tokens, prefix_of, window_starts
 from minprune.errors import PruneError
@@ -83,7 +84,7 @@ def measure(
     if length < 2:
         raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
     text = load_text(source, split, tokenizer)
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(type_around(model.dtype, model.device.type)).removeprefix("torch.")
     windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, stride, bos, dtype)
     nats = token_nll(model, windows, batch_size, progress)[counted[:, 1:]].double()
     return Measurement(float(nats.mean()), protocol)
@@ -102,7 +103,8 @@ def plan(
 ) -> tuple[Tensor, Tensor, Protocol]:
     """What `measure` reads of a text: windows (windows, length), which of their tokens count, and the protocol.
 
-    text: of that source and split, see `load_text`. dtype: of the model that will read it. The rest: as for `measure`.
+    text: of that source and split, see `load_text`. dtype: in which the model will run that reads it. The rest: as for
+    `measure`.
     """
     ids, sizes = encode(tokenizer, text)
     first = prefix_of(tokenizer) if bos is None else _forced(tokenizer, bos)

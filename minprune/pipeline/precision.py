@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from minprune.arithmetic import type_around
 from minprune.errors import PruneError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -22,13 +23,11 @@ def check_precision(precision: str) -> None:
 def type_of_products(own: torch.dtype, device: str, precision: str) -> torch.dtype:
     """In which type a model of the dtype `own` takes its products: that asked for, a caller's autocast's, or its own.
 
-    Only a model in float32 can be asked for another one, and autocast leaves float64 as it is.
+    Only a model in float32 can be asked for another one.
     """
     if precision == "bfloat16" and own == torch.float32:
         return torch.bfloat16
-    known = precision == "auto" and own != torch.float64 and torch.amp.is_autocast_available(device)
-    around = known and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if around else own
+    return type_around(own, device) if precision == "auto" else own
 
 
 def narrow_products(device: str, narrow: bool) -> AbstractContextManager[Any]:

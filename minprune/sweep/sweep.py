@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minprune.arithmetic import type_around
 from minprune.data.tokens import fingerprint, load_tokens
 from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
@@ -74,7 +75,7 @@ def sweep(
     cells, path, texts = keys_of(methods, patterns, seeds), absolute(path), list(texts)
     if not texts:
         raise PruneError("a sweep needs at least one text to measure on")
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(type_around(model.dtype, model.device.type)).removeprefix("torch.")
     cut = {text: windows_of(tokenizer, text, "test", test_samples, length, dtype) for text in texts}
     tests = {text: windows for text, (windows, _) in cut.items()}
     protocol = {

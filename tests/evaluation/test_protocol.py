@@ -1,5 +1,6 @@
 """protocol.py: which predictions count, how many bytes they cover, and which numbers may be compared."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -55,6 +56,19 @@ def test_without_overlap_it_is_the_perplexity_of_load_tokens(pair, text_file):
     protocol = found.protocol
     assert (protocol.windows, protocol.window, protocol.stride, protocol.tokens) == (9, 40, 40, 9 * 39)
     assert protocol.split is None and not protocol.bos
+
+
+def test_a_callers_autocast_is_in_the_protocol_as_it_is_in_a_report_of_prune(pair, text_file):
+    asked = {"source": text_file, "samples": 9, "length": 40}
+    alone = measure(*pair, **asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        around = measure(*pair, **asked)
+        report = mp.prune(copy.deepcopy(pair[0]), torch.randint(90, (2, 8)), "wanda")
+        assert measure(copy.deepcopy(pair[0]).double(), pair[1], **asked).protocol.dtype == "float64"
+    with torch.autocast("cpu", torch.float16, enabled=False):
+        assert measure(*pair, **asked).protocol == alone.protocol
+    assert (alone.protocol.dtype, around.protocol.dtype, report.precision) == ("float32", "bfloat16", "bfloat16")
+    assert around.nats != alone.nats and str(around.protocol).endswith("bfloat16")
 
 
 @pytest.mark.parametrize("stride", [1, 7, 19, 20])
