@@ -4,6 +4,8 @@ Left out on purpose: any division by a number of sequences or batches. Sums over
 independent of how the tokens came in batches, and a long text counts for more than a short one.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -238,12 +240,26 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     0.2
     """
     W, W_pruned = W.to(gram), W_pruned.to(gram)
-    lost, whole = _energy(W - W_pruned, gram), _energy(W, gram)
+    power = _power(W if W.any() else W_pruned, gram)
+    lost, whole = _energy(W - W_pruned, gram, power), _energy(W.clone(), gram, power)
     return float(lost > 0) if whole <= 0 else lost / whole  # NaN stays NaN
 
 
-def _energy(M: Tensor, gram: Tensor) -> float:
-    """tr(M G M^T) for M (d_out, d_in), from the half of the symmetric G (d_in, d_in) on and below the diagonal."""
+def _power(M: Tensor, gram: Tensor) -> int:
+    """The k for which the energy of 2^k M is about 1, so that no square leaves the range of the dtype on the way."""
+    if not M.numel():
+        return 0
+    low, high, energy = torch.stack([*M.aminmax(), gram.diagonal().amax()]).cpu().tolist()
+    return -math.frexp(max(-low, high))[1] - math.frexp(energy)[1] // 2
+
+
+def _energy(M: Tensor, gram: Tensor, power: int) -> float:
+    """tr(M G M^T) for 2^power M (d_out, d_in), which M becomes, without any rounding.
+
+    From the half of the symmetric G (d_in, d_in) on and below the diagonal.
+    """
+    for step in (power // 2, power - power // 2):  # 2^power itself may be too large a number for the dtype
+        M *= 2.0**step
     parts = []
     for here, below in ((slice(i, i + PANEL), slice(i + PANEL, None)) for i in range(0, len(gram), PANEL)):
         sent = torch.addmm(M[:, here] @ gram[here, here], M[:, below], gram[below, here], alpha=2)  # (d_out, panel)

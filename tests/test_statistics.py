@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
 from minprune import statistics
@@ -165,6 +166,52 @@ def test_statistics_of_equal_inputs_are_those_of_the_identity(gram):
     assert not gram or torch.equal(stats.gram, torch.eye(7, dtype=torch.float64))
 
 
-def test_an_error_that_overflows_is_not_called_zero():
-    W = torch.full((2, 3), 1e30)
-    assert mp.layer_error(W, W / 2, torch.eye(3)) != 0
+_RANGES = [(torch.float32, -149, 100), (torch.float64, -1074, 950)]  # of powers of two: 1e-45 to 1e30, and wider
+
+
+@pytest.mark.parametrize("dtype, least, most", _RANGES)
+@given(st.data())
+@SETTINGS
+def test_the_layer_error_is_that_of_the_weights_times_any_power_of_two(dtype, least, most, data):
+    power = 2.0 ** data.draw(st.integers(least, most))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32 - 1)))
+    X = torch.randn(40, 9, generator=generator, dtype=dtype)
+    W = torch.randint(-8, 9, (5, 9), generator=generator).to(dtype)
+    W_pruned = torch.randint(-8, 9, (5, 9), generator=generator).to(dtype)
+    gram, expected = X.T @ X, mp.layer_error(W, W_pruned, X.T @ X)
+    assert expected > 0.1
+    scaled = [(M.double() * power).to(dtype) for M in (W, W_pruned)]
+    assert torch.equal(scaled[0].double() / power, W.double())  # nothing was rounded
+    assert mp.layer_error(*scaled, gram) == expected
+
+
+@given(st.integers(-42, 30), st.integers(-36, 34), st.integers(0, 2**32 - 1))
+@SETTINGS
+def test_the_layer_error_of_any_magnitude_is_that_of_float64(weights, inputs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    X, W = torch.randn(40, 300, generator=generator), torch.randn(5, 300, generator=generator).double()
+    W = (W * 10.0**weights).float()
+    W_pruned = W * (torch.rand(W.shape, generator=generator) < 0.5)
+    gram = (X.T.double() @ X.double() * 10.0**inputs).float()
+    D, whole = W.double() - W_pruned.double(), W.double()
+    expected = float(((D @ gram.double()) * D).sum() / ((whole @ gram.double()) * whole).sum())
+    assert mp.layer_error(W, W_pruned, gram) == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_error_that_was_too_large_for_float32_or_too_small_is_measured():
+    for size in (1e30, 1e-30, 1e-42):
+        W = torch.full((2, 3), size)
+        assert mp.layer_error(W, W / 2, torch.eye(3)) == pytest.approx(0.25, rel=0.01)
+        assert mp.layer_error(torch.zeros(2, 3), W, torch.eye(3)) == 1
+
+
+def test_a_matrix_of_subnormal_weights_is_reported_with_the_error_that_it_has():
+    errors = {}
+    for power in (0, 140):
+        model = tiny_model("llama")
+        with torch.no_grad():
+            weight = model.model.layers[0].self_attn.q_proj.weight
+            weight.copy_((weight * 2**8).round() * 2.0**-8 * 2.0**-power)
+        rows = mp.prune(model, tiny_tokens(), "magnitude", include=["*.0.self_attn.q_proj"]).layers
+        errors[power] = rows[0].error
+    assert errors[140] == errors[0] > 0
