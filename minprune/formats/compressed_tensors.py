@@ -26,7 +26,7 @@ from minprune.errors import PruneError
 from minprune.files import to_json, write_text
 from minprune.formats.described import other_tensors, write_description
 from minprune.formats.disk import StoredRow
-from minprune.formats.gguf import RoundedRow
+from minprune.formats.gguf import RoundedRow, rounding_error
 from minprune.formats.integers import whole_numbers
 from minprune.models.checks import check_weights
 from minprune.models.extras import copy_files
@@ -34,6 +34,7 @@ from minprune.models.layers import Layer, find_layers
 from minprune.models.tokenizer import write_tokenizer
 from minprune.output.model_files import write_errors, write_record
 from minprune.output.record import RunRecord
+from minprune.output.shards import Shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,43 +54,69 @@ def write_packed(
 
     grid: (bits, group) with which it was quantised. record: what minprune.json says beside the format and the bytes.
     source: the folder that the model was read from; what it holds beside a model is copied. Raises `PruneError`, before
-    anything is written, if a matrix is on no such grid or cannot be said, or the library is missing.
+    anything is written, if a matrix is on no such grid or cannot be said, or the library is missing. Beside the model
+    one matrix is in memory at a time.
     """
-    from safetensors.torch import save_file
-
     if grid is None:
         raise PruneError(f"{NAME} holds whole numbers: quantise the model first, or say --bits and --group")
     layers = find_layers(model)
     _check(model, layers)
-    numbers = {}
+    half, signed = 2 ** (grid[0] - 1), True
     for layer in layers:
-        try:
-            numbers[layer] = whole_numbers(layer.weight.detach().cpu(), *grid)
-        except PruneError as error:
-            raise PruneError(f"{layer.name}: {error}") from None
-    half = 2 ** (grid[0] - 1)
-    signed = all(-half <= int(whole.min()) and int(whole.max()) < half for _, whole in numbers.values())
-    tensors: dict[str, Tensor] = {}
+        _, whole = _numbers(layer, grid)
+        signed = signed and -half <= int(whole.min()) and int(whole.max()) < half
+    others = other_tensors(model, layers)
+    places = _places(layers, grid, signed, model.dtype) | others
+    shards = Shards(folder, places, limit=sum(place.nbytes for place in places.values()))  # one file
     rows: list[StoredRow] = []
-    for layer, (scales, whole) in numbers.items():
-        own = packed(scales.to(model.dtype), whole, grid[0], signed)
-        size = sum(tensor.nbytes for tensor in own.values())
-        tensors |= {f"{layer.name}.{name}": tensor for name, tensor in own.items()}
-        W = layer.weight.detach().cpu()
-        lost = float((_read(scales.to(model.dtype), whole) - W.float()).norm() / W.float().norm().clamp_min(1e-30))
-        shape = (W.shape[0], W.shape[1])
-        rows.append(RoundedRow(layer.name, shape, f"packed, {grid[0]} bits", size, W.nbytes, lost))
-    others = {name: tensor.detach().cpu().contiguous() for name, tensor in other_tensors(model, layers).items()}
     with write_errors(folder):
         write_description(folder, model, layers)
         _describe(folder, model, layers, grid, signed)
         write_tokenizer(folder, tokenizer)
-        save_file(tensors | others, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / WEIGHTS).touch()  # where the one file is filled
+        shards.begin()
+        shards.write(others)
+        for layer in layers:  # their numbers once more: those of all matrices would be another model in memory
+            scales, whole = _numbers(layer, grid)
+            own = packed(scales.to(model.dtype), whole, grid[0], signed)
+            shards.write({f"{layer.name}.{name}": tensor for name, tensor in own.items()})
+            size, W = sum(tensor.nbytes for tensor in own.values()), layer.weight.detach().cpu()
+            lost = rounding_error(_read(scales.to(model.dtype), whole), W.float())
+            rows.append(
+                RoundedRow(layer.name, (W.shape[0], W.shape[1]), f"packed, {grid[0]} bits", size, W.nbytes, lost)
+            )
         if source:
             copy_files(source, folder)
         sizes = {"bytes": sum(row.bytes for row in rows), "dense_bytes": sum(row.dense_bytes for row in rows)}
         write_record(folder, (record or RunRecord()).model_copy(update={"format": NAME} | sizes))
     return rows
+
+
+def _numbers(layer: Layer, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The scales and whole numbers of a matrix, see `whole_numbers`; an error names the layer."""
+    try:
+        return whole_numbers(layer.weight.detach().cpu(), *grid)
+    except PruneError as error:
+        raise PruneError(f"{layer.name}: {error}") from None
+
+
+def _places(layers: list[Layer], grid: tuple[int, int], signed: bool, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors without numbers, of the shapes and dtypes of what `packed` makes of each matrix."""
+    bits, group = grid
+    found = {}
+    for layer in layers:
+        d_out, d_in = layer.weight.shape
+        groups = d_in // (group or d_in)
+        own: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "weight_scale": ((d_out, groups), dtype),
+            "weight_shape": ((2,), torch.int64),
+            "weight_packed": ((d_out, -(-d_in * bits // 32)), torch.int32),
+        }
+        if not signed:
+            own["weight_zero_point"] = (-(-d_out * bits // 32), groups), torch.int32
+        for name, (shape, kind) in own.items():
+            found[f"{layer.name}.{name}"] = torch.empty(shape, dtype=kind, device="meta")
+    return found
 
 
 def packed(scales: Tensor, whole: Tensor, bits: int, signed: bool) -> dict[str, Tensor]:

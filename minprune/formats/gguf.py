@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from minprune.errors import PruneError, short
 from minprune.formats.disk import StoredRow
@@ -44,6 +46,12 @@ class RoundedRow(StoredRow):
     """One matrix of a GGUF file. error: what rounding changed, relative to the matrix, in the Frobenius norm."""
 
     error: float
+
+
+def rounding_error(stored: Tensor, W: Tensor) -> float:
+    """||stored - W|| / ||W||; 0 for zeros. In sums of float64: squares of small weights are no float32."""
+    size = float(torch.linalg.vector_norm(W, dtype=torch.float64))
+    return float(torch.linalg.vector_norm(stored - W, dtype=torch.float64)) / size if size else 0.0
 
 
 def check_type(kind: str) -> None:
@@ -155,8 +163,7 @@ def _add_tensors(writer: "GGUFWriter", model: "PreTrainedModel", kind: str) -> I
             raise PruneError(f"{name} has a weight of {abs(values).max():.4g}, too large for {form.name}: use f32")
         writer.add_tensor(place, np.ascontiguousarray(stored), raw_dtype=form)
         if values.ndim == 2:
-            size = float(np.linalg.norm(values))
-            error = float(np.linalg.norm(back - values)) / size if size else 0.0
+            error = rounding_error(torch.from_numpy(back), torch.from_numpy(values))
             shape = (values.shape[0], values.shape[1])
             yield RoundedRow(name.removesuffix(".weight"), shape, form.name, stored.nbytes, parameter.nbytes, error)
 

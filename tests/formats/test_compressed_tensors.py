@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peak import Peak
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
@@ -23,9 +24,9 @@ class NoTokenizer:
         return ()
 
 
-def quantised(family="llama", bits=4, group=32, grid="asymmetric", pattern="50%", dtype=torch.float32):
+def quantised(family="llama", bits=4, group=32, grid="asymmetric", pattern="50%", dtype=torch.float32, **changes):
     """A tiny model with zeros in a grid of whole numbers."""
-    model = tiny_model(family, hidden_size=64, intermediate_size=96).to(dtype)
+    model = tiny_model(family, hidden_size=64, intermediate_size=96, **changes).to(dtype)
     mp.prune(model, None, "magnitude", pattern)
     mp.quantize(model, None, bits, group=group, method="rtn", grid=grid)
     return model
@@ -121,6 +122,19 @@ def test_the_command_writes_what_transformers_reads_and_the_record_says_how(run,
     code, _, err = run("export", "q", "--format", "compressed_tensors", "--output", "none")
     assert code == 2 and err.rstrip().endswith("gguf, compressed-tensors")
     assert not Path("none").exists()
+
+
+@pytest.mark.parametrize("grid", ["symmetric", "asymmetric"])
+def test_the_memory_beside_the_model_is_that_of_one_matrix_however_deep_it_is(tmp_path, grid):
+    most = {}
+    for blocks in (1, 6):
+        model = quantised(grid=grid, num_hidden_layers=blocks)
+        (folder := tmp_path / str(blocks)).mkdir()
+        with Peak() as peak:
+            write_packed(folder, model, NoTokenizer(), (4, 32))
+        most[blocks] = peak.most
+    largest = max(layer.weight.nbytes for layer in find_layers(model))
+    assert largest < most[6] <= most[1] + 1024 and most[6] < 12 * largest
 
 
 def test_without_the_library_one_line_says_what_to_install(tmp_path, monkeypatch):

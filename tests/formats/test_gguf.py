@@ -185,6 +185,13 @@ def test_the_error_is_that_of_the_file_and_within_the_bound(kind, tmp_path, word
     assert torch.equal(back, torch.from_numpy(rounded(W, kind)).float())
 
 
+def test_weights_that_the_file_holds_as_zeros_are_lost_however_small_they_are(tmp_path, words, generator):
+    W = torch.randint(-7, 8, (96, 64), generator=generator).float()
+    for power in (40, 140):  # below what a scale in float16 can say, and below the smallest normal float32
+        kept, back = one_matrix(W * 2.0**-power, tmp_path, words, "q8_0")
+        assert kept.error == 1 and not back.any()
+
+
 def test_weights_of_another_four_bit_grid_are_rounded_once_more(tmp_path, words, generator):
     """A symmetric grid of 15 levels is none of Q4_0; one whose largest weight is -8 steps is kept."""
     codes = torch.randint(-7, 8, (96, 64), generator=generator).float()

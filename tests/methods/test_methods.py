@@ -1,12 +1,10 @@
 """What METHODS refuses for every method, before the method itself looks at its arguments."""
 
 import math
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from peak import Peak
 
 import minprune as mp
 from minprune.methods import get_method
@@ -135,38 +133,6 @@ def test_a_layer_that_would_take_days_is_refused_at_once_and_may_be_allowed(meth
     for hours in (0, -1, math.nan):
         with pytest.raises(mp.PruneError, match="hours"):
             get_method(method)(weights, stats, "50%:row", hours=hours)
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made while it is open take at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.users, self.now, self.most = {}, 0, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        given = {id(x) for x in tree_flatten((args, kwargs))[0]}
-        storages = {x.untyped_storage()._cdata for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)}
-        for made in tree_flatten(out)[0]:
-            if isinstance(made, torch.Tensor) and id(made) not in given:
-                storage = made.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self.users and key in storages:
-                    continue  # a view of what was there before
-                if key not in self.users:
-                    self.users[key] = 0
-                    self.now += size
-                    self.most = max(self.most, self.now)
-                self.users[key] += 1
-                weakref.finalize(made, self.release, key, size)
-        return out
-
-    def release(self, key, size):
-        self.users[key] -= 1
-        if not self.users[key]:
-            del self.users[key]
-            self.now -= size
 
 
 @pytest.mark.parametrize(
