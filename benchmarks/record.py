@@ -5,7 +5,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterable
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ def load_cells(path: Path) -> list[dict]:
 def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) -> None:
     """Write the cells with command, protocol, date, machine, versions, commit and the code behind them.
 
-    What was confirmed of earlier cells stays in the file.
+    What was confirmed of earlier cells stays in the file, and where they were measured. If not all cells agree with
+    the head in that, "measured" says for each run of neighbours how many they are, and their machine and commit.
     """
     before = json.loads(path.read_text()) if path.exists() else {}
     facts = {
@@ -35,7 +36,22 @@ def save(path: Path, command: str, protocol: dict[str, str], cells: list[dict]) 
         **stamp(script_of(command)),
         **{key: before[key] for key in ("confirmed",) if key in before},
     }
+    if len(measured := _runs(before, cells, facts)) > 1:
+        facts["measured"] = measured
     path.write_text(json.dumps({**facts, "cells": cells}, indent=1) + "\n")
+
+
+def _runs(before: dict, cells: list[dict], facts: dict) -> list[dict]:
+    """Runs of neighbouring cells of one machine and commit: those that the file held before keep theirs."""
+    of_all = {**before, "cells": len(before.get("cells", []))}
+    each = [_where(run) for run in before.get("measured", [of_all]) for _ in range(run["cells"])]
+    known = {json.dumps(cell): where for cell, where in zip(before.get("cells", []), each, strict=True)}
+    runs = groupby(known.get(json.dumps(cell)) or _where(facts) for cell in cells)
+    return [{"cells": len(list(run)), **where} for where, run in runs]
+
+
+def _where(facts: dict) -> dict:
+    return {key: facts.get(key) for key in ("machine", "commit")}
 
 
 def fill_in(

@@ -537,6 +537,47 @@ def test_the_code_behind_a_results_file_is_the_one_that_made_it_or_was_confirmed
     assert not provenance.changed(path), f"{path.name}: made by other code than today's; `{results['command']}`"
 
 
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.name)
+def test_a_file_of_several_machines_says_where_each_cell_was_measured(path):
+    results = json.loads(path.read_text())
+    runs = results.get("measured")
+    assert runs is None or (len(runs) > 1 and sum(run["cells"] for run in runs) == len(results["cells"]))
+    assert all(run.keys() == {"cells", "machine", "commit"} for run in runs or [])
+
+
+def test_cells_that_are_filled_in_later_or_elsewhere_keep_where_they_were_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import record
+
+    path, here = tmp_path / "file.json", {"machine": "A", "commit": "a"}
+    monkeypatch.setattr(record, "processor", lambda: here["machine"])
+    monkeypatch.setattr(record, "stamp", lambda script: {"commit": here["commit"], "code": {}})
+
+    def fill(machine, commit, upto, most=None):
+        here.update(machine=machine, commit=commit)
+        wanted = [{"x": x} for x in range(upto)]
+        record.fill_in(path, "python benchmarks/quality.py f", {}, wanted, lambda x: {"y": (x, float(x))}, most)
+        results = json.loads(path.read_text())
+        assert [cell["x"] for cell in results["cells"]] == list(range(len(results["cells"])))
+        assert (results["machine"].split(",")[0], results["commit"]) == (machine, commit)
+        told = [(run["cells"], run["machine"].split(",")[0], run["commit"]) for run in results.get("measured", [])]
+        return len(results["cells"]), told
+
+    assert fill("A", "a", 5, most=3) == (3, [])  # the head says it of all
+    assert fill("A", "a", 4) == (4, [])
+    assert fill("B", "b", 5) == (5, [(4, "A", "a"), (1, "B", "b")])
+    assert fill("B", "b", 7) == (7, [(4, "A", "a"), (3, "B", "b")])
+    assert fill("B", "c", 8) == (8, [(4, "A", "a"), (3, "B", "b"), (1, "B", "c")])
+    assert fill("A", "a", 9)[1][-2:] == [(1, "B", "c"), (1, "A", "a")]
+    results = json.loads(path.read_text())
+    record.save(path, results["command"], {}, [{"x": 0, "y": [0, 9.0]}, *results["cells"][1:]])  # one measured again
+    runs = [(run["cells"], run["commit"]) for run in json.loads(path.read_text())["measured"]]
+    assert runs == [(4, "a"), (3, "b"), (1, "c"), (1, "a")]  # at the same place and commit as the others of its run
+    here.update(commit="d")
+    record.save(path, results["command"], {}, [{"x": number} for number in range(3)])  # all anew
+    assert "measured" not in json.loads(path.read_text())
+
+
 def test_the_code_behind_a_script_is_what_its_numbers_come_from(monkeypatch, tmp_path):
     """Changed arithmetic is another code, a changed comment or docstring is not; what prints pages does not count."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
