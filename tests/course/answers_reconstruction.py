@@ -1,7 +1,36 @@
 """Answers to the exercises of chapter 12, for test_checks.py: right ones in other words, and unforeseen wrong ones."""
 
+import math
+
 import numpy as np
 import torch
+
+
+def masked_steps_by_the_optimizer(W, keep, gradients, rate):
+    """PyTorch's own Adam, and the zeros put back after each step."""
+    weight = W.clone()
+    adam = torch.optim.Adam([weight], betas=(0.9, 0.95), eps=1e-12)
+    size, total = float((W.square().sum() / keep.sum()).sqrt()), len(gradients)
+    for step, gradient in enumerate(gradients):
+        adam.param_groups[0]["lr"] = rate * size * min(1, (step + 1) / 5) * math.cos(math.pi * step / total / 2) ** 2
+        weight.grad = gradient.clone()
+        adam.step()
+        weight[~keep] = 0
+    return weight
+
+
+def masked_steps_sum(W, keep, gradients, rate):
+    """Each weight by itself, both running means as sums over all gradients so far."""
+    found, total = W.double().numpy().copy(), len(gradients)
+    size = np.sqrt(np.mean(found[keep.numpy()] ** 2))
+    for place in np.argwhere(keep.numpy()):
+        g = gradients[(slice(None), *place)].double().numpy()
+        for step in range(total):
+            ago = np.arange(step, -1, -1)
+            m, v = (np.average(g[: step + 1] ** power, weights=beta**ago) for power, beta in ((1, 0.9), (2, 0.95)))
+            pace = min(1, (step + 1) / 5) * (1 + np.cos(np.pi * step / total)) / 2
+            found[tuple(place)] -= rate * size * pace * m / (np.sqrt(v) + 1e-12)
+    return found
 
 
 def repair_gradient_autograd(W, keep, X_hat, Y):
@@ -42,11 +71,19 @@ def leftover_sum(gradients, after, rate):
 
 
 RIGHT = {
+    "masked_steps": [masked_steps_by_the_optimizer, masked_steps_sum],
     "repair_gradient": [repair_gradient_autograd, repair_gradient_loop],
     "leftover": [leftover_by_the_optimizer, leftover_sum],
 }
 
 REJECTED = {
+    "masked_steps": [
+        lambda W, keep, gradients, rate: masked_steps_sum(W, keep, gradients, 2 * rate),
+        lambda W, keep, gradients, rate: masked_steps_sum(W, keep, gradients.flip(0), rate),
+        lambda W, keep, gradients, rate: masked_steps_sum(W, keep, gradients[:-1], rate),
+        lambda W, keep, gradients, rate: W - rate * keep * gradients.sum(0),
+        lambda W, keep, gradients, rate: W,
+    ],
     "repair_gradient": [
         lambda W, keep, X_hat, Y: 3 * repair_gradient_loop(W, keep, X_hat, Y),
         lambda W, keep, X_hat, Y: -repair_gradient_loop(W, ~keep, X_hat, Y),  # two at once

@@ -1,5 +1,7 @@
-"""The exercises of chapter 12: the gradient of a repair, and what Adam remembers of a weight that is pruned."""
+"""The exercises of chapter 12: a repair's steps and its gradient, what Adam remembers of a weight that is pruned."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +9,133 @@ from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.values import normal
+
+
+def _pace(step: int, total: int) -> float:
+    return min(1.0, (step + 1) / 5) * (1 + math.cos(math.pi * step / total)) / 2
+
+
+def _size(W: Tensor, keep: Tensor) -> Tensor:
+    return W[keep].square().mean().sqrt()
+
+
+# masked_steps(W, keep, gradients, rate): where the steps of a repair take a pruned matrix
+@dataclass(frozen=True)
+class _Steps:
+    """Adam under a mask, right unless a field says otherwise.
+
+    mask: where a gradient counts. size: what the rate is a fraction of. measured_again: at every step.
+    """
+
+    mask: Callable[[Tensor, Tensor], Tensor] = lambda W, keep: keep
+    size: Callable[[Tensor, Tensor], Tensor] = _size
+    measured_again: bool = False
+    pace: Callable[[int, int], float] = _pace
+    betas: tuple[float, float] = (0.9, 0.95)
+    corrected: bool = True
+    remembers: bool = True
+    root: bool = True
+    sign: float = -1.0
+
+    def __call__(self, W: Tensor, keep: Tensor, gradients: Tensor, rate: float) -> Tensor:
+        (beta, beta_of_squares), size = self.betas, self.size(W, keep)
+        V, m, v = W, torch.zeros_like(W), torch.zeros_like(W)
+        for step, gradient in enumerate(gradients):
+            g = gradient * self.mask(W, keep)
+            m = beta * m + (1 - beta) * g if self.remembers else g
+            v = beta_of_squares * v + (1 - beta_of_squares) * g**2 if self.remembers else g**2
+            hats = self.corrected and self.remembers
+            first = m / (1 - beta ** (step + 1)) if hats else m
+            second = v / (1 - beta_of_squares ** (step + 1)) if hats else v
+            size = self.size(V, keep) if self.measured_again else size
+            length = rate * size * self.pace(step, len(gradients))
+            V = V + self.sign * length * first / ((second.sqrt() if self.root else second) + 1e-12)
+        return V
+
+
+masked_steps = Exercise(
+    name="masked_steps",
+    chapter=12,
+    title="Adam's steps for a pruned matrix, in units of its own size",
+    reference=_Steps(),
+    difficulty=3,
+    zeros=True,
+    wrong=mistakes(
+        {
+            "mask forgotten": _Steps(mask=lambda W, keep: torch.ones_like(keep)),
+            "mask inverted": _Steps(mask=lambda W, keep: ~keep),
+            "mask read off the weights": _Steps(mask=lambda W, keep: W != 0),
+            "rate as it is": _Steps(size=lambda W, keep: torch.ones(())),
+            "pruned weights in the size": _Steps(size=lambda W, keep: W.square().mean().sqrt()),
+            "mean size": _Steps(size=lambda W, keep: W[keep].abs().mean()),
+            "size measured again": _Steps(measured_again=True),
+            "one rate for all steps": _Steps(pace=lambda step, total: 1.0),
+            "pace a step ahead": _Steps(pace=lambda step, total: _pace(step + 1, total)),
+            "start not corrected": _Steps(corrected=False),
+            "no memory": _Steps(remembers=False),
+            "betas of another book": _Steps(betas=(0.9, 0.999)),
+            "means exchanged": _Steps(betas=(0.95, 0.9)),
+            "root forgotten": _Steps(root=False),
+            "uphill": _Steps(sign=1.0),
+        },
+        """
+        mask forgotten: Weights that were pruned have moved: the matrix is dense again. What must their gradients be?
+        mask inverted: The weights that were kept stand still, and those that were pruned have moved: keep is True for
+          what stays.
+        mask read off the weights: A weight that is kept may be zero at the moment, and may move. Which ones are pruned
+          says the mask.
+        rate as it is: Your steps are as large as the rate itself. It is a fraction of the size of this matrix: with ten
+          times larger weights the steps are ten times longer.
+        pruned weights in the size: The zeros of pruned weights have made the matrix look smaller than what it keeps.
+        mean size: You took the mean of the absolute values. The root mean square is another measure of size.
+        size measured again: The size is that of the matrix which the repair begins with. Yours was measured anew at
+          each step.
+        one rate for all steps: The highest rate was used from the first step to the last. It rises at first, and falls
+          to zero.
+        pace a step ahead: The rate of each step is that of the next one: the first step is step 0.
+        start not corrected: The running means were taken as they are. They began at zero, and the hats correct for
+          that.
+        no memory: Each step knows its own gradient alone. Adam's are running means.
+        betas of another book: Your mean of squares looks back a thousand steps, as Adam's default does. What does this
+          chapter take?
+        means exchanged: The two running means have each other's beta: 0.9 belongs to the gradients, 0.95 to their
+          squares.
+        root forgotten: The mean gradient was divided by the mean square, not by its root: with ten times larger
+          gradients your steps are ten times shorter.
+        uphill: The way is right, the direction is not: a step goes against the gradient.
+        """,
+    ),
+    cases=lambda: [
+        Case("half of the weights", _to_step((3, 4), 8, 900)),
+        Case("a single step", _to_step((2, 3), 1, 910)),
+        Case("fewer steps than the rate takes to rise", _to_step((2, 4), 3, 920)),
+        Case("large weights, small gradients", _to_step((3, 3), 12, 930, size=50.0, slope=1e-3)),
+        Case(
+            "nothing pruned",
+            (normal(2, 4, seed=940), torch.ones(2, 4, dtype=torch.bool), normal(9, 2, 4, seed=941), 0.1),
+        ),
+        Case("a kept weight that is zero", _with_zero(950)),
+        Case("a gradient that is zero for a while", _late(960)),
+    ],
+)
+
+
+def _to_step(shape: tuple[int, int], steps: int, seed: int, size: float = 1.0, slope: float = 1.0) -> tuple:
+    keep = normal(*shape, seed=seed + 1) > 0
+    keep[0, 0], keep[-1, -1] = True, False
+    return size * normal(*shape, seed=seed) * keep, keep, slope * (0.3 + normal(steps, *shape, seed=seed + 2)), 0.03
+
+
+def _with_zero(seed: int) -> tuple:
+    W, keep, gradients, rate = _to_step((3, 4), 7, seed)
+    W[0, 0] = 0
+    return W, keep, gradients, rate
+
+
+def _late(seed: int) -> tuple:
+    W, keep, gradients, rate = _to_step((2, 5), 10, seed)
+    gradients[:4] = 0
+    return W, keep, gradients, rate
 
 
 # repair_gradient(W, keep, X_hat, Y): the slope of the tokens' mean relative error in the weights that are kept
@@ -178,4 +307,4 @@ leftover = Exercise(
 )
 
 
-EXERCISES = [repair_gradient, leftover]
+EXERCISES = [masked_steps, repair_gradient, leftover]
