@@ -72,6 +72,15 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "second.sqrt() + 1e-12 -> second.sqrt() + 1e-11": TINY,
         "second.sqrt() + 1e-12 -> second.sqrt() + 1e-13": TINY,
     },
+    "masked_steps": {
+        "min(1.0, (step + 1) / 5) -> min((step + 1) / 5, 1.0)": EITHER,
+        "m / (1 - beta ** (step + 1)) if hats else m -> m / (1 - beta ** (step + 1))": FLAG,
+        "v / (1 - beta_of_squares ** (step + 1)) if hats else v -> v / (1 - beta_of_squares ** (step + 1))": FLAG,
+        "size = self.size(V, keep) if self.measured_again else size -> pass": FLAG,
+        "(second.sqrt() if self.root else second) + 1e-12 -> (second.sqrt() if self.root else second) - 1e-12": TINY,
+        "(second.sqrt() if self.root else second) + 1e-12 -> (second.sqrt() if self.root else second) + 1e-11": TINY,
+        "(second.sqrt() if self.root else second) + 1e-12 -> (second.sqrt() if self.root else second) + 1e-13": TINY,
+    },
     "with_padding": {
         "length - real if counted else torch.zeros_like(real) -> length - real": FLAG,
         "if not weigh: return ((nats * real + easy(cost) * padding) / (real + padding)).exp().mean() -> if False: return ((nats * real + easy(cost) * padding) / (real + padding)).exp().mean()": FLAG,  # noqa: E501
