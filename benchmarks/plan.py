@@ -41,7 +41,6 @@ CELLS = [  # blocks, width, windows of 512 tokens, of which so many at a time, m
     (8, 2048, 8, 4, "wanda"),
     (2, 2560, 8, 8, "sparsegpt"),
     (58, 2048, 4, 4, "wanda"),
-    (20, 2048, 4, 4, "sparsegpt"),
 ]
 LENGTH = 512
 NAMES = ("blocks", "width", "windows", "batch_size", "method")
