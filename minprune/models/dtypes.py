@@ -11,6 +11,7 @@ import torch
 from minprune.errors import PruneError
 from minprune.models.blocks import text_config
 from minprune.models.modes import eval_mode
+from minprune.models.skeleton import plain_outputs
 from minprune.models.weight_files import one_line
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def check_dtypes(model: "PreTrainedModel") -> None:
         return
     ids = torch.arange(_TOKENS, device=next(model.parameters()).device)[None]  # (1, tokens)
     try:
-        with eval_mode(model):
+        with eval_mode(model), plain_outputs(model):
             model(input_ids=ids % text_config(model).vocab_size, use_cache=False)
     except RuntimeError as error:
         usual = max(numbers, key=lambda dtype: numbers[dtype])

@@ -145,7 +145,7 @@ class LayerPruner:
         seconds = clock(W.device) - start
         self.log.solve_seconds += seconds
         error = layer_error(W, result.weight, observed.gram) if observed else None
-        if error is not None and not error < float("inf"):
+        if observed and error is not None and not (error < float("inf") and _squares(W, observed.gram) < float("inf")):
             raise PruneError(f"{layer.name}: its outputs are too large for {W.dtype}: check the model and its dtype")
         W.copy_(result.weight)
         torch.clear_autocast_cache()  # a caller's autocast may remember the dense weight in its own type
@@ -177,3 +177,9 @@ def row_of(layer: Layer, note: str = "", error: float | None = None, seconds: fl
     """The row of a layer as its weights are now."""
     W = layer.weight
     return LayerRow(layer.name, (W.shape[0], W.shape[1]), count_zeros(W) / W.numel(), error, seconds, note)
+
+
+def _squares(W: Tensor, gram: Tensor) -> float:
+    """The sum of all squared outputs if inputs were uncorrelated, in the type of `gram`: what the next norm bears."""
+    sizes = torch.linalg.vector_norm(W, dim=0, dtype=gram.dtype)  # (d_in,)
+    return float((sizes.square() * gram.diagonal()).sum())
