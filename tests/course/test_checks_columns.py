@@ -61,7 +61,7 @@ def test_what_is_nearly_zero_has_one_name_in_all_exercises(exercise):
 def test_exercises_that_prune_ask_for_zeros():
     names = {name for name, exercise in checks.EXERCISES.items() if exercise.zeros}
     assert names == {"remove_several", "obs_row", "surgeon_2_4", "sparsegpt", "exact_row", "admm", "prune_chain",
-                     "sparse_step", "merged"}  # fmt: skip
+                     "sparse_step", "masked_steps", "merged"}  # fmt: skip
 
 
 def test_a_kept_weight_that_is_zero_is_no_pruned_one():
