@@ -60,11 +60,13 @@ def run(arguments):
     with OutputFolder("out", "info").open(lambda: "1 of 2 is kept"):
         try:
             print("ready", flush=True)
-            time.sleep(60)
+            for _ in range(600):
+                time.sleep(0.1)
         except BaseException:  # as C code that clears the error, with or without another in its place
             WHAT
         print("ready", flush=True)
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)
 
 info.run.__code__ = run.__code__
 info.OutputFolder, info.time = OutputFolder, time

@@ -620,7 +620,7 @@ import sys, time
 from minprune.cli.main import main
 from minprune.pipeline.staged import BlockPruner
 real = BlockPruner.prune
-sleep = lambda *_: time.sleep(60)
+sleep = lambda *_: [time.sleep(0.1) for _ in range(600)]  # a signal right before one long sleep is heard after it
 BlockPruner.prune = lambda walk, index, *rest: (real if index == 0 else sleep)(walk, index, *rest)
 sys.exit(main(sys.argv[1:]))
 """
