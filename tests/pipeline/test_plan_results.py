@@ -37,6 +37,7 @@ def test_a_cell_is_planned_and_measured_again(cells, tmp_path, monkeypatch):
     cell = drawn([cell for cell in cells if cell["parameters"] < 2e8])
     file = tmp_path / "plan.json"
     results = json.loads((ROOT / "book" / "results" / "plan.json").read_text())
+    del results["measured"]  # it counts the cell that is taken out
     file.write_text(json.dumps(results | {"cells": [other for other in cells if other != cell]}))
     command = [sys.executable, "benchmarks/plan.py", "--folder", str(tmp_path), "--output", str(file)]
     subprocess.run(command, cwd=ROOT, check=True)
