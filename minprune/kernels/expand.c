@@ -45,7 +45,7 @@ typedef struct {
 #define STREAMS 4  /* rows at once, far apart: a core reads four streams of memory faster than one, see `walk` */
 #define CHUNK 1024 /* columns whose bits are read before their values */
 #define BESIDE 16  /* floats behind a token's inputs, of which the first is their unit, see `whole_inputs` */
-#define AHEAD 2048 /* bytes: how far ahead of the reading each stream asks for its memory */
+#define AHEAD 3072 /* bytes: how far ahead of the reading each stream asks for its memory */
 
 static int8_t overlaps[64];    /* AVX-512: bytes 0 to 7, 4 to 11, 8 to 15, ..., see `whole64` */
 static int32_t places[256][8]; /* AVX2: which of the next values goes to each of eight columns */
@@ -82,6 +82,8 @@ static void read_bits(const matrix *W, int64_t row, int64_t begin, int64_t end, 
     else {
         words[count - 1] = 0;
         memcpy(words, from, (size_t)bytes);
+        for (uintptr_t line = 0; line < CHUNK / 8; line += 64) /* and those of a chunk to come */
+            __builtin_prefetch((const void *)((uintptr_t)from + CHUNK / 2 + line));
     }
     if (W->codes) /* two codes are 4 of 64 bits; which of four columns they name is worked out for all 16 at once */
         for (int64_t i = 0; i < count; i++) {
@@ -114,14 +116,13 @@ static inline float value_of(const matrix *W, int64_t at, const int kind) {
     }
 }
 
-/* The memory that the row will need soon, so that it is on its way while this step is computed. */
+/* The memory that the row will need soon, so that it is on its way while this step is computed: all lines that 64 columns
+   have at most. */
 static inline void ask_ahead(const matrix *W, int64_t at, const int kind) {
-    const uintptr_t place = (uintptr_t)at;
+    const uintptr_t place = (uintptr_t)at, lines = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1;
     const uintptr_t step = kind == FLOAT32 ? 4 * place : kind == BFLOAT16 ? 2 * place : kind == INT8 ? place : place / 2;
-    const uintptr_t soon = (uintptr_t)W->values + step + AHEAD;
-    __builtin_prefetch((const void *)soon);
-    if (kind == FLOAT32)
-        __builtin_prefetch((const void *)(soon + 64));
+    for (uintptr_t line = 0; line < lines; line++)
+        __builtin_prefetch((const void *)((uintptr_t)W->values + step + AHEAD + 64 * line));
 }
 
 /* Each version below multiplies `rows` rows, which are `apart` from each other, with `tokens` tokens at once. */
