@@ -45,7 +45,7 @@ typedef struct {
 #define STREAMS 4  /* rows at once, far apart: a core reads four streams of memory faster than one, see `walk` */
 #define CHUNK 1024 /* columns whose bits are read before their values */
 #define BESIDE 16  /* floats behind a token's inputs, of which the first is their unit, see `whole_inputs` */
-#define AHEAD 3072 /* bytes: how far ahead of the reading each stream asks for its memory */
+#define AHEAD 4096 /* bytes: how far ahead of the reading each stream asks for its memory, see `ask` */
 
 static int8_t overlaps[64];    /* AVX-512: bytes 0 to 7, 4 to 11, 8 to 15, ..., see `whole64` */
 static int32_t places[256][8]; /* AVX2: which of the next values goes to each of eight columns */
@@ -73,6 +73,10 @@ int minprune_best_level(void) {
     return PORTABLE;
 }
 
+/* Asks for a line of memory that is read soon, so that it is on its way while others are computed with. It goes to the
+   second cache: the first can wait for few lines at once, too few to keep a memory busy. */
+static inline void ask(uintptr_t place) { __builtin_prefetch((const void *)place, 0, 2); }
+
 /* The bits of a row's columns begin..end, 64 in a word: one where a value is stored. At most CHUNK columns. */
 static void read_bits(const matrix *W, int64_t row, int64_t begin, int64_t end, uint64_t words[CHUNK / 64]) {
     int64_t count = (end - begin + 63) / 64, bytes = (end - begin + 7) / 8;
@@ -83,7 +87,7 @@ static void read_bits(const matrix *W, int64_t row, int64_t begin, int64_t end, 
         words[count - 1] = 0;
         memcpy(words, from, (size_t)bytes);
         for (uintptr_t line = 0; line < CHUNK / 8; line += 64) /* and those of a chunk to come */
-            __builtin_prefetch((const void *)((uintptr_t)from + CHUNK / 2 + line));
+            ask((uintptr_t)from + CHUNK / 2 + line);
     }
     if (W->codes) /* two codes are 4 of 64 bits; which of four columns they name is worked out for all 16 at once */
         for (int64_t i = 0; i < count; i++) {
@@ -116,13 +120,12 @@ static inline float value_of(const matrix *W, int64_t at, const int kind) {
     }
 }
 
-/* The memory that the row will need soon, so that it is on its way while this step is computed: all lines that 64 columns
-   have at most. */
+/* All lines that 64 columns have at most. */
 static inline void ask_ahead(const matrix *W, int64_t at, const int kind) {
     const uintptr_t place = (uintptr_t)at, lines = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1;
     const uintptr_t step = kind == FLOAT32 ? 4 * place : kind == BFLOAT16 ? 2 * place : kind == INT8 ? place : place / 2;
     for (uintptr_t line = 0; line < lines; line++)
-        __builtin_prefetch((const void *)((uintptr_t)W->values + step + AHEAD + 64 * line));
+        ask((uintptr_t)W->values + step + AHEAD + 64 * line);
 }
 
 /* Each version below multiplies `rows` rows, which are `apart` from each other, with `tokens` tokens at once. */
@@ -579,18 +582,25 @@ void minprune_dense(const matrix *W, float *y, int threads) {
     }
 }
 
-/* Reads n numbers and nothing else, four streams a thread as above: the bandwidth that a product can at best reach. */
+/* Reads n numbers, up to the last few, and nothing else, four streams a thread as above: the bandwidth that a product can
+   at best reach. */
 uint64_t minprune_read(const uint64_t *numbers, int64_t n, int threads) {
     uint64_t total = 0;
-    int64_t part = n / (4 * threads);
+    const int64_t step = 32, part = n / (4 * step * threads) * step; /* numbers, of four lines */
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : total) if (threads > 1)
     for (int64_t piece = 0; piece < threads; piece++) {
-        const uint64_t *from = numbers + 4 * piece * part;
-        uint64_t a = 0, b = 0, c = 0, d = 0;
-        for (int64_t i = 0; i < part; i++) {
-            a += from[i], b += from[part + i], c += from[2 * part + i], d += from[3 * part + i];
-        }
-        total += a + b + c + d;
+        uint64_t sums[8] = {0};
+        for (int64_t i = 0; i < part; i += step)
+            for (int64_t stream = 4 * piece; stream < 4 * piece + 4; stream++) {
+                const uint64_t *from = numbers + stream * part + i;
+                for (int64_t k = 0; k < step; k += 8) {
+                    ask((uintptr_t)(from + k) + AHEAD);
+                    for (int lane = 0; lane < 8; lane++)
+                        sums[lane] += from[k + lane];
+                }
+            }
+        for (int lane = 0; lane < 8; lane++)
+            total += sums[lane];
     }
     return total;
 }
