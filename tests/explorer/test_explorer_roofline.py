@@ -13,7 +13,7 @@ from minprune.formats import Bitmask, Dense, Integers, NMPacked, sizes
 
 ROOT = FOLDER.parents[1]
 SPEED = json.loads((FOLDER.parent / "results" / "speed.json").read_text(encoding="utf-8"))
-ONE_CORE = [cell for cell in SPEED["cells"] if cell["threads"] == 1]
+ONE_CORE = [cell for cell in SPEED["cells"] if cell["threads"] == 1 and cell["dtype"] != "int4"]
 PAGE = " ".join((FOLDER / "roofline.md").read_text(encoding="utf-8").split())
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 SPARSITIES = (0.0, 0.03, 0.1, 0.25, 0.5, 0.63, 0.9, 0.95)
@@ -150,7 +150,8 @@ def test_no_mark_is_above_the_roof_of_its_product(engine, data):
 
 
 def test_the_machine_is_the_measured_one_until_the_reader_moves_it(engine, data):
-    assert data["bandwidth"] == 1e9 * _cell("read")["GB/s"]
+    assert data["bandwidth"] == 1e9 * max(cell["GB/s"] for cell in ONE_CORE if cell["dtype"] == "float32")
+    assert data["bandwidth"] >= 1e9 * _cell("read")["GB/s"]
     assert not any("flop" in json.dumps(cell) for cell in SPEED["cells"])  # no peak in the file: hence the chapter's
     chapter = nbformat.read(ROOT / "notebooks" / "20-speed.ipynb", as_version=4)
     (text,) = [output.text for cell in chapter.cells if cell.cell_type == "code" and "pi = 2 * 1024**3" in cell.source
