@@ -55,6 +55,9 @@ def built(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         value = cut.values[source] if source in cut.values else state[source]
         found[name] = value if kept is None else value.index_select(axis, kept.to(value.device))
     smaller.load_state_dict(found, assign=True)
+    frozen = {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
+    for name, parameter in smaller.named_parameters():
+        parameter.requires_grad_(sources[name] not in frozen)
     smaller.tie_weights()
     smaller = nn.Module.to(smaller, model.device).train(model.training)
     if cut.blocks is not None:
