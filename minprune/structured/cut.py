@@ -150,7 +150,7 @@ def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         for name, value in changes.items():
             setattr(text, name, value)  # some families compute a value, and let nobody set it
         type(text).from_dict(text.to_dict())  # what checks there are run when it is made, as whoever loads it will
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):  # which stays the caller's
             smaller = type(model)._from_config(config, dtype=model.dtype)
     except Exception as error:  # of many kinds, for each check of a family's configuration
         raise PruneError(f"{type(model).__name__} cannot be cut like this: {error}") from error

@@ -372,3 +372,15 @@ def test_what_is_frozen_stays_so_under_its_new_name(remove, tied):
         assert {parameter.requires_grad for parameter in block.parameters()} == {index != 1}
     assert not model.model.embed_tokens.weight.requires_grad and model.model.norm.weight.requires_grad
     assert model.lm_head.weight.requires_grad == (not tied)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "diffllama"])
+def test_a_callers_random_numbers_go_on_as_if_nothing_had_been_removed(family):
+    """Some families draw parameters of their own where a model is only described."""
+    model = tiny_model(family)
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    shrink(model, tiny_tokens(), "neurons:25%")
+    shrink(model, tiny_tokens(), "blocks:1")
+    assert torch.equal(torch.rand(4), expected)
