@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 import minprune as mp
 from minprune.allocation.sensitivity import sensitivity
 from minprune.arithmetic import clock, exact_arithmetic, random_devices
+from minprune.formats import save_model
 from minprune.methods import Method, magnitude
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
@@ -353,3 +354,17 @@ def test_a_perplexity_is_measured_the_same_whatever_the_default_device(tiny_fold
     expected = mp.measure(model, tokenizer, **given)
     with torch.device("meta"):
         assert mp.measure(model, tokenizer, **given) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "diffllama", "mixtral"])
+def test_reading_and_writing_a_model_leaves_a_callers_random_numbers_alone(family, tmp_path):
+    """Some families draw parameters where a model is made without weights, or before they are loaded."""
+    tiny_model(family).save_pretrained(write_tokenizer(tmp_path / "model"))
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    model, tokenizer = mp.load_model(tmp_path / "model")
+    mp.prune_checkpoint(tmp_path / "model", tmp_path / "sparse", CALIB, "wanda", "50%")
+    save_model(model, tokenizer, tmp_path / "export")
+    mp.load_model(tmp_path / "export")
+    assert torch.equal(torch.rand(4), expected)
