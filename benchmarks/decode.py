@@ -32,7 +32,7 @@ PROTOCOL = {
     "time": "the second half of a round minus the first: a round of 1 token is subtracted, so that the prompt costs "
     "nothing; a thread's processor time if there is one thread, else the clock; medians of rounds",
     "without products": "the same model whose stored matrices answer zeros at once: Python, attention, norms, cache",
-    "machine": "a virtual one with two cores, nothing else running but a test suite for one minute",
+    "machine": "a virtual one with two cores, nothing else running but probes for some seconds",
 }
 
 

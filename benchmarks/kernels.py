@@ -91,7 +91,7 @@ def forms(name: str, threads: int) -> list[Form]:
             narrow = x.to(dtype)
             products = [lambda W=W, x=narrow: linear(x, W.values.view(ROWS, COLUMNS)) for W in dense]
             found.append(({"form": "torch", **label}, products, size * LAYERS))
-        found.append(({"form": "own", **label}, _products(dense, x), size * LAYERS))
+        found.append(({"form": "own", **label}, _products(dense, x), sum(W.nbytes for W in dense)))
         for pattern in patterns if tokens == 1 else [pattern for pattern in ("50%", "2:4") if pattern in patterns]:
             packed = matrices(name, pattern)
             stored = sum(W.nbytes for W in packed)

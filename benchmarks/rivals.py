@@ -48,7 +48,7 @@ PROTOCOL = {
     "OpenVINO": "traced with its cache as state; weights by nncf without data, int4 symmetric in groups of 64 and the "
     "head in int8; its defaults but for the threads, and float32 where that is the type",
     "torch": "compile: transformers with a static cache; dynamic int8: torch.ao's quantize_dynamic, the head as well",
-    "machine": "a virtual one with two cores, other work at low priority meanwhile",
+    "machine": "a virtual one with two cores, nothing else running",
 }
 PACKAGES = {  # that kinds of ways need
     "openvino": ("openvino", "nncf"),

@@ -12,9 +12,11 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
-_KINDS: Mapping[Any, tuple[Any, str]] = {  # a field's annotation -> what its value is, also in words
+_KINDS: Mapping[Any, tuple[Any, str]] = {  # an annotation -> what such a value is, also in words
     int: (Integral, "a whole number"),
+    int | None: (Integral | None, "a whole number or None"),
     float: (Real, "a number"),
+    float | None: (Real | None, "a number or None"),
     bool: (bool, "True or False"),
     bool | None: (bool | None, "True, False or None"),
 }
@@ -72,11 +74,39 @@ def is_interrupt(error: BaseException | None) -> bool:
 
 
 def check_fields(settings: Any) -> None:
-    """Raise `PruneError`, with its name, if a number or a flag among a dataclass's fields is none."""
+    """Raise `PruneError`, with its name, if a number or a flag among a dataclass's fields is none.
+
+    Numbers of other libraries become Python's own.
+    """
     for field in fields(settings):
-        value, (kind, said) = getattr(settings, field.name), _KINDS.get(field.type, (object, ""))
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
-            raise PruneError(f"{field.name} is {value!r}: it must be {said}")
+        value = getattr(settings, field.name)
+        if (own := check_kind(field.name, value, field.type)) is not value:
+            object.__setattr__(settings, field.name, own)  # of one that is frozen, too
+
+
+def check_kind(name: str, value: Any, annotation: Any) -> Any:
+    """The value; `PruneError`, with its name, if it is not what the annotation of a number or a flag says."""
+    if annotation not in _KINDS:
+        return value
+    kind, said = _KINDS[annotation]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
+        raise PruneError(f"{name} is {value!r}: it must be {said}")
+    return own_number(value)
+
+
+def own_number(value: Any) -> Any:
+    """A number of another library as Python's own; anything else as it is."""
+    if isinstance(value, (int, float)) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as Python's own number; `PruneError` unless it is a whole number that torch takes."""
+    check_kind("seed", seed, int)
+    if not -(2**63) <= seed < 2**64:
+        raise PruneError(f"seed {short(int(seed))} has more than 64 bits: use a smaller one")
+    return int(seed)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,8 +73,8 @@ def parse_json(text: str) -> Any:
 def to_json(value: Any, indent: int | None = None) -> str:
     """A value as JSON that every reader takes, with a line break behind it.
 
-    NaN and infinity, which JSON has no words for, become null, half surrogates U+FFFD, and what else it does not know
-    the text that Python shows of it.
+    Numbers of NumPy and torch are written as those of Python. NaN and infinity, which JSON has no words for, become
+    null, half surrogates U+FFFD, and what else it does not know the text that Python shows of it.
     """
     return json.dumps(_plain(value), indent=indent, default=repr, allow_nan=False) + "\n"
 
@@ -139,7 +140,10 @@ def flush(file) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float):
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, Real) and not isinstance(value, int):
+        value = float(value)
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {_plain(key): _plain(item) for key, item in value.items()}

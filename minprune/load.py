@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from minprune.arithmetic import ordinary_tensors
+from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.errors import PruneError
 from minprune.models.causality import check_causal
 from minprune.models.folder import AGAIN, check_entries, check_kind, read_all_json
@@ -93,15 +93,16 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
     if name not in BUNDLED:
         check_sizes(folder, describe_or_refuse(folder, copy.deepcopy(config), None), stored_tensors(folder))
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=wanted,
-            device_map=None if place.type == "cpu" else {"": place},  # straight to the device, not by way of the CPU
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with torch.random.fork_rng(random_devices(place)):  # some families draw what is then overwritten
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=wanted,
+                device_map=None if place.type == "cpu" else {"": place},  # straight there, not by way of the CPU
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except BaseException as error:
         if not is_failure(error):
             raise
@@ -126,6 +127,8 @@ def model_source(name: str | Path) -> str | Path:
 
     Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
     """
+    if not isinstance(name, (str, Path)):
+        raise PruneError(f"a model is given by its name or folder, not by {name!r}")
     if name in BUNDLED:
         from minprune.data.assets import smollm2_folder
 
@@ -203,6 +206,6 @@ def check_device(device: str) -> torch.device:
         torch.empty(0, device=device)
         if (place := torch.device(device)).type != "meta":  # which holds no numbers
             return place
-    except (RuntimeError, AssertionError, ImportError):
+    except (RuntimeError, AssertionError, ImportError, TypeError):
         pass
     raise PruneError(f"device {device!r} is not available here: try cpu")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_fields
 from minprune.selection import FEW, keep_of_few, refuse_nan
 from minprune.selection import keep_largest as keep_largest
 
@@ -46,7 +46,7 @@ class Unstructured:
     group: str | None = None
 
     def __post_init__(self) -> None:
-        _check_sparsity(self.sparsity)
+        _check_sparsity(self)
         if self.group is not None and self.group not in GROUPS:
             raise PruneError(f"unknown comparison group {self.group!r}: use one of {', '.join(GROUPS)}")
 
@@ -93,6 +93,7 @@ class NM:
     m: int
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 <= self.n <= self.m or self.m < 1:
             raise PruneError(f"{self.n}:{self.m} is not N:M with 0 <= N <= M: N counts the weights kept of M")
 
@@ -151,7 +152,7 @@ class Block:
     sparsity: float
 
     def __post_init__(self) -> None:
-        _check_sparsity(self.sparsity)
+        _check_sparsity(self)
         if self.size < 1:
             raise PruneError(f"block size {self.size} is not positive: write block16:50%")
 
@@ -192,7 +193,7 @@ class Lines:
     parts: int = 1
 
     def __post_init__(self) -> None:
-        _check_sparsity(self.sparsity)
+        _check_sparsity(self)
         if self.axis not in ("rows", "columns") or self.width < 1 or self.parts < 1:
             raise PruneError(f"{self.axis}, {self.width} together, in {self.parts} parts: write columns:25%")
 
@@ -220,9 +221,8 @@ class Lines:
         rows = scores if self.axis == "rows" else scores.T  # (lines, across)
         worth = rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(1)  # (lines,)
         units = worth.view(self.parts, -1, self.width).sum(2)  # (parts, units of a part)
-        keep = (
-            keep_largest(units, self.zeros(len(rows))).view(-1).repeat_interleave(self.width)[:, None].expand_as(rows)
-        )
+        kept = keep_largest(units, self.zeros(len(rows))).view(-1)  # (units,)
+        keep = kept.repeat_interleave(self.width)[:, None].expand_as(rows)
         return (keep if self.axis == "rows" else keep.T).clone(memory_format=torch.contiguous_format)
 
 
@@ -282,9 +282,10 @@ def _read(text: str) -> Pattern | None:
     return None
 
 
-def _check_sparsity(sparsity: float) -> None:
-    if not 0 <= sparsity <= 1:
-        raise PruneError(f"sparsity {sparsity:g} is outside 0..1: it is the fraction of weights pruned (0% to 100%)")
+def _check_sparsity(pattern: Unstructured | Block | Lines) -> None:
+    check_fields(pattern)
+    if not 0 <= (share := pattern.sparsity) <= 1:
+        raise PruneError(f"sparsity {share:g} is outside 0..1: it is the fraction of weights pruned (0% to 100%)")
 
 
 def _fraction(digits: str) -> float:

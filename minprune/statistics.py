@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind, short
 
 PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
 TOKENS_AT_ONCE = 1024  # at a time: bounds the memory of casting and squaring, and is still much for a matrix product
@@ -54,6 +54,9 @@ class Statistics:
     def __init__(
         self, d_in: int, gram: bool = True, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ):
+        d_in = check_kind("d_in", d_in, int)
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point) or not 0 <= d_in < 2**31:
+            raise PruneError(f"there are no statistics of {short(d_in)} inputs in {dtype}: use float32 or float64")
         self.d_in, self.tokens = d_in, 0
         self._sum = torch.zeros(d_in, dtype=dtype, device=device)
         self._sq_norm = torch.zeros(d_in, dtype=dtype, device=device)
@@ -119,6 +122,8 @@ class Statistics:
         PruneError
             If the two differ in d_in or in whether they have a Gram matrix.
         """
+        if not isinstance(other, Statistics):
+            raise PruneError(f"a {type(other).__name__} cannot be merged with statistics: give Statistics")
         if (other.d_in, other._gram is None) != (self.d_in, self._gram is None):
             raise PruneError("these statistics differ in d_in or in gram and cannot be merged")
         self.tokens += other.tokens
@@ -232,6 +237,11 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     -------
     float
 
+    Raises
+    ------
+    PruneError
+        If the shapes are not those of one layer.
+
     Examples
     --------
     >>> import torch, minprune as mp
@@ -239,6 +249,14 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     >>> mp.layer_error(W, torch.tensor([[2.0, 0.0]]), gram=torch.eye(2))
     0.2
     """
+    for given in (W, W_pruned, gram):
+        if not isinstance(given, Tensor):
+            raise PruneError(f"a layer's weights and its Gram matrix are tensors, not {type(given).__name__}")
+    if W.ndim != 2 or W_pruned.shape != W.shape or gram.shape != (W.shape[1], W.shape[1]):
+        raise PruneError(
+            f"weights {tuple(W.shape)}, {tuple(W_pruned.shape)} and a Gram matrix {tuple(gram.shape)} are not of one "
+            "layer: give (d_out, d_in) twice and (d_in, d_in)"
+        )
     W, W_pruned = W.to(gram), W_pruned.to(gram)
     power = _power(W if W.any() else W_pruned, gram)
     lost, whole = _energy(W - W_pruned, gram, power), _energy(W.clone(), gram, power)

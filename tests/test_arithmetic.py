@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 import minprune as mp
 from minprune.allocation.sensitivity import sensitivity
 from minprune.arithmetic import clock, exact_arithmetic, random_devices
+from minprune.formats import save_model
 from minprune.methods import Method, magnitude
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
@@ -302,3 +303,68 @@ def test_channels_are_removed_under_a_callers_autocast(method):
     with torch.autocast("cpu", torch.bfloat16):
         mp.shrink(model, tiny_tokens(), "hidden:25%", method)
     assert model.config.hidden_size == 24
+
+
+BY_DTYPE = PUBLIC | {
+    "blocks": lambda model: mp.shrink(model, CALIB, "blocks:1"),
+    "adapters": lambda model: recover(model, CALIB, RecoveryRecipe(steps=1, mode="adapters", rank=2, lr=0.1)),
+    "reconstruct": lambda model: mp.prune(
+        model, CALIB, pattern="50%", recipe=Recipe("wanda", reconstruction=Reconstruction(epochs=1, bfloat16=False))
+    ),
+    "hidden": lambda model: mp.shrink(model, CALIB, "hidden:25%"),
+    "quantize": lambda model: mp.quantize(model, CALIB, group=16),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", BY_DTYPE)
+def test_a_callers_default_dtype_changes_nothing(name, dtype):
+    expected, found = tiny_model("llama"), tiny_model("llama")
+    given = BY_DTYPE[name](expected)
+    with default_dtype(dtype):
+        other = BY_DTYPE[name](found)
+    for (key, value), same in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
+        assert same.dtype == value.dtype and torch.equal(value, same), key
+    if name in ("sensitivity", "perplexity", "divergence"):
+        assert other == given
+
+
+@pytest.mark.parametrize("name", BY_DTYPE)
+def test_gradients_that_a_caller_has_switched_off_change_nothing(name):
+    expected, found = tiny_model("llama"), tiny_model("llama")
+    BY_DTYPE[name](expected)
+    with torch.no_grad():
+        BY_DTYPE[name](found)
+        assert not torch.is_grad_enabled()
+    for (key, value), same in zip(expected.state_dict().items(), found.state_dict().values(), strict=True):
+        assert torch.equal(value, same), key
+
+
+def test_pairs_of_sentences_are_compared_in_full_whatever_the_default_dtype(tiny_folder):
+    model, tokenizer = mp.load_model(tiny_folder)
+    expected = mp.grammar(model, tokenizer)
+    for dtype in (torch.bfloat16, torch.float64):
+        with default_dtype(dtype):
+            assert mp.grammar(model, tokenizer) == expected
+
+
+def test_a_perplexity_is_measured_the_same_whatever_the_default_device(tiny_folder, text_file):
+    model, tokenizer = mp.load_model(tiny_folder)
+    given = {"source": text_file, "samples": 3, "length": 16}
+    expected = mp.measure(model, tokenizer, **given)
+    with torch.device("meta"):
+        assert mp.measure(model, tokenizer, **given) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "diffllama", "mixtral"])
+def test_reading_and_writing_a_model_leaves_a_callers_random_numbers_alone(family, tmp_path):
+    """Some families draw parameters where a model is made without weights, or before they are loaded."""
+    tiny_model(family).save_pretrained(write_tokenizer(tmp_path / "model"))
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    model, tokenizer = mp.load_model(tmp_path / "model")
+    mp.prune_checkpoint(tmp_path / "model", tmp_path / "sparse", CALIB, "wanda", "50%")
+    save_model(model, tokenizer, tmp_path / "export")
+    mp.load_model(tmp_path / "export")
+    assert torch.equal(torch.rand(4), expected)

@@ -2,14 +2,17 @@
 
 import json
 import os
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minprune.errors import PruneError
-from minprune.files import check_regular, parse_json, read_json, whole_characters, write_text
+from minprune.files import check_regular, parse_json, read_json, to_json, whole_characters, write_text
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"])),
@@ -63,3 +66,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_text(path, "\ud83d")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (np.int64(4), "4"),
+        (np.float32(0.5), "0.5"),
+        (np.float32("nan"), "null"),
+        (np.bool_(True), "true"),
+        (np.array(7), "7"),
+        (torch.tensor(3), "3"),
+        (torch.tensor(0.25), "0.25"),
+        (Fraction(1, 4), "0.25"),
+        (True, "true"),
+        (10**20, str(10**20)),
+        ({np.int64(1): np.float16(2)}, '{"1": 2.0}'),
+    ],
+)
+def test_numbers_of_other_libraries_are_numbers_in_json(value, text):
+    assert to_json(value) == f"{text}\n"
+    assert json.loads(to_json([value])) == [json.loads(text)]

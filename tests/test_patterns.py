@@ -213,3 +213,21 @@ def test_large_groups_keep_exactly_n_whatever_is_set_around_them(n, m, generator
     assert torch.equal(keep.view(-1, m), expected)
     columns = scores.view(-1, m).T.contiguous()
     assert torch.equal(torch.from_numpy(mp.NM(n, m).keep_places(columns.numpy())), expected.T)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mp.Unstructured("50%"),
+        lambda: mp.Unstructured(True),
+        lambda: mp.Unstructured(torch.tensor(0.5)),
+        lambda: mp.NM(2.0, 4),
+        lambda: mp.NM("2", 4),
+        lambda: mp.NM(1, True),
+        lambda: mp.Block(16.0, 0.5),
+        lambda: mp.Block(16, None),
+    ],
+)
+def test_a_pattern_of_something_else_than_numbers_is_refused(make):
+    with pytest.raises(mp.PruneError, match=r"(sparsity|n|m|size) is .*: it must be a"):
+        make()

@@ -215,3 +215,24 @@ def test_a_matrix_of_subnormal_weights_is_reported_with_the_error_that_it_has():
         rows = mp.prune(model, tiny_tokens(), "magnitude", include=["*.0.self_attn.q_proj"]).layers
         errors[power] = rows[0].error
     assert errors[140] == errors[0] > 0
+
+
+@pytest.mark.parametrize(
+    "W, other, gram",
+    [
+        ((4, 6), (1, 6), (6, 6)),
+        ((4, 6), (6,), (6, 6)),
+        ((4, 6), (4, 6), (5, 5)),
+        ((4, 6), (4, 6), (6,)),
+        ((6,), (6,), (6, 6)),
+    ],
+)
+def test_the_error_of_what_is_not_of_one_layer_is_refused_and_not_stretched_to_fit(W, other, gram):
+    with pytest.raises(mp.PruneError, match="not of one layer"):
+        mp.layer_error(torch.ones(W), torch.ones(other), torch.ones(gram))
+
+
+@pytest.mark.parametrize("other", [None, 3, torch.ones(2)])
+def test_only_statistics_are_merged(other):
+    with pytest.raises(mp.PruneError, match="cannot be merged"):
+        mp.Statistics(2).merge(other)

@@ -5,12 +5,13 @@ Chapter 11. The rules are in rules.py, the arithmetic that keeps their average e
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from minprune.allocation.rules import get_rule, require_variable_sparsity
-from minprune.errors import PruneError
+from minprune.errors import PruneError, own_number
 from minprune.models.layers import Layer, matches
 from minprune.patterns import NM, Pattern
 
@@ -85,9 +86,12 @@ def allocate(
         matched = [layer for layer in layers if isinstance(glob, str) and matches(layer, [glob])]
         if not matched:
             raise PruneError(f"the allocation's {glob!r} matches no layer: names look like {layers[0].name!r}")
-        if not isinstance(sparsity, (int, float)) or isinstance(sparsity, bool):
+        if not isinstance(sparsity, Real) or isinstance(sparsity, bool):
             raise PruneError(f"the allocation's {glob!r} has sparsity {sparsity!r}: it must be a number in 0..1")
-        patterns |= dict.fromkeys(matched, replace(pattern, sparsity=float(sparsity)))
+        share = own_number(sparsity)
+        if not 0 <= share <= 1:
+            raise PruneError(f"the allocation's {glob!r}: sparsity {str(share)[:40]} is outside 0..1")
+        patterns |= dict.fromkeys(matched, replace(pattern, sparsity=float(share)))
     return patterns
 
 
@@ -113,7 +117,7 @@ def describe_allocation(allocation: Allocation, patterns: Mapping[Layer, Pattern
     if not allocation:
         return {}
     if isinstance(allocation, Mapping):
-        return {"rule": None, "table": dict(allocation)}
+        return {"rule": None, "table": {glob: float(sparsity) for glob, sparsity in allocation.items()}}
     return {
         "rule": rule_of(allocation),
         "table": {layer.name: chosen.sparsity for layer, chosen in patterns.items()},

@@ -144,11 +144,11 @@ def trial(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None) -
     happens. Raises `PruneError` for windows that the model cannot read, or fewer than two.
     """
     calib = _given(calib)
+    check_windows(model, calib)
     if len(calib) < 2:
         raise PruneError(
             "trial runs need calibration windows, some to calibrate and some to judge: 1 given, 8 or more are sensible"
         )
-    check_windows(model, calib)
     check_forward(model)
     calib = calib.to(next(model.parameters()).device)
     held_out = min(HELD_OUT, max(1, len(calib) // 4))

@@ -117,6 +117,11 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
+def listed(text: str) -> list[str]:
+    """The names between commas, each once; spaces around them are none of theirs."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
 def warn_of_grid(model: str) -> None:
     """Say that what comes now moves the weights of a model which was quantised; nothing of another."""
     from minprune.output.record import read_record

@@ -14,6 +14,7 @@ from minprune.cli.common import (
     add_sparse,
     command,
     console,
+    listed,
     load,
     say_on_terminal,
     table_of,
@@ -88,7 +89,7 @@ def run(arguments: Namespace) -> None:
     """
     if arguments.json:
         models = [*arguments.models, arguments.against]
-        read = [arguments.text, *(arguments.tasks or "").split(",")]
+        read = [arguments.text, *listed(arguments.tasks or "")]
         check_file(arguments.json, "--json", arguments.overwrite, models, read)
     with writing(arguments.json):
         _measure(arguments)
@@ -97,7 +98,7 @@ def run(arguments: Namespace) -> None:
 def _measure(arguments: Namespace) -> None:
     from minprune.load import model_source
 
-    names = [name for name in (arguments.tasks or "").split(",") if name]
+    names = listed(arguments.tasks or "")
     if arguments.tasks is None and (arguments.limit or arguments.shots is not None):
         raise PruneError("--limit and --shots are of --tasks, and no tasks are given: name some, or leave them away")
     if arguments.passages % 2:

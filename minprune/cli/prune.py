@@ -26,6 +26,7 @@ from minprune.cli.common import (
 )
 from minprune.cli.prune_options import read_allocation, read_options, table_by_rule
 from minprune.cli.ranks import is_first, reserved
+from minprune.cli.samples import add_samples
 from minprune.errors import PruneError, kind_of_layer
 from minprune.output.lock import absolute
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from minprune.patterns import Pattern
     from minprune.pipeline.recipes import Recipe
 
-SMALL = 2e9  # bytes of weights up to which a model is loaded to write a sample of text
-PROMPT = 32  # tokens, and as many are written
 TEST_WINDOWS = 8  # for the perplexities that are reported; `minprune eval` measures on more
 
 
@@ -249,25 +248,6 @@ def prune_to_disk(
     if test is not None:
         add_samples(arguments, absolute(target), tokenizer, test)
     console().print(f"written to {target}; {target / PAGE} shows how it went", soft_wrap=True)
-
-
-def add_samples(arguments: Namespace, target: Path, tokenizer, test) -> None:
-    """Write the page of the run again, with how both models continue the test text, if they are small."""
-    from minprune.evaluation.perplexity import generate
-    from minprune.load import load_model
-    from minprune.output.page import write_page
-    from minprune.output.record import read_record
-    from minprune.output.target import PAGE
-
-    if sum(path.stat().st_size for path in target.glob("*.safetensors")) > SMALL:
-        return
-    say_on_terminal("writing samples")
-    samples = {"prompt": tokenizer.decode(test[0, : test.shape[1] // 4][:PROMPT], skip_special_tokens=True)}
-    for key, name in (("before", arguments.model), ("after", target)):
-        model, _ = load_model(name, arguments.dtype, arguments.device)
-        samples[key] = generate(model, tokenizer, samples["prompt"], min(PROMPT, test.shape[1] // 4))
-        del model  # before the next one is loaded
-    write_page(target / PAGE, read_record(target), samples)
 
 
 def show_report(report: "Report") -> None:

@@ -62,7 +62,7 @@ def read_allocation(path: str) -> dict[str, float] | str:
         return path
     check_regular(Path(path))
     try:
-        table = parse_json(Path(path).read_text(encoding="utf-8"))
+        table = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise PruneError(
             f"cannot read the allocation {path} ({error.strerror}): name a JSON file, or one of {', '.join(RULES)}"

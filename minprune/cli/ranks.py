@@ -21,7 +21,7 @@ def joined(command: str, device: str) -> Iterator[None]:
 
     Raises `PruneError` for a command that is done by one process.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+    if "RANK" not in os.environ or _number("WORLD_SIZE", 1) < 2:
         yield
         return
     if command not in SHARED:
@@ -31,10 +31,18 @@ def joined(command: str, device: str) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
-    kind = torch.device(device).type
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=1))  # a solve may take long
+    try:
+        kind = torch.device(device).type
+        if kind == "cuda":
+            torch.cuda.set_device(_number("LOCAL_RANK", _number("RANK", 0)))
+        how = "nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(how, timeout=timedelta(days=1))  # a solve may take long
+    except (ValueError, RuntimeError) as error:  # of what the environment lacks, too
+        said = " ".join(str(error).split())[:200]
+        raise PruneError(
+            f"the processes of this run cannot join ({said}): start them with torchrun, or unset WORLD_SIZE and RANK "
+            "for one alone"
+        ) from error
     rank, store = dist.get_rank(), dist.distributed_c10d._get_default_store()
     try:
         with ExitStack() as stack:
@@ -56,6 +64,14 @@ def joined(command: str, device: str) -> Iterator[None]:
         logging.disable(logging.NOTSET)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _number(name: str, usual: int) -> int:
+    """What a variable of the environment says; `PruneError` if it is no number."""
+    said = os.environ.get(name, str(usual))
+    if not (said.isascii() and said.isdecimal()):
+        raise PruneError(f"{name} is {said!r} and no number, as torchrun sets it: unset it for one process alone")
+    return int(said)
 
 
 def _first_says(store: Any, message: str) -> bool:

@@ -13,6 +13,7 @@ from minprune.cli.common import (
     add_place,
     command,
     console,
+    listed,
     load,
     number,
     repeating,
@@ -121,7 +122,8 @@ def run(arguments: Namespace) -> None:
         bfloat16=arguments.bfloat16,
     )
     target = Path(arguments.output or default_name(arguments.model, "recovered"))
-    check_target(target, arguments.model, arguments.teacher, arguments.data, *arguments.test.split(","))
+    texts = listed(arguments.test)
+    check_target(target, arguments.model, arguments.teacher, arguments.data, *texts)
     taught = {name: getattr(arguments, name) for name in TAUGHT if getattr(arguments, name) is not None}
     if taught and not arguments.teacher:
         raise PruneError(f"--{next(iter(taught))} says how to learn from a teacher: name the dense model as --teacher")
@@ -134,8 +136,7 @@ def run(arguments: Namespace) -> None:
         data = tokens_of(tokenizer, arguments.data, "train", arguments.samples, arguments.length, arguments.seed)
         cut = {
             text: windows_of(tokenizer, text, "test", arguments.test_samples, arguments.length, "float32")
-            for text in arguments.test.split(",")
-            if text
+            for text in texts
         }
         test = {text: windows for text, (windows, _) in cut.items()}
         teacher = None

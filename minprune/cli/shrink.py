@@ -22,7 +22,8 @@ from minprune.cli.common import (
     tokens_of,
     warn_of_grid,
 )
-from minprune.cli.prune import TEST_WINDOWS, add_samples, show_report
+from minprune.cli.prune import TEST_WINDOWS, show_report
+from minprune.cli.samples import add_samples
 
 DAMP = 0.01  # as in minprune.methods
 
@@ -36,7 +37,7 @@ def add(commands) -> None:
         "make a model smaller, with fewer neurons, heads, blocks or channels",
         "Nothing sparse is left: AutoModelForCausalLM.from_pretrained loads the folder as a smaller model of the same "
         "family, which needs less memory and time on any machine. minprune.json in it says how the model was made.",
-        "minprune shrink smollm2 --remove neurons:25%% --remove blocks:3",
+        "minprune shrink smollm2 --remove neurons:25% --remove blocks:3",
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL)
     parser.add_argument(

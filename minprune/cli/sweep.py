@@ -10,6 +10,7 @@ from minprune.cli.common import (
     add_place,
     command,
     console,
+    listed,
     load,
     say_on_terminal,
     table_of,
@@ -37,11 +38,11 @@ def add(commands) -> None:
     parser.add_argument(
         "--methods",
         metavar="M,M",
-        type=_list,
+        type=listed,
         default="magnitude,wanda,sparsegpt",
         help="methods and recipes, such as best (magnitude,wanda,sparsegpt)",
     )
-    parser.add_argument("--patterns", metavar="P,P", type=_list, default="50%,2:4", help="(50%%,2:4)")
+    parser.add_argument("--patterns", metavar="P,P", type=listed, default="50%,2:4", help="(50%%,2:4)")
     parser.add_argument(
         "--seeds", metavar="S,S", type=_seeds, default="0", help="seeds of the calibration windows, such as 0,1,2 (0)"
     )
@@ -49,7 +50,7 @@ def add(commands) -> None:
     parser.add_argument("--samples", metavar="N", type=whole(1), default=64, help="calibration windows (64)")
     parser.add_argument("--length", metavar="L", type=whole(2), default=512, help="tokens in any window (512)")
     parser.add_argument(
-        "--texts", metavar="T,T", type=_list, default="wikipedia,news", help="what to measure on (wikipedia,news)"
+        "--texts", metavar="T,T", type=listed, default="wikipedia,news", help="what to measure on (wikipedia,news)"
     )
     parser.add_argument("--test-samples", metavar="N", type=whole(1), default=32, help="windows of each text (32)")
     parser.add_argument(
@@ -122,9 +123,5 @@ def _table(runs: list[dict[str, Any]], text: str) -> "Table":
     return table
 
 
-def _list(text: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-
-
 def _seeds(text: str) -> list[int]:
-    return [whole(0, LARGEST_SEED)(part) for part in _list(text)]
+    return [whole(0, LARGEST_SEED)(part) for part in listed(text)]

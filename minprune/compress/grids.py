@@ -15,6 +15,7 @@ Left out: a search for the scale that loses least, and grids that are not unifor
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -134,9 +135,9 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
 
 def check_grid(bits: int, group: int, kind: str) -> None:
     """Raise `PruneError` unless there is a grid of that many bits, groups of that size are possible, and so is kind."""
-    if isinstance(bits, bool) or bits not in BITS:
+    if isinstance(bits, bool) or not isinstance(bits, Integral) or bits not in BITS:
         raise PruneError(f"{bits!r} bits are not from 2 to 8: use 4")
-    if isinstance(group, bool) or not isinstance(group, int) or group < 0:
+    if isinstance(group, bool) or not isinstance(group, Integral) or group < 0:
         raise PruneError(f"groups of {group!r} inputs are not possible: use 64, or 0 for whole rows")
     if kind not in GRIDS:
         raise PruneError(f"unknown grid {kind!r}: choose one of {', '.join(GRIDS)}")

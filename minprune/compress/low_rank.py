@@ -12,6 +12,8 @@ d_out d_in / (d_out + d_in).
 Left out: bias and means, and ranks that differ from layer to layer.
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,7 @@ def low_rank(W: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     tensor([[0., 0.],
             [0., 1.]])
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= len(W):
+    if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= len(W):
         raise PruneError(f"rank {rank!r} is not from 1 to {len(W)}, the number of outputs")
     if gram.shape != (W.shape[1], W.shape[1]):
         raise PruneError(f"a Gram matrix {tuple(gram.shape)} does not fit {W.shape[1]} inputs: give that of this layer")

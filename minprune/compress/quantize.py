@@ -13,6 +13,7 @@ from torch import Tensor
 from minprune.compress.gptq import gptq, rtn
 from minprune.errors import PruneError
 from minprune.methods import Method
+from minprune.methods.scaling import scale_free
 from minprune.output.report import Report
 from minprune.patterns import Pattern
 from minprune.pipeline.prune import prune
@@ -20,7 +21,7 @@ from minprune.pipeline.prune import prune
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-QUANTIZERS = {"gptq": Method(gptq, needs="gram"), "rtn": Method(rtn, needs="nothing")}
+QUANTIZERS = {"gptq": Method(scale_free(gptq), needs="gram"), "rtn": Method(rtn, needs="nothing")}
 NO_ZEROS = "0%"
 
 

@@ -13,6 +13,8 @@ Han, Mao and Dally 2016 share values of a whole layer by Lloyd's iteration, whic
 later), what is off the diagonal, and how the numbers are stored.
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ def shared_values(w: Tensor, importance: Tensor, count: int, zero: bool = True) 
     >>> shared_values(torch.tensor([0.0, 2.0, 0.1, 4.0]), torch.ones(4), count=2)
     tensor([0., 3., 0., 3.])
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
         raise PruneError(f"{count!r} values are too few to share: use 16, which take 4 bits")
     if w.ndim != 1 or importance.shape != w.shape:
         raise PruneError(f"a row {tuple(w.shape)} and importance {tuple(importance.shape)} do not fit: give one row")

@@ -123,7 +123,7 @@ def _separated(delimiter: str, quotes: bool) -> Callable[[Path, IO[bytes]], Iter
     )
 
     def rows(path: Path, file: IO[bytes]) -> Iterator[Row]:
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the usual limit, 131,072, is shorter than many documents
+        usual = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # it is 131,072, shorter than many documents
         text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         lines = csv.reader(
             text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
@@ -142,6 +142,8 @@ def _separated(delimiter: str, quotes: bool) -> Callable[[Path, IO[bytes]], Iter
                     yield f"line {lines.line_num}", dict(zip(header, row, strict=True))
         except csv.Error as error:
             raise PruneError(f"line {lines.line_num} of {path} cannot be read ({error}): {hint}") from None
+        finally:
+            csv.field_size_limit(usual)  # it is one for all of the process
 
     return rows
 

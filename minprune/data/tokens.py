@@ -12,7 +12,7 @@ from torch import Tensor
 from minprune.arithmetic import ordinary_tensors
 from minprune.data.documents import documents
 from minprune.data.texts import articles
-from minprune.errors import PruneError, from_extra
+from minprune.errors import PruneError, check_kind, check_seed, from_extra
 from minprune.models.tokenizer import tokenize
 
 BUNDLED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
@@ -68,6 +68,9 @@ def load_tokens(
     >>> mp.load_tokens(tokenizer, "news", split="test", samples=4, length=32).shape
     torch.Size([4, 32])
     """
+    check_kind("samples", samples, int | None)
+    check_kind("length", length, int)
+    seed = None if seed is None else check_seed(seed)
     if length < 1 or (samples is not None and samples < 1):
         raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
     if seed is not None and seed < 0:

@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from minprune.data.tokens import load_text, prefix_of
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind
 from minprune.evaluation.minimal_pairs import Pair, minimal_pairs
 from minprune.models.causality import check_causal, evaluating
-from minprune.models.layers import check_windows
+from minprune.models.layers import check_batch_size, check_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,6 +112,7 @@ def last_word(
     >>> mp.last_word(model, tokenizer, "wikipedia", count=4).parts.keys()
     dict_keys(['used', 'new'])
     """
+    check_kind("count", count, int)
     found = passages(load_text(source, split, tokenizer=tokenizer))
     chosen: list[Passage] = []
     for used in (True, False):
@@ -185,7 +186,7 @@ def grammar(
     Raises
     ------
     PruneError
-        If the tokenizer has neither BOS nor EOS, or the model is not causal.
+        If there is no pair, the tokenizer has neither BOS nor EOS, or the model is not causal.
 
     Examples
     --------
@@ -195,13 +196,14 @@ def grammar(
     >>> mp.grammar(model, tokenizer, [Pair("agreement", "The cats sleep.", "The cats sleeps.")]).value
     1.0
     """
-    pairs = minimal_pairs() if pairs is None else pairs
+    pairs = minimal_pairs() if pairs is None else list(pairs)
+    if not pairs:
+        raise PruneError("there is no pair of sentences to compare: leave pairs out for those of minimal_pairs")
     texts = [("", text) for pair in pairs for text in (pair.right, pair.wrong)]
-    totals = torch.tensor([value for value, _ in log_likelihood(model, tokenizer, texts, batch_size, progress)])
-    better = totals[0::2] > totals[1::2]  # (pairs,)
+    totals = [value for value, _ in log_likelihood(model, tokenizer, texts, batch_size, progress)]
     answers: dict[str, list[bool]] = {}
-    for pair, right in zip(pairs, better.tolist(), strict=True):
-        answers.setdefault(pair.phenomenon, []).append(right)
+    for pair, right, wrong in zip(pairs, totals[0::2], totals[1::2], strict=True):
+        answers.setdefault(pair.phenomenon, []).append(right > wrong)
     return _mean(answers)
 
 
@@ -249,6 +251,7 @@ def score(
     Sequences of about one length share a batch. The shorter ones are padded on the right, where a causal model cannot
     see it, so the result does not depend on the batch. Raises `PruneError` for a model that is not causal.
     """
+    batch_size = check_batch_size(batch_size)
     check_causal(model, max(map(len, sequences), default=0))
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     found: list[tuple[Tensor, Tensor] | None] = [None] * len(sequences)

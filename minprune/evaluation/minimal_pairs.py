@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind
 
 _PEOPLE = [("boy", "boys"), ("girl", "girls"), ("doctor", "doctors"), ("teacher", "teachers"), ("farmer", "farmers"),
            ("student", "students"), ("pilot", "pilots"), ("singer", "singers"), ("writer", "writers"),
@@ -53,6 +53,7 @@ def minimal_pairs(count: int = 50, seed: int = 0) -> list[Pair]:
 
     Raises `PruneError` if a phenomenon's words do not give that many.
     """
+    check_kind("count", count, int)
     pairs = []
     for name, make in PHENOMENA.items():
         draw = random.Random(f"{name} {seed}")

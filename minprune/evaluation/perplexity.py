@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.data.tokens import prefix_of
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind, check_seed
 from minprune.files import whole_characters
 from minprune.models.causality import check_causal, evaluating, positions
-from minprune.models.layers import check_windows
+from minprune.models.layers import check_batch_size, check_windows
 from minprune.models.tokenizer import tokenize
 
 if TYPE_CHECKING:
@@ -186,10 +186,8 @@ def _batches(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progress
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token predict nothing: use length 2 or more")
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
     device = next(model.parameters()).device
-    parts = tokens.split(batch_size)
+    parts = tokens.split(check_batch_size(batch_size))
     for batch in tqdm(parts, desc="evaluating", unit="batch", disable=None if progress else True, leave=False):
         yield batch.to(device)  # (batch, length)
 
@@ -242,6 +240,11 @@ def generate(
     >>> mp.generate(model, tokenizer, "The moon goes around the", tokens=1)
     ' Earth'
     """
+    check_kind("tokens", tokens, int)
+    check_kind("temperature", temperature, float)
+    seed = check_seed(seed)
+    if not isinstance(prompt, str):
+        raise PruneError(f"the prompt is a {type(prompt).__name__}: write the beginning of a text")
     prompt = whole_characters(prompt)
     if not prompt:
         raise PruneError("the prompt is empty: write the beginning of a text")
@@ -259,10 +262,10 @@ def generate(
         raise PruneError(
             f"a prompt of {length} tokens and {tokens} more exceed the model's {longest} positions: shorten either"
         )
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    sampling = {"do_sample": True, "temperature": float(temperature)} if temperature else {"do_sample": False}
     with evaluating(model), torch.random.fork_rng(devices=random_devices(inputs.device)):
         torch.manual_seed(seed)
         out = model.generate(  # type: ignore[operator]
-            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=tokens, **sampling
+            inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=int(tokens), **sampling
         )
     return tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minprune.arithmetic import type_around
+from minprune.arithmetic import ordinary_tensors, type_around
 from minprune.data.documents import has_splits
 from minprune.data.tokens import check_normalizer, cut, fingerprint, load_text, load_tokens, prefix_of, window_starts
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind
 from minprune.evaluation.measurement import Measurement, Protocol
 from minprune.evaluation.perplexity import token_nll
 from minprune.models.tokenizer import tokenize
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@ordinary_tensors()
 def measure(
     model: "PreTrainedModel",
     tokenizer,
@@ -81,6 +82,9 @@ def measure(
     >>> found.protocol.tokens, 1 < found.perplexity < 1000
     (62, True)
     """
+    given = {"samples": (samples, int | None), "length": (length, int), "stride": (stride, int | None)}
+    for key, (value, kind) in given.items():
+        check_kind(key, value, kind)
     if length < 2:
         raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
     text = load_text(source, split, tokenizer)
@@ -139,6 +143,7 @@ def plan(
     return windows, counted, protocol
 
 
+@ordinary_tensors()
 def windows_of(
     tokenizer,
     source: str | Path,

@@ -19,7 +19,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, own_number
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.nm import NMPacked
 from minprune.formats.stored import TILE_ROWS, SparseMatrix, pack, packed_bytes, stored_mask, unpack
@@ -79,7 +79,7 @@ class Integers(SparseMatrix):
         W : Tensor (d_out, d_in), floating, each group of inputs on a uniform grid of 2^bits levels with one at 0.
         group : neighbouring inputs that share a grid, 0 for a whole row. Raises `PruneError` if W is on no such grid.
         """
-        keep = stored_mask(W, keep)
+        keep, bits, group = stored_mask(W, keep), own_number(bits), own_number(group)
         scales, whole = whole_numbers(W, bits, group)  # (d_out, groups), (d_out, groups, width)
         low, high = whole.amin(2).clamp(max=0), whole.amax(2).clamp(min=0)
         middle = 2 ** (bits - 1) - 1

@@ -52,7 +52,7 @@ def kernel() -> tuple[Kernel | None, str]:
         return None, f"{error}"
     library.minprune_init()
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
-    library.minprune_product.argtypes = (pointer, ctypes.c_int, pointer, whole, whole, pointer, ctypes.c_int)
+    library.minprune_product.argtypes = (pointer, ctypes.c_int, pointer, whole, whole, pointer, pointer, ctypes.c_int)
     library.minprune_product.restype = None
     library.minprune_dense.argtypes = (pointer, pointer, ctypes.c_int)
     library.minprune_dense.restype = None

@@ -10,11 +10,11 @@
 
    The three versions differ in how they expand. Portable C visits the bits that are set. AVX2 looks the byte up in a
    table, which says where each value has to go. AVX-512 has an instruction for it. Values are float32, bfloat16, int8,
-   or int4 (two in a byte, the lower half first), the integers with a scale for each group of columns; all sums are
-   float32. In 2:4 two codes of two bits stand for four columns; a table turns a byte of codes into a byte of bits.
-   A dense matrix has all bits set and stores none of them.
+   or int4 (two in a byte, the lower half first), the integers with a scale for each group of columns. Sums are float32;
+   AVX-512 adds integers as integers, until their scale changes. In 2:4 two codes of two bits stand for four columns. A
+   dense matrix has all bits set and stores none of them.
 
-   Nothing is allocated, nothing is written but y, and no byte outside of the arrays is read. */
+   Nothing is allocated, nothing is written but y and room, and no byte outside of the arrays is read. */
 
 #include <stdint.h>
 #include <string.h>
@@ -44,15 +44,13 @@ typedef struct {
 #define TOKENS 8  /* at most so many at once: each has its own sums in registers, and a weight is expanded once for all */
 #define STREAMS 4  /* rows at once, far apart: a core reads four streams of memory faster than one, see `walk` */
 #define CHUNK 1024 /* columns whose bits are read before their values */
-#define AHEAD 2048 /* bytes: how far ahead of the reading each stream asks for its memory */
+#define BESIDE 16  /* floats behind a token's inputs, of which the first is their unit, see `whole_inputs` */
+#define AHEAD 4096 /* bytes: how far ahead of the reading each stream asks for its memory, see `ask` */
 
-static int8_t spread[64];      /* AVX-512: 4 i + 3 is i, see `expand64` */
-static int8_t overlaps[64];    /* AVX-512: bytes 0 to 7, 4 to 11, 8 to 15, ..., see `int4_64` */
+static int8_t overlaps[64];    /* AVX-512: bytes 0 to 7, 4 to 11, 8 to 15, ..., see `whole64` */
 static int32_t places[256][8]; /* AVX2: which of the next values goes to each of eight columns */
 
 void minprune_init(void) {
-    for (int i = 0; i < 16; i++)
-        spread[4 * i + 3] = (int8_t)i;
     for (int i = 0; i < 64; i++)
         overlaps[i] = (int8_t)(i / 8 * 4 + i % 8);
     for (int byte = 0; byte < 256; byte++)
@@ -67,13 +65,17 @@ int minprune_best_level(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
-        __builtin_cpu_supports("bmi2"))
+        __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"))
         return AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt"))
         return AVX2;
 #endif
     return PORTABLE;
 }
+
+/* Asks for a line of memory that is read soon, so that it is on its way while others are computed with. It goes to the
+   second cache: the first can wait for few lines at once, too few to keep a memory busy. */
+static inline void ask(uintptr_t place) { __builtin_prefetch((const void *)place, 0, 2); }
 
 /* The bits of a row's columns begin..end, 64 in a word: one where a value is stored. At most CHUNK columns. */
 static void read_bits(const matrix *W, int64_t row, int64_t begin, int64_t end, uint64_t words[CHUNK / 64]) {
@@ -84,6 +86,8 @@ static void read_bits(const matrix *W, int64_t row, int64_t begin, int64_t end, 
     else {
         words[count - 1] = 0;
         memcpy(words, from, (size_t)bytes);
+        for (uintptr_t line = 0; line < CHUNK / 8; line += 64) /* and those of a chunk to come */
+            ask((uintptr_t)from + CHUNK / 2 + line);
     }
     if (W->codes) /* two codes are 4 of 64 bits; which of four columns they name is worked out for all 16 at once */
         for (int64_t i = 0; i < count; i++) {
@@ -116,13 +120,12 @@ static inline float value_of(const matrix *W, int64_t at, const int kind) {
     }
 }
 
-/* The memory that the row will need soon, so that it is on its way while this step is computed. */
+/* All lines that 64 columns have at most. */
 static inline void ask_ahead(const matrix *W, int64_t at, const int kind) {
-    const int64_t step = kind == FLOAT32 ? 4 * at : kind == BFLOAT16 ? 2 * at : kind == INT8 ? at : at / 2;
-    const uintptr_t soon = (uintptr_t)W->values + (uintptr_t)step + AHEAD;
-    __builtin_prefetch((const void *)soon);
-    if (kind == FLOAT32)
-        __builtin_prefetch((const void *)(soon + 64));
+    const uintptr_t place = (uintptr_t)at, lines = kind == FLOAT32 ? 4 : kind == BFLOAT16 ? 2 : 1;
+    const uintptr_t step = kind == FLOAT32 ? 4 * place : kind == BFLOAT16 ? 2 * place : kind == INT8 ? place : place / 2;
+    for (uintptr_t line = 0; line < lines; line++)
+        ask((uintptr_t)W->values + step + AHEAD + 64 * line);
 }
 
 /* Each version below multiplies `rows` rows, which are `apart` from each other, with `tokens` tokens at once. */
@@ -199,7 +202,7 @@ ISA2 __m256 next8(const matrix *W, int64_t at, int64_t end, int near, const int 
     if (kind == INT8)
         return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)((const int8_t *)W->values + at))));
     uint64_t halves;
-    memcpy(&halves, (const uint8_t *)W->values + at / 2, 8);
+    memcpy(&halves, (const uint8_t *)W->values + (uint64_t)at / 2, 8);
     __m256i all = _mm256_set1_epi32((int)(halves >> 4 * (at & 1))); /* each of eight shifts its own four bits to the top */
     all = _mm256_sllv_epi32(all, _mm256_setr_epi32(28, 24, 20, 16, 12, 8, 4, 0));
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(all, 28));
@@ -253,39 +256,13 @@ ISA2 void rows_avx2(const matrix *W, const float *x, int64_t stride, const int t
 
 /* ---- AVX-512: by the instruction that expands while it loads ---- */
 
-#define TARGET512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt,bmi,bmi2"
+#define TARGET512 "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx512vnni,popcnt,bmi,bmi2"
 #define ISA512 __attribute__((target(TARGET512), always_inline)) static inline
 
-/* The int4 of 64 columns as bytes, each in the upper half of its byte. */
-ISA512 __m512i int4_64(const matrix *W, int64_t at, uint64_t bits) {
-    const uint8_t *from = (const uint8_t *)W->values + at / 2;
-    const __m512i upper = _mm512_set1_epi8(-16);
-    const uint64_t odd = (uint64_t)at & 1, bytes = (odd + (uint64_t)__builtin_popcountll(bits) + 1) / 2;
-    if (bits == ~0ull && !odd) { /* a byte becomes two: its lower half is moved up, its upper half to the next byte */
-        __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)from));
-        return _mm512_and_si512(_mm512_or_si512(_mm512_slli_epi16(pairs, 4), _mm512_slli_epi16(pairs, 8)), upper);
-    }
-    /* One instruction cuts eight times eight bits out of 64, wherever they begin: here four bits before the number, so
-       that it lies above. Those begin at -4 (60: the 64 are a ring), 0, 4, ..., 24, and four bits later if at is odd. */
-    __m512i all = _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, (unsigned)bytes), from);
-    __m512i begins = _mm512_set1_epi64((int64_t)(0x1814100c0804003cull + odd * 0x0404040404040404ull));
-    all = _mm512_multishift_epi64_epi8(begins, _mm512_permutexvar_epi8(_mm512_loadu_si512(overlaps), all));
-    return _mm512_maskz_expand_epi8(bits, _mm512_and_si512(all, upper));
-}
-
-/* The weights of 64 columns without their scales; those of int8 times 2^24 and of int4 times 2^28. Those of bfloat16 come
-   as the even and the odd ones of 32, since two share a register: the upper half is a float32 already, the lower is after
-   a shift. */
+/* The weights of 64 columns. Those of bfloat16 come as the even and the odd ones of 32, since two share a register: the
+   upper half is a float32 already, the lower is after a shift. */
 ISA512 void expand64(const matrix *W, int64_t at, uint64_t bits, const int kind, __m512 weights[4]) {
-    if (kind >= INT8) {
-        __m512i all = kind == INT4      ? int4_64(W, at, bits)
-                      : bits == ~0ull ? _mm512_loadu_si512((const int8_t *)W->values + at)
-                                      : _mm512_maskz_expandloadu_epi8(bits, (const int8_t *)W->values + at);
-        UNROLLED for (int i = 0; i < 4; i++) { /* a byte becomes the highest of four: the number times 2^24 */
-            __m512i from = _mm512_add_epi8(_mm512_set1_epi8(16 * i), _mm512_loadu_si512(spread));
-            weights[i] = _mm512_cvtepi32_ps(_mm512_maskz_permutexvar_epi8(0x8888888888888888ull, from, all));
-        }
-    } else if (kind == BFLOAT16) {
+    if (kind == BFLOAT16) {
         UNROLLED for (int half = 0; half < 2; half++) {
             uint32_t mask = (uint32_t)(bits >> 32 * half);
             __m512i two = bits == ~0ull ? _mm512_loadu_si512((const uint16_t *)W->values + at)
@@ -301,11 +278,6 @@ ISA512 void expand64(const matrix *W, int64_t at, uint64_t bits, const int kind,
                                        : _mm512_maskz_expandloadu_ps(mask, (const float *)W->values + at);
             at += __builtin_popcount(mask);
         }
-}
-
-/* The scales of 16 columns, two groups of eight. */
-ISA512 __m512 scales16(const float *scales, const int32_t groups[2]) {
-    return _mm512_mask_broadcastss_ps(_mm512_set1_ps(scales[groups[0]]), 0xff00, _mm_load_ss(scales + groups[1]));
 }
 
 /* The inputs of 64 columns, in the order of those weights. */
@@ -326,17 +298,16 @@ ISA512 void inputs64(const float *x, const int kind, __m512 inputs[4]) {
     UNROLLED for (int r = 0; r < rows; r++)                                                                            \
         UNROLLED for (int t = 0; t < tokens; t++)                                                                      \
             sums[r][t] = _mm512_setzero_ps();
-#define WRITE_SUMS(unit)                                                                                               \
+#define WRITE_SUMS                                                                                                     \
     UNROLLED for (int r = 0; r < rows; r++)                                                                            \
         UNROLLED for (int t = 0; t < tokens; t++)                                                                      \
-            y[t * W->rows + number[r]] = _mm512_reduce_add_ps(sums[r][t]) * (unit);
+            y[t * W->rows + number[r]] = _mm512_reduce_add_ps(sums[r][t]);
 
 ISA512 void rows_avx512(const matrix *W, const float *x, int64_t stride, const int tokens, const int rows, const int kind,
                         float *y, int64_t row, int64_t apart, int64_t last) {
     uint64_t words[STREAMS][CHUNK / 64];
     __m512 weights[STREAMS][4], inputs[4];
-    const int whole = W->group % 64 == 0; /* 64 columns have one scale */
-    BEGIN_ROWS
+    BEGIN_NUMBERS
     BEGIN_SUMS
     for (int64_t begin = 0, end; begin < W->columns; begin = end) {
         BEGIN_CHUNK
@@ -346,14 +317,6 @@ ISA512 void rows_avx512(const matrix *W, const float *x, int64_t stride, const i
                 ask_ahead(W, at[r], kind);
                 expand64(W, at[r], bits, kind, weights[r]);
                 at[r] += __builtin_popcountll(bits);
-                const int32_t *group = W->groups + column / 8;
-                if (scaled && whole) {
-                    __m512 scale = _mm512_set1_ps(scales[r][group[0]]);
-                    UNROLLED for (int i = 0; i < 4; i++)
-                        weights[r][i] = _mm512_mul_ps(weights[r][i], scale);
-                } else if (scaled)
-                    UNROLLED for (int i = 0; i < 4; i++)
-                        weights[r][i] = _mm512_mul_ps(weights[r][i], scales16(scales[r], group + 2 * i));
             }
             UNROLLED for (int t = 0; t < tokens; t++) {
                 inputs64(x + t * stride + column, kind, inputs);
@@ -363,17 +326,127 @@ ISA512 void rows_avx512(const matrix *W, const float *x, int64_t stride, const i
             }
         }
     }
-    WRITE_SUMS(kind == INT4 ? 1.0f / (1 << 28) : kind == INT8 ? 1.0f / (1 << 24) : 1.0f)
+    WRITE_SUMS
+}
+
+/* ---- AVX-512, integers: 32 products of 16 bits in one instruction, which adds them in pairs ---- */
+
+/* The integers of 64 columns, 16 bits each: the even columns and the odd ones. */
+ISA512 void whole64(const matrix *W, int64_t at, uint64_t bits, const int kind, __m512i weights[2]) {
+    const uint64_t odd = (uint64_t)at & 1;
+    __m512i even, all; /* an even column's integer is at the top of 16 bits in the one, an odd column's in the other */
+    if (kind == INT8) {
+        const int8_t *from = (const int8_t *)W->values + at;
+        all = bits == ~0ull ? _mm512_loadu_si512(from) : _mm512_maskz_expandloadu_epi8(bits, from);
+        even = _mm512_slli_epi16(all, 8);
+    } else if (bits == ~0ull && !odd) { /* a byte has an even column's in its lower half and the next one's in its upper */
+        all = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)((const uint8_t *)W->values + (uint64_t)at / 2)));
+        even = _mm512_slli_epi16(all, 12), all = _mm512_slli_epi16(all, 8);
+    } else {
+        /* One instruction cuts eight times eight bits out of 64, wherever they begin: here four bits before the number,
+           so that it lies above. Those begin at -4 (60: the 64 are a ring), 0, ..., 24, and 4 later if at is odd. */
+        uint64_t bytes = (odd + (uint64_t)__builtin_popcountll(bits) + 1) / 2;
+        all = _mm512_maskz_loadu_epi8(_bzhi_u64(~0ull, (unsigned)bytes), (const uint8_t *)W->values + (uint64_t)at / 2);
+        __m512i begins = _mm512_set1_epi64((int64_t)(0x1814100c0804003cull + odd * 0x0404040404040404ull));
+        all = _mm512_multishift_epi64_epi8(begins, _mm512_permutexvar_epi8(_mm512_loadu_si512(overlaps), all));
+        all = _mm512_maskz_expand_epi8(bits, all);
+        even = _mm512_slli_epi16(all, 8);
+    }
+    weights[0] = _mm512_srai_epi16(even, kind == INT4 ? 12 : 8);
+    weights[1] = _mm512_srai_epi16(all, kind == INT4 ? 12 : 8);
+}
+
+/* The scales of 64 columns for sums of four columns each. */
+ISA512 __m512 scales64(const float *scales, const int32_t groups[8], int one) {
+    if (one)
+        return _mm512_set1_ps(scales[groups[0]]);
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    __m256 eight = _mm256_i32gather_ps(scales, _mm256_loadu_si256((const __m256i *)groups), 4);
+    return _mm512_permutexvar_ps(twice, _mm512_castps256_ps512(eight));
+}
+
+/* What `whole_inputs` makes of the inputs takes their place, and their unit comes behind them. */
+ISA512 void rows_whole(const matrix *W, const float *x, int64_t stride, const int tokens, const int rows, const int kind,
+                       float *y, int64_t row, int64_t apart, int64_t last) {
+    const __m512 upper = _mm512_set1_ps(1 << 16);
+    const float *units = x + stride - BESIDE;
+    const int one = W->group % 64 == 0; /* 64 columns have one scale */
+    uint64_t words[STREAMS][CHUNK / 64];
+    __m512i weights[STREAMS][2], high[STREAMS][TOKENS], low[STREAMS][TOKENS], inputs[4];
+    BEGIN_ROWS
+    BEGIN_SUMS
+    for (int64_t begin = 0, end; begin < W->columns; begin = end) {
+        BEGIN_CHUNK
+        UNROLLED for (int r = 0; r < rows; r++)
+            UNROLLED for (int t = 0; t < tokens; t++)
+                high[r][t] = low[r][t] = _mm512_setzero_si512();
+        for (int64_t column = begin; column < end; column += 64) {
+            const int32_t *group = W->groups + (uint64_t)column / 8;
+            UNROLLED for (int r = 0; r < rows; r++) {
+                uint64_t bits = words[r][(uint64_t)(column - begin) / 64];
+                ask_ahead(W, at[r], kind);
+                whole64(W, at[r], bits, kind, weights[r]);
+                at[r] += __builtin_popcountll(bits);
+            }
+            UNROLLED for (int t = 0; t < tokens; t++) {
+                UNROLLED for (int i = 0; i < 4; i++)
+                    inputs[i] = _mm512_loadu_si512(x + t * stride + column + 16 * i);
+                UNROLLED for (int r = 0; r < rows; r++)
+                    UNROLLED for (int i = 0; i < 2; i++) {
+                        high[r][t] = _mm512_dpwssd_epi32(high[r][t], weights[r][i], inputs[i]);
+                        low[r][t] = _mm512_dpwssd_epi32(low[r][t], weights[r][i], inputs[2 + i]);
+                    }
+            }
+            if (column + 64 < end && (!scaled || (one && group[0] == group[8])))
+                continue; /* whole numbers of 32 bits hold the sums of a chunk */
+            UNROLLED for (int r = 0; r < rows; r++) {
+                const __m512 scale = scaled ? scales64(scales[r], group, one) : _mm512_set1_ps(1);
+                UNROLLED for (int t = 0; t < tokens; t++) {
+                    __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[r][t]), upper, _mm512_cvtepi32_ps(low[r][t]));
+                    sums[r][t] = _mm512_fmadd_ps(sum, scale, sums[r][t]);
+                    high[r][t] = low[r][t] = _mm512_setzero_si512();
+                }
+            }
+        }
+    }
+    UNROLLED for (int t = 0; t < tokens; t++) {
+        UNROLLED for (int r = 0; r < rows; r++)
+            sums[r][t] = _mm512_mul_ps(sums[r][t], _mm512_set1_ps(units[t * stride]));
+    }
+    WRITE_SUMS
+}
+
+/* The inputs of a token as whole numbers below 2^30 times a unit, a power of two. Rounding changes them by 2^-30 of the
+   largest at most, and those above its 64th part not at all. Each in two parts of 16 bits; of 64 columns even ones apart
+   from odd ones. */
+__attribute__((target(TARGET512))) static void whole_inputs(const float *x, int64_t stride, float *room) {
+    uint32_t most = 30u << 23; /* inputs below 2^-96 would need a unit that float32 has not */
+    for (int64_t i = 0; i < stride; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        most = (bits & 0x7fffffff) > most ? bits & 0x7fffffff : most;
+    }
+    const uint32_t exponent = most >> 23; /* all are below 2^(exponent - 126) */
+    const uint32_t powers[2] = {(283 - exponent) << 23, exponent == 255 ? 0x7fc00000 : (exponent - 29) << 23};
+    float up;
+    memcpy(&up, powers, 4);
+    memcpy(room + stride, powers + 1, 4); /* not a number if an input is not, or is infinite */
+    for (int64_t block = 0; block < stride; block += 64)
+        for (int side = 0; side < 2; side++)
+            for (int i = 0; i < 32; i++) {
+                int32_t number = exponent == 255 ? 0 : (int32_t)__builtin_rintf(x[block + 2 * i + side] * up);
+                int32_t high = (number + (1 << 15)) >> 16;
+                int16_t *to = (int16_t *)(room + block) + 32 * side + i;
+                to[0] = (int16_t)high;
+                to[64] = (int16_t)(number - high * (1 << 16));
+            }
 }
 
 ISA512 __m512 next16(const matrix *W, int64_t at, __mmask16 there, const int kind) {
     if (kind == FLOAT32)
         return _mm512_maskz_loadu_ps(there, (const float *)W->values + at);
-    if (kind == BFLOAT16) {
-        __m256i narrow = _mm256_maskz_loadu_epi16(there, (const uint16_t *)W->values + at);
-        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
-    }
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(there, (const int8_t *)W->values + at)));
+    __m256i narrow = _mm256_maskz_loadu_epi16(there, (const uint16_t *)W->values + at);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
 }
 
 /* 2:4 can do it the other way round: 16 values are those of 32 columns, always, so their inputs come to them. One
@@ -409,7 +482,7 @@ ISA512 void rows_two_of_four(const matrix *W, const float *x, int64_t stride, co
                 sums[r][t] = _mm512_fmadd_ps(weights[r], _mm512_permutex2var_ps(low, picked[r], high), sums[r][t]);
         }
     }
-    WRITE_SUMS(1.0f)
+    WRITE_SUMS
 }
 #endif
 
@@ -430,43 +503,47 @@ ISA512 void rows_two_of_four(const matrix *W, const float *x, int64_t stride, co
     case 4: WALK(name, 4, kind, four)                                                                                  \
     default: WALK(name, 8, kind, eight)                                                                                \
     }
-#define BLOCK(function, name, two, four, eight)                                                                        \
+#define BLOCK(function, floats, two, four, eight, integers, pair, quartet, octet)                                      \
     static void function(const matrix *W, const float *x, int64_t stride, int tokens, float *y, int64_t first, int64_t last) { \
         switch (W->kind) {                                                                                             \
-        case FLOAT32: FOR_KIND(name, FLOAT32, two, four, eight)                                                        \
-        case BFLOAT16: FOR_KIND(name, BFLOAT16, two, four, eight)                                                      \
-        case INT8: FOR_KIND(name, INT8, two, four, eight)                                                              \
-        default: FOR_KIND(name, INT4, two, four, eight)                                                                \
+        case FLOAT32: FOR_KIND(floats, FLOAT32, two, four, eight)                                                      \
+        case BFLOAT16: FOR_KIND(floats, BFLOAT16, two, four, eight)                                                    \
+        case INT8: FOR_KIND(integers, INT8, pair, quartet, octet)                                                          \
+        default: FOR_KIND(integers, INT4, pair, quartet, octet)                                                            \
         }                                                                                                              \
     }
 
-BLOCK(block_portable, rows_portable, 1, 1, 1)
+BLOCK(block_portable, rows_portable, 1, 1, 1, rows_portable, 1, 1, 1)
 #ifdef X86
-__attribute__((target("avx2,fma,popcnt"))) BLOCK(block_avx2, rows_avx2, 4, 2, 1)
-__attribute__((target(TARGET512))) BLOCK(block_avx512, rows_avx512, 4, 2, 2)
-__attribute__((target(TARGET512))) BLOCK(block_two_of_four, rows_two_of_four, 4, 4, 2)
+__attribute__((target("avx2,fma,popcnt"))) BLOCK(block_avx2, rows_avx2, 4, 2, 1, rows_avx2, 4, 2, 1)
+__attribute__((target(TARGET512))) BLOCK(block_avx512, rows_avx512, 4, 2, 2, rows_whole, 2, 2, 1)
+__attribute__((target(TARGET512))) BLOCK(block_two_of_four, rows_two_of_four, 4, 4, 2, rows_whole, 2, 2, 1)
 #endif
 
 static void block(const matrix *W, int level, const float *x, int64_t stride, int tokens, float *y, int64_t first, int64_t last) {
 #ifdef X86
-    if (level == AVX512) {
-        if (W->codes && !W->scales && W->kind != INT4)
-            block_two_of_four(W, x, stride, tokens, y, first, last);
-        else
-            block_avx512(W, x, stride, tokens, y, first, last);
-        return;
-    }
-    if (level == AVX2) {
+    if (level == AVX512 && W->codes)
+        block_two_of_four(W, x, stride, tokens, y, first, last);
+    else if (level == AVX512)
+        block_avx512(W, x, stride, tokens, y, first, last);
+    else if (level == AVX2)
         block_avx2(W, x, stride, tokens, y, first, last);
-        return;
-    }
+    else
 #endif
-    (void)level;
-    block_portable(W, x, stride, tokens, y, first, last);
+        block_portable(W, x, stride, tokens, y, first, last);
 }
 
-/* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W are zeros, up to a multiple of 64. */
-void minprune_product(const matrix *W, int level, const float *x, int64_t stride, int64_t tokens, float *y, int threads) {
+/* y (tokens, rows) = x W^T; x (tokens, stride), whose columns behind those of W are zeros, up to a multiple of 64, which
+   stride is. room (tokens, stride + BESIDE): integers at AVX-512 need it for the inputs; else NULL will do. */
+void minprune_product(const matrix *W, int level, const float *x, int64_t stride, int64_t tokens, float *y, float *room,
+                      int threads) {
+#ifdef X86
+    if (level == AVX512 && W->kind >= INT8) {
+        for (int64_t token = 0; token < tokens; token++)
+            whole_inputs(x + token * stride, stride, room + token * (stride + BESIDE));
+        x = room, stride += BESIDE;
+    }
+#endif
     /* four pieces of rows for each thread, so that one which is held up leaves its share to the others; with more
        tokens than fit in registers, pieces that stay in the cache until all tokens have met them */
     int64_t size = tokens > TOKENS ? 32 : threads > 1 ? (W->rows + 4 * threads - 1) / (4 * threads) : W->rows;
@@ -505,18 +582,25 @@ void minprune_dense(const matrix *W, float *y, int threads) {
     }
 }
 
-/* Reads n numbers and nothing else, four streams a thread as above: the bandwidth that a product can at best reach. */
+/* Reads n numbers, up to the last few, and nothing else, four streams a thread as above: the bandwidth that a product can
+   at best reach. */
 uint64_t minprune_read(const uint64_t *numbers, int64_t n, int threads) {
     uint64_t total = 0;
-    int64_t part = n / (4 * threads);
+    const int64_t step = 32, part = n / (4 * step * threads) * step; /* numbers, of four lines */
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(+ : total) if (threads > 1)
     for (int64_t piece = 0; piece < threads; piece++) {
-        const uint64_t *from = numbers + 4 * piece * part;
-        uint64_t a = 0, b = 0, c = 0, d = 0;
-        for (int64_t i = 0; i < part; i++) {
-            a += from[i], b += from[part + i], c += from[2 * part + i], d += from[3 * part + i];
-        }
-        total += a + b + c + d;
+        uint64_t sums[8] = {0};
+        for (int64_t i = 0; i < part; i += step)
+            for (int64_t stream = 4 * piece; stream < 4 * piece + 4; stream++) {
+                const uint64_t *from = numbers + stream * part + i;
+                for (int64_t k = 0; k < step; k += 8) {
+                    ask((uintptr_t)(from + k) + AHEAD);
+                    for (int lane = 0; lane < 8; lane++)
+                        sums[lane] += from[k + lane];
+                }
+            }
+        for (int lane = 0; lane < 8; lane++)
+            total += sums[lane];
     }
     return total;
 }

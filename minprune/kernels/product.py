@@ -22,6 +22,7 @@ from minprune.kernels.build import kernel
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _INT4 = 3
 _SHARED = 8  # a scale belongs to a multiple of so many columns
+_BESIDE = 16  # BESIDE of expand.c
 
 
 class _Matrix(ctypes.Structure):
@@ -68,6 +69,7 @@ class Packed:
     def matmul(self, X: Tensor) -> Tensor:
         """X (..., d_in), floating -> X W^T (..., d_out) in the dtype of X, summed in float32.
 
+        Integers meet inputs that are rounded to 2^-30 of their token's largest, where the processor has AVX-512.
         Raises `PruneError` if X does not fit, or if there is no kernel on this machine.
         """
         d_out, d_in = self.shape
@@ -83,13 +85,16 @@ class Packed:
             stride += -d_in % 64
             wide = torch.nn.functional.pad(wide, (0, stride - d_in))
         out = torch.empty(*X.shape[:-1], d_out)
+        tokens = out.numel() // max(d_out, 1)
+        room = torch.empty(tokens, stride + _BESIDE) if self.kind >= _KINDS[torch.int8] else None
         found.library.minprune_product(
             self._for_c,
             found.level,
             wide.data_ptr(),
             stride,
-            out.numel() // max(d_out, 1),
+            tokens,
             out.data_ptr(),
+            None if room is None else room.data_ptr(),
             torch.get_num_threads(),
         )
         return out if X.dtype == torch.float32 else out.to(X.dtype)

@@ -9,10 +9,13 @@ Methods that take a given mask as `keep=` can stand behind a plus: "wanda+sparse
 update of the weights. `get_method` reads such names.
 """
 
+from dataclasses import replace
+
 from minprune.errors import PruneError
 from minprune.methods import admm, alps, least_squares, magnitude, obd, obs, ria, sparsegpt, swaps, wanda
 from minprune.methods.method import Method
 from minprune.methods.result import Result
+from minprune.methods.scaling import scale_free
 
 __all__ = ["METHODS", "Method", "Result", "get_method"]
 
@@ -28,6 +31,7 @@ METHODS = {
     "swaps": Method(swaps.swaps, needs="gram"),
     "alps": Method(alps.alps, needs="gram"),
 }
+METHODS |= {name: replace(method, function=scale_free(method.function)) for name, method in METHODS.items()}
 
 
 def get_method(name: str | Method) -> Method:

@@ -12,10 +12,13 @@ arithmetic that changes nothing, and in float32 it takes out what the steps have
 Left out: looking back. A unit that is gone stays gone, and the best set of n units may not hold the best one.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from minprune.methods.damping import damped_cholesky
+from minprune.methods.damping import damped_cholesky, more_damping
 from minprune.patterns import Lines
 
 
@@ -25,9 +28,35 @@ def cheapest_columns(W: Tensor, gram: Tensor, pattern: Lines, damp: float) -> tu
     Returns the weights in the dtype of gram, which columns are kept, (d_in,) bool, and a note on the damping if it had
     to be raised. Of equal costs the lower index goes first; an input that is always zero costs nothing.
     """
+
+    def remove(taken: float) -> tuple[Tensor, Tensor]:
+        keep = _cheapest(W, gram, pattern, taken)
+        return refit(W, gram, keep, taken), keep
+
+    (weight, keep), note = _damped_enough(remove, gram, damp)
+    return weight, keep, note
+
+
+def refitted(W: Tensor, gram: Tensor, keep: Tensor, damp: float) -> tuple[Tensor, str]:
+    """`refit`, and a note if it took more damping."""
+    return _damped_enough(lambda taken: refit(W, gram, keep, taken), gram, damp)
+
+
+def _damped_enough(solve: Callable[[float], Any], gram: Tensor, damp: float) -> tuple[Any, str]:
+    """What `solve` gives with the damping with which there are all factors, and a note if that is more than `damp`."""
+    _, taken, note = damped_cholesky(gram, damp)
+    while True:
+        try:
+            return solve(taken), note
+        except torch.linalg.LinAlgError:  # of a part: rounding made it singular
+            taken, note = more_damping(damp, taken)
+
+
+def _cheapest(W: Tensor, gram: Tensor, pattern: Lines, damp: float) -> Tensor:
+    """Which columns the surgeon keeps, (d_in,) bool."""
     d_in, size = W.shape[1], pattern.width
     zeros, of_a_part = pattern.zeros(d_in), d_in // size // pattern.parts
-    L, damp, note = damped_cholesky(gram, damp)
+    L, _, _ = damped_cholesky(gram, damp)
     inverse, w = torch.cholesky_inverse(L), W.to(gram.dtype, copy=True)
     dead = (gram.diagonal() == 0).view(-1, size).all(1)  # (units,)
     open_ = torch.full((d_in // size,), zeros > 0, device=W.device)  # which units may still go
@@ -46,7 +75,7 @@ def cheapest_columns(W: Tensor, gram: Tensor, pattern: Lines, damp: float) -> tu
         left[part] -= 1
         if not left[part]:
             open_[part * of_a_part : (part + 1) * of_a_part] = False
-    return refit(W, gram, keep, damp), keep, note
+    return keep
 
 
 def unit_costs(w: Tensor, inverse: Tensor, size: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minprune.arithmetic import exact_arithmetic
-from minprune.errors import PruneError
+from minprune.errors import PruneError, own_number
 from minprune.methods.damping import check_finite
 from minprune.methods.result import Result
 from minprune.patterns import Pattern
@@ -57,6 +57,7 @@ class Method:
         self._check(W, stats)
         pattern.check(*W.shape)
         self.check_values(options)
+        options = {option: self._own(option, value) for option, value in options.items()}
         if isinstance(stats, Statistics):
             stats = stats.to(W.device)
         if self.start is None:
@@ -90,6 +91,15 @@ class Method:
             raise PruneError("the statistics saw no input: update them with the layer's inputs X (tokens, d_in) first")
         if not bool(stats.sq_norm.isfinite().all()):
             raise PruneError("the statistics hold NaN or infinity: look for them in the layer's inputs")
+
+    def _own(self, option: str, value: Any) -> Any:
+        """The value of an option as a number of Python's, of the type of the option."""
+        if self.options.get(option) not in (float, float | None) or value is None:
+            return own_number(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise PruneError(f"{option} is too large a number") from None
 
     @property
     def _parameters(self) -> dict[str, type]:

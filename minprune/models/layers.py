@@ -7,6 +7,7 @@ expert of a mixture, stored as a slice of a 3-D parameter; each becomes a `Layer
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +70,13 @@ def check_windows(model: "PreTrainedModel", tokens: Tensor) -> None:
         raise PruneError(
             f"token ids reach {int(tokens.max())}, the model's vocabulary has {config.vocab_size}: wrong tokenizer?"
         )
+
+
+def check_batch_size(batch_size: int) -> int:
+    """The number of windows in a forward pass, as Python's own; `PruneError` unless it is a positive whole number."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
+    return int(batch_size)
 
 
 def backbone(model: "PreTrainedModel") -> nn.Module:

@@ -44,11 +44,13 @@ class Leftovers:
         expected = self._result(index, run)
         changed = [tensor.detach() for where, tensor in _kept(self.model) if where in self.varying and _fixed(tensor)]
         before = [tensor.clone() for tensor in changed]
-        for tensor in changed:
-            tensor.copy_(tensor + 1 if tensor.dtype != torch.bool else ~tensor)
-        found = self._result(index, run)
-        for tensor, value in zip(changed, before, strict=True):
-            tensor.copy_(value)
+        try:
+            for tensor in changed:
+                tensor.copy_(tensor + 1 if tensor.dtype != torch.bool else ~tensor)
+            found = self._result(index, run)
+        finally:  # a block may break down on what it has never seen
+            for tensor, value in zip(changed, before, strict=True):
+                tensor.copy_(value)
         if not torch.equal(found, expected):
             raise self._refusal(index)
 

@@ -97,7 +97,7 @@ def describe(config: "PreTrainedConfig", dtype: torch.dtype | None) -> "PreTrain
     """The model of that configuration with all its tensors on the meta device, where they take no memory."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # some families draw numbers even so
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     return model.eval()
 
@@ -109,7 +109,8 @@ def fill_tables(model: Any) -> None:
             if (buffer := module._buffers[key]) is not None:
                 module._buffers[key] = torch.empty_like(buffer, device="cpu")
                 module._is_hf_initialized = False  # else the library would not look at it again
-    model.initialize_weights()  # of the parameters nothing is there yet
+    with torch.random.fork_rng(devices=[]):
+        model.initialize_weights()  # of the parameters nothing is there yet
 
 
 def describe_or_refuse(folder: Path, config: "PreTrainedConfig", dtype: torch.dtype | None) -> "PreTrainedModel":

@@ -6,9 +6,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_IMODE
 
 from minprune.errors import PruneError, is_interrupt
 from minprune.files import write_text
@@ -117,6 +118,7 @@ class OutputFolder:
         """
         for hidden in self.work.glob("hidden-*"):
             hidden.unlink()
+        _usual_permissions(self.partial, self.work / _KIND)
         try:
             move(self.partial, self.path)
         except OSError as error:
@@ -124,6 +126,18 @@ class OutputFolder:
                 f"cannot rename {self.partial} to {self.path} ({error.strerror}): it is complete, so move it by hand"
             ) from error
         shutil.rmtree(self.path / WORK, ignore_errors=True)
+
+
+def _usual_permissions(folder: Path, made: Path) -> None:
+    """Give all files in the folder the permissions of one that was made there as usual.
+
+    Safetensors makes files that nobody but their writer may read, and the copy of a read-only file is read-only.
+    """
+    usual = made.stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode != usual:
+            with suppress(OSError):  # file systems without permissions
+                path.chmod(S_IMODE(usual))
 
 
 def _kind_of(partial: Path) -> str | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, own_number
 from minprune.files import read_json, to_json, whole_characters
 from minprune.output.report import LayerRow, Report
 from minprune.output.target import RECORD
@@ -183,7 +183,7 @@ class RunRecord(_Part):
     def grid(self) -> tuple[int, int] | None:
         """(bits, group) to which the weights were rounded last, by this run or by one before it; None if by none."""
         for run in (self, *self.runs_before):
-            bits, group = run.options.get("bits"), run.options.get("group", 0)
+            bits, group = (own_number(run.options.get(key, usual)) for key, usual in (("bits", None), ("group", 0)))
             if isinstance(bits, int) and isinstance(group, int):
                 return bits, group
         return None

@@ -13,7 +13,7 @@ from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.methods import Method, get_method
 from minprune.models.hooks import check_compiled
-from minprune.models.layers import Layer, check_windows, find_layers
+from minprune.models.layers import Layer, check_batch_size, check_windows, find_layers
 from minprune.models.memory import windows_at_once
 from minprune.models.passes import check_forward
 from minprune.patterns import Pattern
@@ -110,8 +110,7 @@ def make_plan(
         _check_pattern(layer, patterns[layer])
     if calib is None and chosen.needs != "nothing":
         raise PruneError(f"method {name!r} needs calibration tokens: pass calib")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
+    batch_size = None if batch_size is None else check_batch_size(batch_size)
     plan = PruningPlan(
         layers,
         patterns,

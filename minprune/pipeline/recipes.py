@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from minprune.allocation.allocate import Allocation
-from minprune.errors import PruneError, check_fields
+from minprune.errors import PruneError, check_fields, check_seed
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Reconstruction:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_seed(self.seed)
         if self.epochs < 0 or self.batch_size < 1 or not 0 < self.lr < math.inf or not 0 <= self.min_sparsity <= 1:
             raise PruneError(
                 f"{self.epochs} epochs of {self.batch_size} windows at rate {self.lr:g} from {self.min_sparsity:g} "

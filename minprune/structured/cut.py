@@ -55,6 +55,9 @@ def built(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         value = cut.values[source] if source in cut.values else state[source]
         found[name] = value if kept is None else value.index_select(axis, kept.to(value.device))
     smaller.load_state_dict(found, assign=True)
+    frozen = {name for name, one in model.named_parameters(remove_duplicate=False) if not one.requires_grad}
+    for name, parameter in smaller.named_parameters():
+        parameter.requires_grad_(sources[name] not in frozen)
     smaller.tie_weights()
     smaller = nn.Module.to(smaller, model.device).train(model.training)
     if cut.blocks is not None:
@@ -147,7 +150,7 @@ def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         for name, value in changes.items():
             setattr(text, name, value)  # some families compute a value, and let nobody set it
         type(text).from_dict(text.to_dict())  # what checks there are run when it is made, as whoever loads it will
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):  # which stays the caller's
             smaller = type(model)._from_config(config, dtype=model.dtype)
     except Exception as error:  # of many kinds, for each check of a family's configuration
         raise PruneError(f"{type(model).__name__} cannot be cut like this: {error}") from error

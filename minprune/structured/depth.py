@@ -55,8 +55,8 @@ def choose_blocks(model: "PreTrainedModel", calib: Tensor, gone: int, how: str) 
         return _greedy(model, calib, gone)
     if how == "angle":
         streams = stream_of(model, calib)
-        angles = torch.tensor([angular_distance(streams[i], streams[i + gone]) for i in range(depth - gone + 1)])
-        first = int(angles.argmin())
+        angles = [angular_distance(streams[i], streams[i + gone]) for i in range(depth - gone + 1)]
+        first = int(torch.tensor(angles, dtype=torch.float32).argmin())
         lost = set(range(first, first + gone))
     else:
         lost = set(block_scores(model, calib, how).argsort(stable=True)[:gone].tolist())
@@ -81,7 +81,8 @@ def block_scores(model: "PreTrainedModel", calib: Tensor, how: str) -> Tensor:
         after = [h + out for h, out in zip(streams, attention_outputs(model, calib), strict=False)]
     else:
         after = streams[1:]
-    return torch.tensor([block_influence(h, out) for h, out in zip(streams, after, strict=False)])
+    influences = [block_influence(h, out) for h, out in zip(streams, after, strict=False)]
+    return torch.tensor(influences, dtype=torch.float32)
 
 
 def attention_outputs(model: "PreTrainedModel", calib: Tensor) -> list[Tensor]:

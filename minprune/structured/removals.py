@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_fields
 from minprune.structured.depth import DEPTH_SCORES
 from minprune.structured.slicing import WAYS
 from minprune.structured.width import CRITERIA
@@ -37,6 +37,14 @@ class Removal:
     what: str
     share: float | None = None
     count: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.what not in list(METHODS) or (self.share is None) == (self.count is None):
+            raise PruneError(
+                f"cannot remove {self.what!r} by the share {self.share!r} and the count {self.count!r}: give one of "
+                f"both, of {', '.join(METHODS)}"
+            )
 
     def __str__(self) -> str:
         return f"{self.what}:{self.count}" if self.share is None else f"{self.what}:{100 * self.share:.4g}%"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from minprune.errors import PruneError
 from minprune.methods import Method, Result, get_method
-from minprune.methods.columns import refit as refit_columns
-from minprune.methods.damping import checked_gram, damped_cholesky
+from minprune.methods.columns import refitted
+from minprune.methods.damping import checked_gram
 from minprune.models.causality import evaluating
 from minprune.models.hooks import input_of
 from minprune.models.layers import is_conv1d
@@ -156,8 +156,8 @@ def _choosing(how: str, scores: dict[int, Tensor], repair: str, note_bias: Calla
             kept = pattern.keep((_OF_THE_READER[how](wide, stats) if known is None else known)[None])[0]
         if repair == "refit":
             gram = checked_gram(W, stats, damp)
-            _, used, note = damped_cholesky(gram, damp)
-            new = refit_columns(W, gram, kept, used).to(W.dtype)
+            found, note = refitted(W, gram, kept, damp)
+            new = found.to(W.dtype)
         else:
             new = W.masked_fill(~kept, 0)
         if repair == "bias":

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minprune.arithmetic import type_around
 from minprune.data.tokens import fingerprint, load_tokens
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_seed
 from minprune.evaluation.perplexity import perplexity
 from minprune.evaluation.protocol import windows_of
 from minprune.files import append_json
@@ -72,7 +72,7 @@ def sweep(
     back with its reason in "failed" and without numbers. Raises `PruneError`, before anything is measured, for an
     unknown method, pattern or text and for a file that another run is writing or that has another protocol.
     """
-    cells, path, texts = keys_of(methods, patterns, seeds), absolute(path), list(texts)
+    cells, path, texts = keys_of(methods, patterns, seeds), absolute(path), _listed(texts)
     if not texts:
         raise PruneError("a sweep needs at least one text to measure on")
     dtype = str(type_around(model.dtype, model.device.type)).removeprefix("torch.")
@@ -118,11 +118,11 @@ def sweep(
 
 def keys_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int]) -> list[RunKey]:
     """All runs asked for, each once, dense first. Raises `PruneError` for an unknown name, or if there are none."""
-    named = [(name, _needs(name)) for name in methods]
-    read = [str(read_pattern(text)) for text in patterns]
+    named = [(name, _needs(name)) for name in _listed(methods)]
+    read = [str(read_pattern(text)) for text in _listed(patterns)]
     cells = [
         RunKey(name, pattern, None if needs == "nothing" else seed)
-        for seed in seeds
+        for seed in map(_seed, seeds)
         for pattern in read
         for name, needs in named
     ]
@@ -131,7 +131,21 @@ def keys_of(methods: Iterable[str], patterns: Iterable[str], seeds: Iterable[int
     return list(dict.fromkeys([RunKey(DENSE, "", None), *cells]))
 
 
+def _listed(names: Iterable[str]) -> list[str]:
+    """A name alone is a list of one."""
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _seed(seed: int) -> int:
+    found = check_seed(seed)
+    if found < 0:
+        raise PruneError(f"seed {found} is negative: use 0 or more")
+    return found
+
+
 def _needs(name: str) -> str:
+    if not isinstance(name, str):
+        raise PruneError(f"{name!r} is no name of a method, by which the file of a sweep could call it: give its name")
     try:
         return "tokens" if name in RECIPES else get_method(name).needs
     except PruneError as error:

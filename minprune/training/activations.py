@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind
 from minprune.models.hooks import input_of
-from minprune.models.layers import Layer, backbone
+from minprune.models.layers import Layer, backbone, check_windows
 from minprune.models.modes import eval_mode
 from minprune.training.masks import Handles
 
@@ -57,6 +57,8 @@ def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsi
     that is among the layers. Raises `PruneError` for a sparsity outside 0..1, and for experts.
     """
     layers = list(layers)
+    check_windows(model, tokens)  # type: ignore[arg-type]
+    check_kind("sparsity", sparsity, float)
     if not 0 <= sparsity <= 1:
         raise PruneError(f"sparsity {sparsity:g} is not within 0..1: it is the share of inputs that count as zero")
     found: dict[Layer, float] = {}
@@ -116,6 +118,7 @@ def pruned_activations(layers: Iterable[Layer], threshold: float | Mapping[Layer
     for layer in layers:
         if layer not in limits:
             raise PruneError(f"{layer.name} has no threshold: measure it with `thresholds`, or leave the layer out")
+        check_kind(f"the threshold of {layer.name}", limits[layer], float)
         if not limits[layer] >= 0:
             raise PruneError(f"threshold {limits[layer]:g} is negative: an absolute value is compared with it")
     activity = Activity()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind, check_seed
 from minprune.training.masks import Masks, stored_masks
 
 
@@ -26,7 +26,7 @@ class LowRank(nn.Module):
     def __init__(self, pruned_mask: Tensor, dtype: torch.dtype, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
         rows, columns = pruned_mask.shape
-        down = torch.randn(rank, columns, generator=generator) / columns**0.5
+        down = torch.randn(rank, columns, generator=generator, dtype=torch.float32) / columns**0.5
         self.down = nn.Parameter(down.to(pruned_mask.device, dtype))
         self.up = nn.Parameter(torch.zeros(rows, rank, dtype=dtype, device=pruned_mask.device))
         self.register_buffer("pruned_mask", pruned_mask)
@@ -75,6 +75,8 @@ def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 1
     >>> [tuple(p.shape) for p in add_adapters(network, masks_of(linear_layers(network)), rank=2)]
     [(4, 2), (2, 8)]
     """
+    check_kind("rank", rank, int)
+    check_kind("alpha", alpha, float)
     if rank < 1:
         raise PruneError(f"rank {rank} is not positive: 8 is a usual choice")
     places = stored_masks(masks)
@@ -83,7 +85,7 @@ def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 1
     ranks = [min(pruned_mask.shape) for pruned_mask in places.values()]
     if (least := min(ranks, default=rank)) < rank:
         raise PruneError(f"rank {rank} is above the rank {least} that a matrix here can have at all: use less")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     model.requires_grad_(False)
     trained: list[Tensor] = []
     for (owner, name), pruned_mask in places.items():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from minprune.errors import PruneError, check_fields
+from minprune.models.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Distillation:
     Parameters
     ----------
     teacher : nn.Module
-        The dense model.
+        The dense model. Its dropout, if it has any, is off while it is asked.
     share : float, default 1.0
         Of the teacher's predictions in the loss, 0 to 1. The rest is the text's own next tokens.
     temperature : float, default 1.0
@@ -66,7 +67,7 @@ class Distillation:
     def __call__(self, student: nn.Module, tokens: Tensor) -> Tensor:
         """The loss on tokens (windows, length): a scalar, in nats but for the hidden part."""
         states = self.hidden > 0
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self.teacher):  # what it says is not random
             teacher_out = self.teacher(input_ids=tokens, use_cache=False, output_hidden_states=states)
         student_out = student(input_ids=tokens, use_cache=False, output_hidden_states=states)
         _check_alike(student_out, teacher_out, states)

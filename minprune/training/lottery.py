@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind, check_seed
 from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
-from minprune.training.masks import Masks, magnitude_masks, set_zeros, sparsity_of
+from minprune.training.masks import Masks, check_scope, magnitude_masks, set_zeros, sparsity_of
 
 Train = Callable[[nn.Module, Masks, int, int], None]
 """train(network, masks, start, stop): take the steps start, ..., stop - 1 in place and keep the masks' zeros."""
@@ -76,6 +76,8 @@ def shares(rate: float, rounds: int) -> list[float]:
     >>> shares(0.5, 3)
     [0.5, 0.75, 0.875]
     """
+    check_kind("rate", rate, float)
+    check_kind("rounds", rounds, int)
     if not 0 < rate < 1 or rounds < 1:
         raise PruneError(f"rate {rate:g} and {rounds} rounds: the rate lies between 0 and 1, and a round is needed")
     return [1 - (1 - rate) ** number for number in range(1, rounds + 1)]
@@ -124,7 +126,8 @@ def find_tickets(
     Raises
     ------
     PruneError
-        If there is no layer, the sparsities do not rise, or `rewind` is not a step of a run.
+        Before anything is trained: if there is no layer, the sparsities do not rise within 0..1, the scope is unknown,
+        or `rewind` is not a step of a run.
 
     Examples
     --------
@@ -138,11 +141,15 @@ def find_tickets(
     >>> [ticket.sparsity for ticket in found]
     [0.0, 0.5, 0.75]
     """
-    layers = list(layers)
+    check_kind("steps", steps, int)
+    check_kind("rewind", rewind, int | None)
+    layers, patterns = list(layers), [Unstructured(sparsity) for sparsity in sparsities]
+    check_scope(scope)
     if not layers:
         raise PruneError("there is no layer to prune: pass those that find_layers or linear_layers found")
-    if any(b <= a for a, b in zip([0.0, *sparsities], sparsities, strict=False)):
-        raise PruneError(f"sparsities must rise from round to round, not {list(sparsities)}")
+    rising = [pattern.sparsity for pattern in patterns]
+    if any(b <= a for a, b in zip([0.0, *rising], rising, strict=False)):
+        raise PruneError(f"sparsities must rise from round to round, not {rising}")
     if rewind is not None and not 0 <= rewind < steps:
         raise PruneError(f"rewind {rewind} is not a step of a run of {steps}: 0 is the initialisation")
     masks = {layer: torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers}
@@ -153,9 +160,9 @@ def find_tickets(
     train(network, masks, start, steps)
     cost = steps
     tickets = [Ticket(0, masks, 0.0, cost, measure(network))]
-    for number, sparsity in enumerate(sparsities, 1):
+    for number, pattern in enumerate(patterns, 1):
         weights = {layer: layer.weight for layer in layers}
-        masks = magnitude_masks(weights, Unstructured(sparsity), scope, alive=masks)
+        masks = magnitude_masks(weights, pattern, scope, alive=masks)
         if rewind is not None:
             network.load_state_dict(origin)
         set_zeros(masks)
@@ -176,17 +183,16 @@ def reinitialise(network: nn.Module, seed: int) -> None:
     """Draw all weights anew, each module by its own rule (`reset_parameters`): the first control.
 
     The ticket's mask with other initial weights: does it matter that the survivors were *these* numbers? Raises
-    `PruneError` if a module with parameters of its own has no such rule.
+    `PruneError`, before anything is drawn, if a module with parameters of its own has no such rule.
     """
+    drawn = [(name, module) for name, module in network.named_modules() if list(module.parameters(recurse=False))]
+    for name, module in drawn:
+        if not hasattr(module, "reset_parameters"):
+            raise PruneError(f"{name} ({type(module).__name__}) cannot be drawn anew: build the network again")
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for name, module in network.named_modules():
-            if not list(module.parameters(recurse=False)):
-                continue
-            reset = getattr(module, "reset_parameters", None)
-            if reset is None:
-                raise PruneError(f"{name} ({type(module).__name__}) cannot be drawn anew: build the network again")
-            reset()
+        torch.manual_seed(check_seed(seed))
+        for _, module in drawn:
+            module.reset_parameters()
 
 
 def random_ticket(masks: Masks, seed: int) -> dict[Layer, Tensor]:
@@ -194,9 +200,9 @@ def random_ticket(masks: Masks, seed: int) -> dict[Layer, Tensor]:
 
     Does it matter *which* weights survive, or only how many in each layer?
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     found = {}
     for layer, keep in masks.items():
-        order = torch.randperm(keep.numel(), generator=generator).to(keep.device)
+        order = torch.randperm(keep.numel(), generator=generator, device="cpu").to(keep.device)
         found[layer] = keep.flatten()[order].view(keep.shape)
     return found

@@ -119,13 +119,27 @@ def magnitude_masks(
     tensor([[False, False,  True,  True]])
     """
     pattern = read_pattern(pattern)
+    check_scope(scope)
     scores = {layer: W.abs() for layer, W in weights.items()}
     if alive is not None:
         scores = {layer: score.masked_fill(~alive[layer], -1) for layer, score in scores.items()}
     if scope == "layer":
-        return {layer: pattern.with_default("layer").keep(score) for layer, score in scores.items()}
-    if scope != "global":
+        found = {layer: pattern.with_default("layer").keep(score) for layer, score in scores.items()}
+    else:
+        found = _below_one_threshold(scores, pattern)
+    if alive is None:
+        return found
+    return {layer: keep & alive[layer] for layer, keep in found.items()}  # a pattern may keep more than is alive
+
+
+def check_scope(scope: str) -> None:
+    """Raise `PruneError` unless masks can be chosen within that scope."""
+    if scope not in SCOPES:
         raise PruneError(f"unknown scope {scope!r}: use one of {', '.join(SCOPES)}")
+
+
+def _below_one_threshold(scores: dict[Layer, Tensor], pattern: Pattern) -> dict[Layer, Tensor]:
+    """Masks of the largest scores of all layers together."""
     if getattr(pattern, "group", "none") is not None:
         raise PruneError(f"one threshold over all layers needs a plain sparsity such as 50%, not {pattern}")
     flat = torch.cat([score.flatten() for score in scores.values()])  # (all weights,)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.data.tokens import fingerprint
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind
 from minprune.evaluation.perplexity import perplexity
 from minprune.models.checks import sparse_layers
 from minprune.models.dtypes import check_dtypes
@@ -102,6 +102,8 @@ def recover(
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token teach nothing: use length 2 or more")
+    recipe.windows(0, len(tokens))  # which says if they are too few
+    check_kind("save_every", save_every, int)
     if save_every < 1:
         raise PruneError(f"a state after every {save_every} steps cannot be saved: use 100")
     if state and not state.parent.is_dir():
@@ -119,6 +121,7 @@ def recover(
         after.enter_context(own_modes(model))
         after.callback(_restore, model, learnable)
         after.enter_context(torch.autocast(model.device.type, enabled=False))  # a caller's would round in backward()
+        after.enter_context(torch.enable_grad())  # whatever a caller has set
         if recipe.mode == "adapters":
             trained = add_adapters(model, masks, recipe.rank, recipe.alpha, recipe.seed)
             after.callback(remove_parametrizations, masks)

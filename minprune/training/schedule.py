@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_fields
 from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
-from minprune.training.masks import magnitude_masks, original
+from minprune.training.masks import check_scope, magnitude_masks, original
 from minprune.training.parametrized import Masked, parametrise, remove_parametrizations
 
 EXPONENTS = {"one-shot": 0, "linear": 1, "cubic": 3}
@@ -59,6 +59,7 @@ class Schedule:
     initial: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.kind not in EXPONENTS:
             raise PruneError(f"unknown schedule {self.kind!r}: use one of {', '.join(EXPONENTS)}")
         if not 0 <= self.initial <= self.final <= 1:
@@ -129,6 +130,7 @@ class Gradual:
         revive: bool = True,
         straight_through: bool = False,
     ):
+        check_scope(scope)
         self.schedule, self.scope, self.revive = schedule, scope, revive
         self.masks = {layer: torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers}
         self.sparsity = 0.0  # what the last update asked for

@@ -1,7 +1,10 @@
 """allocate.py: which pattern each layer gets."""
 
+import json
 from fnmatch import fnmatchcase
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,3 +68,18 @@ def test_n_m_has_no_sparsity_to_change():
     with pytest.raises(mp.PruneError, match="2:4"):
         allocate(LAYERS, mp.pattern("2:4"), {"*": 0.3})
     assert set(allocate(LAYERS, mp.pattern("2:4"), {}).values()) == {mp.pattern("2:4")}
+
+
+@pytest.mark.parametrize("value", [np.float32(0.25), np.float64(0.25), Fraction(1, 4)])
+def test_a_table_may_hold_numbers_of_any_library(value, tmp_path):
+    assert allocate(LAYERS, mp.pattern("50%"), {"*": value})[LAYERS[0]] == mp.Unstructured(0.25)
+    report = mp.prune(tiny_model("llama"), None, "magnitude", allocation={"*.mlp.*": value})
+    report.to_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["allocation"]["table"] == {"*.mlp.*": 0.25}
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf"), 10**400])
+def test_a_sparsity_that_is_none_is_refused_with_its_glob(value):
+    with pytest.raises(mp.PruneError, match=r"'\*\.mlp\.\*'.*is outside 0\.\.1") as caught:
+        allocate(LAYERS, mp.pattern("50%"), {"*.mlp.*": value})
+    assert len(str(caught.value)) < 200

@@ -144,3 +144,21 @@ def test_an_output_that_leads_nowhere_is_one_line(run, tiny_folder, command, out
 def test_a_device_that_is_not_there_is_one_line(run, tiny_folder, device):
     code, out, err = run("eval", tiny_folder, "--device", device)
     assert (code, out) == (2, "") and err.count("\n") == 1 and "device" in err
+
+
+@pytest.mark.parametrize(
+    "around, said",
+    [
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "cannot join"),
+    ],
+)
+def test_what_another_launcher_left_in_the_environment_is_one_line(run, tiny_folder, monkeypatch, around, said):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in around.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = run("prune", tiny_folder, "--method", "magnitude", "--no-test")
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert said in err and "torchrun" in err

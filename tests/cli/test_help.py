@@ -1,10 +1,13 @@
 """The command line helps: without words, with mistyped ones, with what it knows of the methods, and in a shell."""
 
+import shlex
+
 import pytest
 
 import minprune as mp
 from minprune.cli.catalogue import described_methods
-from minprune.cli.main import main
+from minprune.cli.main import COMMANDS, main
+from minprune.structured.removals import removal
 
 
 def test_the_help_describes_every_method_in_the_order_of_the_table():
@@ -56,3 +59,17 @@ def test_a_shell_is_told_every_command(capsys, shell):
 def test_an_unknown_shell_is_a_mistake_in_one_line(capsys):
     assert main(["--print-completion", "ksh"]) == 2
     assert "choose bash" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_the_example_of_a_help_is_a_command_line_that_is_read(capsys, monkeypatch, in_an_empty_folder, module):
+    with pytest.raises(SystemExit):
+        main([module.__name__.rpartition(".")[2], "--help"])
+    said = capsys.readouterr().out
+    assert "%%" not in said  # what argparse wants for a percent sign in some of the texts and not in others
+    read = []
+    monkeypatch.setattr(module, "run", read.append)
+    assert main(shlex.split(said.split("example:\n")[1])[1:]) == 0
+    for text in getattr(read[0], "remove", []):
+        removal(text)
+    mp.pattern(getattr(read[0], "pattern", "50%"))

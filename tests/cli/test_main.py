@@ -446,12 +446,32 @@ def test_a_mistake_that_shows_when_the_model_is_there(prune, arguments, parts):
         ('{"*.w1": 0.5}', ["'*.w1' matches no layer"]),
         ('{"*.mlp.*": 1.5}', ["1.5 is outside 0..1"]),
         ('{"*.mlp.*": "half"}', ["'half'", "number"]),
+        ('{"*.mlp.*": 1' + "0" * 400 + "}", ["'*.mlp.*'", "outside 0..1"]),
     ],
 )
 def test_an_allocation_that_cannot_be_used(prune, content, parts):
     Path("table.json").write_text(content)
     assert is_one_line(prune("--allocation", "table.json"), *parts)
     assert os.listdir() == ["table.json"]
+
+
+def test_a_table_may_begin_with_a_byte_order_mark(prune):
+    Path("table.json").write_text('{"*.mlp.*": 0.25}', encoding="utf-8-sig")
+    code, _, err = prune("--allocation", "table.json", "--method", "magnitude", "--output", "out")
+    assert code == 0, err
+    rows = json.loads(Path("out/minprune.json").read_text())["layers"]
+    assert {row["sparsity"] for row in rows if ".mlp." in row["name"]} == {0.25}
+
+
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 9])
+def test_windows_too_short_for_a_sample_of_text_are_no_mistake(run, tiny_folder, text_file, length):
+    code, out, err = run(
+        "prune", tiny_folder, "--calibration", text_file, "--samples", 6, "--length", length, "--test", text_file,
+        "--output", "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "written to out" in out and "perplexity" in out
+    assert sorted(os.listdir()) == ["out"]
 
 
 def truncate(folder):

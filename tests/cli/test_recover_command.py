@@ -201,3 +201,10 @@ def test_the_page_draws_every_point_and_escapes_every_text(tmp_path):
     assert len([tag for tag, _ in page.tags if tag == "circle"]) == 8
     heights = [float(point.split(",")[1]) for point in curves[1]]
     assert heights == sorted(heights) and heights[0] < heights[-1]  # downwards on the page: perplexity falls
+
+
+def test_texts_may_have_spaces_around_them_and_be_named_twice(recover, text_file):
+    code, _, err = recover(test=f"{text_file} , {text_file}")
+    assert code == 0, err
+    rows = json.loads(Path("out/minprune.json").read_text())["rows"]
+    assert [list(row["perplexity"]) for row in rows] == [[str(text_file)]] * len(rows)

@@ -211,3 +211,13 @@ def test_a_notebook_that_may_hold_answers_is_never_written_again(tmp_path, capsy
     student.main([str(tmp_path), str(ROOT / CHAPTERS[0])])
     assert path.read_text() == "my answers"
     assert "kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], [], ["out"]])
+def test_without_notebooks_there_is_help_and_no_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        student.main(words)
+    said = capsys.readouterr()
+    assert end.value.code == (0 if words == ["--help"] else 2) and "NOTEBOOK" in said.out + said.err
+    assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+from contextlib import suppress
 
 import datasets
 import pyarrow
@@ -449,3 +450,15 @@ def test_one_object_with_a_text_and_with_rows_of_text_is_refused_not_read_by_hal
         documents(path, "train")
     path.write_text(json.dumps({"text": "a document", "tags": [{"name": "moon"}]}, indent=1))
     assert documents(path, "train") == ["a document"]
+
+
+@pytest.mark.parametrize("content", [b"text\nriver\n", b'text\n"river', b"other\nriver\n"])
+def test_the_limit_of_the_csv_module_is_as_it_was(tmp_path, content):
+    (tmp_path / "rows.csv").write_bytes(content)
+    before = csv.field_size_limit(1234)
+    try:
+        with suppress(mp.PruneError):
+            documents(tmp_path / "rows.csv", "train")
+        assert csv.field_size_limit() == 1234
+    finally:
+        csv.field_size_limit(before)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_checkpoint import write_tokenizer
@@ -227,3 +228,31 @@ def test_the_ends_of_the_temperatures_are_the_likeliest_token_and_any_token(tiny
 def test_half_characters_of_a_prompt_become_replacement_characters(tiny_folder):
     model, tokenizer = mp.load_model(tiny_folder)
     assert mp.generate(model, tokenizer, "a\udcff", 3) == mp.generate(model, tokenizer, "a\ufffd", 3)
+
+
+@pytest.mark.parametrize(
+    "changes, name",
+    [
+        ({"tokens": 2.5}, "tokens"),
+        ({"tokens": True}, "tokens"),
+        ({"temperature": "1"}, "temperature"),
+        ({"seed": 0.5}, "seed"),
+        ({"prompt": 5}, "prompt"),
+    ],
+)
+def test_what_generate_cannot_take_is_refused_by_name(tiny_folder, changes, name):
+    model, tokenizer = mp.load_model(tiny_folder)
+    with pytest.raises(mp.PruneError, match=f"{name} is "):
+        mp.generate(model, tokenizer, **({"prompt": "the moon"} | changes))
+
+
+def test_numbers_of_numpy_are_numbers(tiny_folder, text_file):
+    model, tokenizer = mp.load_model(tiny_folder)
+    tokens = mp.load_tokens(tokenizer, text_file, samples=4, length=16, seed=3)
+    assert torch.equal(
+        mp.load_tokens(tokenizer, text_file, samples=np.int64(4), length=np.int32(16), seed=np.int64(3)), tokens
+    )
+    assert mp.perplexity(model, tokens, batch_size=np.int64(3)) == mp.perplexity(model, tokens, batch_size=3)
+    expected = mp.generate(model, tokenizer, "the moon", tokens=3, temperature=1.0, seed=5)
+    given = {"tokens": np.int64(3), "temperature": np.float32(1), "seed": np.int64(5)}
+    assert mp.generate(model, tokenizer, "the moon", **given) == expected

@@ -13,7 +13,7 @@ from minprune.formats import Bitmask, Dense, Integers, NMPacked, sizes
 
 ROOT = FOLDER.parents[1]
 SPEED = json.loads((FOLDER.parent / "results" / "speed.json").read_text(encoding="utf-8"))
-ONE_CORE = [cell for cell in SPEED["cells"] if cell["threads"] == 1]
+ONE_CORE = [cell for cell in SPEED["cells"] if cell["threads"] == 1 and cell["dtype"] != "int4"]
 PAGE = " ".join((FOLDER / "roofline.md").read_text(encoding="utf-8").split())
 BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 SPARSITIES = (0.0, 0.03, 0.1, 0.25, 0.5, 0.63, 0.9, 0.95)
@@ -135,7 +135,7 @@ def test_the_marks_are_all_products_of_one_core_in_the_three_formats(engine, dat
         expected = {"0%": ("dense", 0), "2:4": ("nm24", 0.5)}.get(zeros, ("bitmask", float(zeros.rstrip("%: 4")) / 100))
         assert (point["format"], point["zeros"]) == expected
         counted = call(engine, "bitsOf", point["format"], point["zeros"], point["bits"]) * weights / 8e6
-        starts = 0 if point["format"] == "dense" else 8 * data["matrix"][0] / 1e6  # the kernel's: where a row begins
+        starts = 8 * (data["matrix"][0] + 1) / 1e6  # the kernel's: where a row begins
         assert counted + starts == pytest.approx(point["megabytes"], rel=5e-4)  # random zeros: not exactly so many
 
 
@@ -150,7 +150,8 @@ def test_no_mark_is_above_the_roof_of_its_product(engine, data):
 
 
 def test_the_machine_is_the_measured_one_until_the_reader_moves_it(engine, data):
-    assert data["bandwidth"] == 1e9 * _cell("read")["GB/s"]
+    assert data["bandwidth"] == 1e9 * max(cell["GB/s"] for cell in ONE_CORE if cell["dtype"] == "float32")
+    assert data["bandwidth"] >= 1e9 * _cell("read")["GB/s"]
     assert not any("flop" in json.dumps(cell) for cell in SPEED["cells"])  # no peak in the file: hence the chapter's
     chapter = nbformat.read(ROOT / "notebooks" / "20-speed.ipynb", as_version=4)
     (text,) = [output.text for cell in chapter.cells if cell.cell_type == "code" and "pi = 2 * 1024**3" in cell.source
@@ -241,6 +242,7 @@ def _gain(engine, data, dtype, s, tokens=1, zeros="multiply", format_="bitmask")
 def test_what_the_page_says_to_try(engine, data):
     wide, narrow = _gain(engine, data, "float32", 0.5), _gain(engine, data, "int4", 0.5)
     assert f"In float32: {wide:.2f} against {narrow:.2f} times dense." in PAGE
+    assert f"bytes alone would allow {sizes.dense_bits(4) / sizes.bitmask_bits(0.5, 4):.2f}." in PAGE
     one, machine = {"tokens": 1}, _machine(engine, data, "float32")
     high, low = (call(engine, "limitsOf", "dense", 0, one | {"b": b}, machine)["most"] for b in (4, 32))
     assert high == pytest.approx(8 * low) and "dense int4 already lies eight times as high" in PAGE
@@ -258,7 +260,7 @@ def test_what_the_page_says_to_try(engine, data):
     dense, half = _cell("own", tokens=16), _cell("sparse", pattern="50%", tokens=16)
     assert f"{_gain(engine, data, 'float32', 0.5, 16):.2f} is predicted and {half['x own']:.2f} measured" in PAGE
     rate = 2 * 16 * data["matrix"][0] * data["matrix"][1] / (dense["ms"] / 1e3)
-    assert rate < data["rate"] / 2 and "reaches less than half of its roof" in PAGE
+    assert 0.45 < rate / data["rate"] < 0.55 and "reaches about half of its roof" in PAGE
     left_out = 1e3 * 1e6 * (dense["MB"] - half["MB"]) / data["bandwidth"]
     assert (
         f"saves {dense['ms'] - half['ms']:.2f} ms of it, and the bytes that it leaves out take {left_out:.2f} ms"
@@ -273,9 +275,9 @@ def test_skipped_zeros_lift_the_flat_roof_and_nothing_else(engine, data):
     assert _gain(engine, data, "float32", 0.75, 1, "skip") == _gain(engine, data, "float32", 0.75)
 
 
-def test_the_matrix_unit_of_torch_is_above_our_roof_as_the_page_says(data):
-    rate = 2 * 16 * data["matrix"][0] * data["matrix"][1] / (_cell("torch", "bfloat16", tokens=16)["ms"] / 1e3)
-    assert rate > data["rate"] and "a matrix unit, whose roof is higher" in PAGE
+def test_torch_has_a_faster_product_of_bfloat16_as_the_page_says():
+    assert _cell("own", "bfloat16", tokens=16)["x torch"] < 1 < _cell("own", tokens=16)["x torch"]
+    assert "bfloat16 product has instructions of its own, whose roof was not measured" in PAGE
 
 
 def test_the_chapter_and_the_page_of_bytes_lead_here():

@@ -15,6 +15,7 @@ import minprune as mp
 from minprune.compress.gptq import rtn
 from minprune.formats import Integers, store
 from minprune.formats.integers import whole_numbers
+from minprune.output.record import RunRecord
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -159,3 +160,23 @@ def test_the_command_line_stores_a_quantised_model_and_loads_it_again(run, tiny_
     assert run("export", tiny_folder, "--format", "integers", "--output", "none")[0] == 2
     assert run("export", tiny_folder, "--format", "integers", "--bits", 4, "--output", "none")[0] == 2
     assert not Path("none").exists()
+
+
+def test_a_grid_in_numbers_of_numpy_is_the_same_grid(tmp_path):
+    """As a caller's loop over np.arange gives them, from the rounding to the folder that is loaded again."""
+    model, grid = tiny_model("llama"), (np.int64(4), np.int64(16))
+    report = mp.quantize(model, tiny_tokens(), bits=grid[0], group=grid[1])
+    expected = tiny_model("llama")
+    mp.quantize(expected, tiny_tokens(), bits=4, group=16)
+    layers = list(zip(mp.find_layers(model), mp.find_layers(expected), strict=True))
+    assert all(torch.equal(one.weight, other.weight) for one, other in layers)
+    report.to_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["options"] == {
+        "bits": 4,
+        "group": 16,
+        "grid": "asymmetric",
+    }
+    assert RunRecord.of(report).grid == (4, 16)
+    stored, usual = (store(layers[0][0].weight, "integers", grid=found) for found in (grid, (4, 16)))
+    assert stored.settings() == usual.settings() and torch.equal(stored.to_dense(), usual.to_dense())
+    assert json.loads(json.dumps(stored.settings()))["bits"] == 4

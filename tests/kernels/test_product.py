@@ -28,6 +28,15 @@ def test_there_is_a_kernel_here_since_there_is_a_compiler():
     assert build.compiler_path() and build.kernel()[0] is not None
 
 
+def rounding(X, W, integers):
+    """What sums in float32 may be off by; beside integers also inputs rounded to 2^-30 of the largest of 64 columns."""
+    X, W = X.double().abs(), W.double().abs()
+    bound = 1e-6 * (X @ W.T) + 1e-12
+    for x, w in zip(X.split(64, 1), W.split(64, 1), strict=True):
+        bound += 2.0**-30 * integers * x.amax(1, keepdim=True) * w.sum(1)
+    return bound
+
+
 def weights(rows, columns, share, dtype, seed):
     draw = torch.Generator().manual_seed(seed)
     keep = torch.rand(rows, columns, generator=draw) >= share
@@ -51,7 +60,7 @@ def test_bitmask_and_dense_products_are_exact_up_to_rounding(dtype, rows, column
     W, keep = weights(rows, columns, share, dtype, seed)
     X = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(seed + 1))
     expected = X.double() @ W.double().T
-    bound = 1e-6 * (X.double().abs() @ W.double().abs().T) + 1e-12
+    bound = rounding(X, W, dtype == torch.int8)
     found, _ = build.kernel()
     for level in range(len(LEVELS)):
         product.kernel = lambda level=level: (build.Kernel(found.library, level), "")
@@ -121,7 +130,7 @@ def test_stored_integers_are_multiplied_as_they_are(bits, rows, groups, width, s
     stored = Integers.from_dense(W, bits=bits, group=width)
     X = torch.randn(tokens, groups * width, generator=draw)
     expected = X.double() @ W.double().T
-    bound = 2e-6 * (X.double().abs() @ W.double().abs().T) + 1e-12
+    bound = 2 * rounding(X, W, integers=True)
     packed, (found, _) = pack_for_kernel(stored), build.kernel()
     assert packed.kind == (3 if bits <= 4 else packed.kind) and torch.equal(packed.to_dense(), W)
     for level in range(len(LEVELS)):
@@ -130,6 +139,22 @@ def test_stored_integers_are_multiplied_as_they_are(bits, rows, groups, width, s
             assert ((packed.matmul(X).double() - expected).abs() <= bound).all(), (LEVELS[level], stored.label)
         finally:
             product.kernel = build.kernel
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integers_scale_with_their_inputs_and_pass_on_what_is_no_number(level, bits):
+    draw = torch.Generator().manual_seed(bits)
+    W = torch.randint(-7, 8, (6, 128), generator=draw) * (torch.rand(6, 128, generator=draw) < 0.5).float()
+    packed = pack_for_kernel(Integers.from_dense(W * 2 ** (bits - 4), bits=bits, group=32))
+    X = torch.randn(3, 128, generator=draw)
+    plain = packed.matmul(X)
+    for power in (-80, -3, 60, 100):
+        assert torch.equal(packed.matmul(X * 2.0**power), plain * 2.0**power)
+    X[1, 5], X[2, 100] = float("nan"), float("inf")
+    got = packed.matmul(X)
+    touched = packed.to_dense()[:, [5, 100]] != 0
+    assert torch.equal(got[0], plain[0])  # tokens do not meet
+    assert got[1][touched[:, 0]].isnan().all() and not got[2][touched[:, 1]].isfinite().any()
 
 
 def test_integers_that_fit_no_kind_are_refused():

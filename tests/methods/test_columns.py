@@ -104,3 +104,21 @@ def test_every_method_removes_whole_lines_and_as_many_as_it_should(method, text)
     assert (units.all(2) == units.any(2)).all()
     assert ((~units.all(2)).sum(1) == pattern.zeros(len(lines))).all()
     assert str(mp.pattern(str(pattern))) == str(pattern)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_inputs_that_are_one_another_up_to_rounding_are_removed_with_more_damping_and_a_note(width):
+    """Such a matrix may have a factor as a whole, by rounding, and a part of it none."""
+    notes = []
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        W, X = (torch.randn(rows, 8 + 8 * (seed % 3), generator=generator) for rows in (6, 24))
+        X[:, 0] *= 3000
+        X[:, 1] = X[:, 0] * (1 + 1e-7)
+        stats = mp.Statistics(X.shape[1]).update(X)
+        result = mp.METHODS["obs"](W, stats, Lines("columns", 0.5, width), damp=0.0)
+        out, without = (X.double() @ weight.double().T for weight in (result.weight, W * result.keep))
+        whole = X.double() @ W.double().T
+        assert (out - whole).norm() <= (without - whole).norm() * (1 + 1e-6)
+        notes.append(result.note)
+    assert any("damping raised from 0" in note for note in notes)

@@ -1,7 +1,9 @@
 """What METHODS refuses for every method, before the method itself looks at its arguments."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from peak import Peak
@@ -149,3 +151,25 @@ def test_the_memory_of_a_method_in_gram_matrices_besides_the_one_that_it_is_give
         mp.METHODS[method](weights, stats, "50%:row", **({"memory": 1e6} if method == "obs" else {}))
     assert peak.most / (gram.numel() * 4) <= most
     assert method == "wanda" or peak.most / (gram.numel() * 4) > 1.5  # it does see them
+
+
+@pytest.mark.parametrize("power", [-110, -70, 70, 110])
+@pytest.mark.parametrize("pattern", ["50%", "2:4", "37%:row"])
+@pytest.mark.parametrize("method", mp.METHODS)
+def test_weights_of_any_size_are_pruned_as_those_of_a_usual_size(method, pattern, power, generator):
+    """Squares of the smallest and the largest float32 are none, and all that are none are alike."""
+    W, X = (torch.randn(rows, 32, generator=generator) for rows in (12, 100))
+    stats = mp.Statistics(32).update(X)
+    expected = mp.METHODS[method](W, stats, pattern)
+    found = mp.METHODS[method](W * 2.0**power, stats, pattern)
+    assert torch.equal(found.keep, expected.keep)
+    torch.testing.assert_close(found.weight.double() * 2.0**-power, expected.weight.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [Fraction(1, 50), np.float32(0.02), np.float64(0.02), 1, 10**30])
+def test_an_option_may_be_a_number_of_any_library(value):
+    for method in ("sparsegpt", "obs", "exact", "admm", "alps"):
+        found = mp.METHODS[method](W, seen(), "50%", damp=value)
+        assert torch.equal(found.weight, mp.METHODS[method](W, seen(), "50%", damp=float(value)).weight)
+    by_size = mp.METHODS["sparsegpt"](W, seen(), "50%", block_size=np.int64(4))
+    assert torch.equal(by_size.weight, mp.METHODS["sparsegpt"](W, seen(), "50%", block_size=4).weight)

@@ -19,6 +19,7 @@ from minprune.allocation.sensitivity import sensitivity, trial
 from minprune.models import memory
 from minprune.models.blocks import decoder_blocks
 from minprune.models.forward import BlockwiseForward
+from minprune.models.leftovers import Leftovers
 from minprune.models.passes import record_calls
 from minprune.pipeline import staged as stages
 from minprune.pipeline.recipes import Recipe
@@ -462,3 +463,21 @@ def test_a_run_that_goes_on_keeps_the_number_that_was_chosen(tmp_path, monkeypat
     for path in (tmp_path / "plain").glob("*.safetensors"):
         resumed = load_file(tmp_path / "out" / path.name)
         assert all(torch.equal(value, resumed[name]) for name, value in load_file(path).items())
+
+
+def test_what_is_left_in_a_model_is_as_it_was_after_a_block_that_breaks_down_on_anything_else():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place = torch.zeros(1, dtype=torch.long)
+
+    model, rows = Counting(), torch.randn(3, 2)
+    left = Leftovers(model)
+    for batch in range(2):
+        model.place = torch.tensor([batch])
+        left.after(0)
+    assert left.varying == {".place"}
+    model.place = torch.tensor([2])  # the last row there is
+    with pytest.raises(mp.PruneError, match=r"reads \.place"):
+        left.check(0, lambda: rows[int(model.place)] if int(model.place) < 3 else rows.view(7))
+    assert model.place.tolist() == [2]

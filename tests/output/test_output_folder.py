@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import minprune as mp
 from minprune import files
 from minprune.files import write_text
+from minprune.formats import save_model
 from minprune.output import folder as output
 from minprune.output.folder import OutputFolder
 from minprune.output.model_files import check_space, write_model
@@ -321,3 +322,21 @@ def test_a_full_disk_gives_one_line_and_what_is_finished_can_go_on(tmp_path, tin
             assert path.read_bytes() == (disk / "out" / path.name).read_bytes()
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_whoever_may_read_one_file_of_an_output_may_read_all(tmp_path, tiny_folder, umask):
+    """Libraries make files that are their writer's alone, and copies take the permissions of what they copy."""
+    source = shutil.copytree(tiny_folder, tmp_path / "source")
+    for path in source.iterdir():
+        path.chmod(0o400)
+    before = os.umask(umask)
+    try:
+        save_model(*mp.load_model(source), tmp_path / "stored")  # by safetensors itself
+        with output_folder(tmp_path / "copied") as partial:
+            for path in source.iterdir():
+                shutil.copy(path, partial)
+    finally:
+        os.umask(before)
+    files = [path for name in ("stored", "copied") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert len(files) > 6 and {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}

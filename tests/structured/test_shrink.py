@@ -356,3 +356,31 @@ def test_modules_that_a_caller_keeps_in_eval_mode_stay_in_it_under_their_new_nam
         assert block.training and block.mlp.training
         assert [module.training for module in attention] == [index % 2 == 0] * len(attention)
     assert model.training and model.lm_head.training and not model.model.norm.training
+
+
+@pytest.mark.parametrize("remove", ["neurons:25%", "blocks:1", "hidden:25%"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_frozen_stays_so_under_its_new_name(remove, tied):
+    model = tiny_model("llama", num_hidden_layers=3, tie_word_embeddings=tied)
+    model.model.embed_tokens.requires_grad_(False)
+    for index, block in enumerate(model.model.layers):
+        block.requires_grad_(index != 1)
+    report = shrink(model, tiny_tokens(), remove)
+    gone = re.findall(r"blocks (\d) of 3 removed", " ".join(report.notes))
+    kept = [index for index in range(3) if str(index) not in gone]
+    for index, block in zip(kept, model.model.layers, strict=True):
+        assert {parameter.requires_grad for parameter in block.parameters()} == {index != 1}
+    assert not model.model.embed_tokens.weight.requires_grad and model.model.norm.weight.requires_grad
+    assert model.lm_head.weight.requires_grad == (not tied)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "diffllama"])
+def test_a_callers_random_numbers_go_on_as_if_nothing_had_been_removed(family):
+    """Some families draw parameters of their own where a model is only described."""
+    model = tiny_model(family)
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    shrink(model, tiny_tokens(), "neurons:25%")
+    shrink(model, tiny_tokens(), "blocks:1")
+    assert torch.equal(torch.rand(4), expected)

@@ -193,6 +193,12 @@ def test_mistakes_show_before_anything_is_measured(run, tmp_path):
         ({"seeds": []}, "at least one method, one pattern and one seed"),
         ({"texts": ["nowhere.txt"]}, "no text 'nowhere.txt'"),
         ({"texts": []}, "at least one text to measure on"),
+        ({"methods": "wander"}, "unknown method 'wander'"),
+        ({"patterns": "5:4"}, "5:4"),
+        ({"texts": "nowhere.txt"}, "no text 'nowhere.txt'"),
+        ({"seeds": [0.5]}, "seed is 0.5: it must be a whole number"),
+        ({"seeds": [-1]}, "seed -1 is negative"),
+        ({"methods": [mp.METHODS["wanda"]]}, "is no name of a method"),
     ]:
         with pytest.raises(mp.PruneError, match=match):
             run(**changes)
@@ -295,3 +301,12 @@ def test_a_mistake_of_the_command_line_is_one_line(arguments, said, tiny_folder,
     assert main(["sweep", str(tiny_folder), *output, *arguments]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+def test_one_name_is_a_list_of_one_and_a_seed_may_be_numpys(run, text_file, tmp_path):
+    given = {"methods": ["wanda"], "patterns": ["2:4"], "seeds": [7], "texts": [str(text_file)]}
+    expected = [row["perplexity"] for row in run(**given)]
+    other = tmp_path / "other.jsonl"
+    again = {"methods": "wanda", "patterns": "2:4", "seeds": np.array([7]), "texts": str(text_file)}
+    assert [row["perplexity"] for row in run(other, **again)] == expected
+    assert [row["seed"] for row in read_runs(other)] == [None, 7]

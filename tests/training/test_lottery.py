@@ -358,3 +358,52 @@ def test_activation_mistakes_are_told():
     experts = [layer for layer in mp.find_layers(tiny_model("mixtral")) if layer.expert_index is not None]
     with pytest.raises(mp.PruneError, match="is an expert"), pruned_activations(experts, 1.0):
         pass
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sparsities": [0.5, 1.5]}, "sparsity 1.5 is outside"),
+        ({"sparsities": [0.2, float("nan")]}, "sparsity nan is outside"),
+        ({"sparsities": iter([0.5, 0.2])}, "must rise"),
+        ({"sparsities": ["half"]}, "'half'.*number"),
+        ({"scope": "row"}, "unknown scope 'row'"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_first_step(changes, message):
+    network, train = net(), Recorder()
+    with pytest.raises(mp.PruneError, match=message):
+        find_tickets(network, linear_layers(network), train, norm, **({"steps": 3, "sparsities": [0.5]} | changes))
+    assert train.calls == []
+
+
+def test_sparsities_may_be_made_one_by_one():
+    wanted, found = [0.5, 0.75], []
+    for sparsities in (wanted, iter(wanted)):
+        network = net()
+        found.append(find_tickets(network, linear_layers(network), Recorder(), norm, steps=2, sparsities=sparsities))
+    assert [ticket.sparsity for ticket in found[0]] == [ticket.sparsity for ticket in found[1]]
+    assert len(found[1]) == 3
+
+
+def test_a_network_that_cannot_be_drawn_anew_stays_as_it_is():
+    network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ParameterList([torch.ones(2)]))
+    before = state_of(network)
+    with pytest.raises(mp.PruneError, match="cannot be drawn anew"):
+        reinitialise(network, 0)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"final": "80%"}, {"begin": 0.5}, {"end": None}, {"every": True}, {"initial": "0"}]
+)
+def test_a_schedule_of_something_else_than_numbers_is_refused_by_name(changes):
+    with pytest.raises(mp.PruneError, match=f"{next(iter(changes))} is .*must be a"):
+        Schedule(**({"kind": "cubic", "final": 0.5, "end": 3} | changes))
+
+
+def test_an_unknown_scope_leaves_the_network_without_masks():
+    network = net()
+    with pytest.raises(mp.PruneError, match="unknown scope 'row'"):
+        Gradual(linear_layers(network), Schedule("linear", final=0.5, end=2), "row")
+    assert type(network[0]) is torch.nn.Linear

@@ -379,3 +379,27 @@ def test_masks_made_in_inference_mode_can_be_learnt_with():
         language_loss(one, tiny_tokens()).backward()
     for one, other in zip(model.parameters(), outside.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad) and not one.is_inference()
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "block4:50%", "50%:row", "30%:layer", "columns:25%"])
+@pytest.mark.parametrize("dead", [0.1, 0.6, 1.0])
+def test_no_pattern_brings_back_what_is_dead(pattern, dead):
+    layers = linear_layers(net(16, 24, 8))
+    generator = torch.Generator().manual_seed(5)
+    alive = {layer: torch.rand(layer.weight.shape, generator=generator) >= dead for layer in layers}
+    found = magnitude_masks({layer: layer.weight for layer in layers}, pattern, alive=alive)
+    for layer, keep in found.items():
+        assert not bool((keep & ~alive[layer]).any())
+        if dead == 1.0:
+            assert not bool(keep.any())
+    everything = {layer: torch.ones_like(keep) for layer, keep in alive.items()}
+    for layer, keep in magnitude_masks({x: x.weight for x in layers}, pattern, alive=everything).items():
+        assert torch.equal(keep, magnitude_masks({layer: layer.weight}, pattern)[layer])
+
+
+def test_one_threshold_for_all_brings_back_nothing_either():
+    layers = linear_layers(net(16, 24, 8))
+    alive = {layer: torch.zeros_like(layer.weight, dtype=torch.bool) for layer in layers}
+    alive[layers[0]][0, 0] = True
+    found = magnitude_masks({layer: layer.weight for layer in layers}, "10%", "global", alive=alive)
+    assert all(torch.equal(found[layer], alive[layer]) for layer in layers)

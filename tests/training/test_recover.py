@@ -388,3 +388,20 @@ def test_a_callers_autocast_forgets_the_weights_before_training():
         after = model(tiny_tokens()).logits
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         assert torch.equal(model(tiny_tokens()).logits, after) and not torch.equal(before, after)
+
+
+def test_too_few_windows_are_told_before_anything_is_measured(monkeypatch):
+    measured = []
+    monkeypatch.setattr("minprune.training.recover.perplexity", lambda *given: measured.append(given) or 1.0)
+    with pytest.raises(mp.PruneError, match="3 windows are too few for batches of 4"):
+        recover(pruned(), counting(3), replace(SHORT, batch_size=4), test={"same": counting(3)})
+    assert measured == []
+
+
+def test_a_teacher_says_the_same_each_time_and_keeps_its_mode():
+    teacher = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train()
+    teacher.transformer.ln_f.eval()
+    student, tokens = tiny_model("gpt2", seed=1), tiny_tokens()
+    losses = {float(Distillation(teacher)(student, tokens).detach()) for _ in range(3)}
+    assert losses == {float(Distillation(copy.deepcopy(teacher).eval())(student, tokens).detach())}
+    assert teacher.training and not teacher.transformer.ln_f.training

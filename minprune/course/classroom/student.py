@@ -3,6 +3,7 @@
 python -m minprune.course.classroom.student FOLDER NOTEBOOK...     # what `make student` calls
 """
 
+import argparse
 import ast
 import copy
 import re
@@ -132,12 +133,17 @@ def main(argv: list[str]) -> None:
 
     What is there already may hold a learner's answers: it is kept.
     """
+    parser = argparse.ArgumentParser(
+        prog="python -m minprune.course.classroom.student", description="Write the student editions of notebooks."
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to; notebooks that are there are kept")
+    parser.add_argument("notebooks", metavar="NOTEBOOK", type=Path, nargs="+", help="a chapter with its solutions")
+    given = parser.parse_args(argv)
     with from_extra("course", "a notebook"):
         import nbformat
 
-    folder = Path(argv[0])
+    folder, paths = given.folder, given.notebooks
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [Path(name) for name in argv[1:]]
     kept = [path for path in paths if (folder / path.name).exists()]
     if kept:
         which = kept[0].name if len(kept) == 1 else f"{len(kept)} notebooks"
