@@ -54,7 +54,7 @@ def stream_moments(model: "PreTrainedModel", calib: Tensor, seed: int = 0) -> tu
     d = model.config.get_text_config().hidden_size
     C, F = torch.zeros(2, d, d, dtype=torch.float64, device=model.device)
     random = torch.Generator().manual_seed(seed)
-    for windows in calib.split(2):
+    for windows in calib.clone().split(2):  # those made in inference mode cannot be learnt from
         for h, g in _streams_and_slopes(model, windows.to(model.device), random):
             length = h.norm(dim=-1, keepdim=True)  # (tokens, 1)
             u, s = normalize(h, dim=-1), g * length

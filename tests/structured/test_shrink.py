@@ -384,3 +384,16 @@ def test_a_callers_random_numbers_go_on_as_if_nothing_had_been_removed(family):
     shrink(model, tiny_tokens(), "neurons:25%")
     shrink(model, tiny_tokens(), "blocks:1")
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize(
+    "what, method", [("neurons:25%", "taylor"), ("blocks:1", "taylor"), ("hidden:25%", "outputs"), ("blocks:1", "loss")]
+)
+def test_windows_that_were_made_in_inference_mode_are_windows_like_others(what, method):
+    with torch.inference_mode():
+        tokens = tiny_tokens().clone()
+    assert tokens.is_inference()
+    found, expected = tiny_model("llama"), tiny_model("llama")
+    shrink(found, tokens, what, method)
+    shrink(expected, tiny_tokens(), what, method)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
