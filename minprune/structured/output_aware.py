@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from minprune.arithmetic import exact_arithmetic
+from minprune.errors import PruneError
 from minprune.models.layers import decoder_blocks
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def _streams_and_slopes(
     finally:
         for handle in handles:
             handle.remove()
+    if not bool(logits.isfinite().all()):
+        raise PruneError(f"the predictions of {type(model).__name__} are NaN or infinite: check its weights and dtype")
     labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=random)[:, 0].to(logits.device)
     slopes = torch.autograd.grad(cross_entropy(logits, labels, reduction="sum"), streams)
     return [
