@@ -5,6 +5,7 @@ in one line, before they are used where that can be seen.
 """
 
 import copy
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def model_source(name: str | Path) -> str | Path:
 
     Raises `PruneError` if there is no such model or its folder lacks what it needs; no weights are read for that.
     """
-    if not isinstance(name, (str, Path)):
+    if not isinstance(name, (str, os.PathLike)):
         raise PruneError(f"a model is given by its name or folder, not by {name!r}")
     if name in BUNDLED:
         from minprune.data.assets import smollm2_folder
@@ -206,6 +207,6 @@ def check_device(device: str) -> torch.device:
         torch.empty(0, device=device)
         if (place := torch.device(device)).type != "meta":  # which holds no numbers
             return place
-    except (RuntimeError, AssertionError, ImportError, TypeError):
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError):
         pass
     raise PruneError(f"device {device!r} is not available here: try cpu")

@@ -57,10 +57,11 @@ def _kth_smallest(scores: Tensor, k: int) -> Tensor:
     return scores.sort(dim=1).values[:, k - 1 : k]  # CUDA's kthvalue gives a row to one of its many processors
 
 
-def refuse_nan(scores: Tensor) -> None:
-    """Raise `PruneError` if a score is NaN."""
+def refuse_nan(scores: Tensor) -> Tensor:
+    """The scores; `PruneError` if one is NaN."""
     if bool(scores.isnan().any()):
         raise PruneError("the scores contain NaN: look for NaN or infinity in the weights and in the inputs")
+    return scores
 
 
 def keep_of_few(scores: Any, n: int) -> Any:

@@ -4,6 +4,7 @@ Left out on purpose: padding. A window is full or it does not exist, so no stati
 """
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -138,6 +139,8 @@ def load_text(source: str | Path, split: str = "train", tokenizer=None) -> str:
     >>> len(mp.load_text("news", split="test")) > 10_000
     True
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise PruneError(f"a text is given by its name or its file, not by {source!r}")
     if source in BUNDLED:
         return "\n\n".join(articles(str(source), split))
     if source in HUB:

@@ -157,6 +157,8 @@ def windows_of(
     That is the `Protocol` of `perplexity`, as a dict. If the tokenizer cannot map tokens to bytes, it holds only the
     text, its split and the windows' shape.
     """
+    check_kind("samples", samples, int)
+    check_kind("length", length, int)
     if not getattr(tokenizer, "is_fast", False):
         windows = load_tokens(tokenizer, source, split, samples, length)
         known = {"text": str(source), "split": split if has_splits(source) else None}

@@ -21,6 +21,8 @@ def absolute(path: str | Path) -> Path:
     Raises `PruneError` for a home folder that nobody has, for links in a circle, for a name that is not UTF-8, and
     for the root of a file system, which has none.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise PruneError(f"{path!r} is no path: give the name of the output")
     try:
         found = Path(path).expanduser().resolve()
         str(found).encode()

@@ -1,5 +1,6 @@
 """What a run may write over: an output of its own kind that nothing was added to, and no input of the same run."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -117,4 +118,4 @@ def _listed(path: Path) -> set[str]:
 
 
 def _paths(names: Iterable[str | Path | None]) -> list[str | Path]:
-    return [name for name in names if name and Path(name).exists()]
+    return [name for name in names if name and isinstance(name, (str, os.PathLike)) and Path(name).exists()]

@@ -25,7 +25,7 @@ from torch import Tensor
 from minprune.allocation.allocate import Allocation, as_made_by, rule_of
 from minprune.arithmetic import ordinary_tensors
 from minprune.data.tokens import fingerprint
-from minprune.errors import PruneError
+from minprune.errors import PruneError, check_kind
 from minprune.methods import Method
 from minprune.models.hooks import eager_experts
 from minprune.models.layers import Layer, check_windows
@@ -138,6 +138,8 @@ def prune_checkpoint(
     """
     start, include, exclude = time.perf_counter(), _listed(include), _listed(exclude) or []
     target, ranks = check_target(dst, src), Ranks.current()
+    if check_kind("max_shard_size", max_shard_size, int) < 1:
+        raise PruneError(f"max_shard_size {max_shard_size} is not positive: it counts the bytes of a file")
     opened = unfinished(dst, resume, overwrite) if ranks.first else nullcontext(Follower(partial_of(target)))
     with ranks.until_failure(), opened as journal, ExitStack() as shown:
         chosen = resolve_recipe(recipe, calib, method, allocation, options, precision)

@@ -100,7 +100,7 @@ def gradients(model, calib: Tensor, layers: list[Layer]) -> tuple[dict[str, Tens
             parameter.grad = None
             parameter.requires_grad_(parameter in wanted)
         with torch.enable_grad():
-            for window in calib.to(model.device):
+            for window in calib.to(model.device).clone():  # one made in inference mode cannot be learnt from
                 logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
                 cross_entropy(logits.float(), window[1:]).backward()
                 for layer in layers:

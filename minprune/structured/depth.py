@@ -33,6 +33,7 @@ from minprune.methods.damping import damped_cholesky
 from minprune.models.checks import check_weights
 from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, backbone, decoder_blocks
+from minprune.selection import refuse_nan
 from minprune.statistics import Statistics
 from minprune.structured.criteria import gradients
 from minprune.structured.cut import Cut, become, built
@@ -56,10 +57,10 @@ def choose_blocks(model: "PreTrainedModel", calib: Tensor, gone: int, how: str) 
     if how == "angle":
         streams = stream_of(model, calib)
         angles = [angular_distance(streams[i], streams[i + gone]) for i in range(depth - gone + 1)]
-        first = int(torch.tensor(angles, dtype=torch.float32).argmin())
+        first = int(refuse_nan(torch.tensor(angles, dtype=torch.float32)).argmin())
         lost = set(range(first, first + gone))
     else:
-        lost = set(block_scores(model, calib, how).argsort(stable=True)[:gone].tolist())
+        lost = set(refuse_nan(block_scores(model, calib, how)).argsort(stable=True)[:gone].tolist())
     return [block for block in range(depth) if block not in lost]
 
 

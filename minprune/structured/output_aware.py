@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from minprune.arithmetic import exact_arithmetic
+from minprune.errors import PruneError
 from minprune.models.layers import decoder_blocks
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def stream_moments(model: "PreTrainedModel", calib: Tensor, seed: int = 0) -> tu
     d = model.config.get_text_config().hidden_size
     C, F = torch.zeros(2, d, d, dtype=torch.float64, device=model.device)
     random = torch.Generator().manual_seed(seed)
-    for windows in calib.split(2):
+    for windows in calib.clone().split(2):  # those made in inference mode cannot be learnt from
         for h, g in _streams_and_slopes(model, windows.to(model.device), random):
             length = h.norm(dim=-1, keepdim=True)  # (tokens, 1)
             u, s = normalize(h, dim=-1), g * length
@@ -85,6 +86,8 @@ def _streams_and_slopes(
     finally:
         for handle in handles:
             handle.remove()
+    if not bool(logits.isfinite().all()):
+        raise PruneError(f"the predictions of {type(model).__name__} are NaN or infinite: check its weights and dtype")
     labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=random)[:, 0].to(logits.device)
     slopes = torch.autograd.grad(cross_entropy(logits, labels, reduction="sum"), streams)
     return [

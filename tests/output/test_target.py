@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import minprune as mp
 from minprune.models import extras
 from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.training import recover as training
@@ -179,3 +180,27 @@ def test_the_root_is_no_output(run, tiny_folder, root, no_work):
 
 def test_a_path_that_no_file_can_have_is_refused(run, tiny_folder):
     assert refused(run("prune", tiny_folder, "--allocation", "a\0b"), "'a\\x00b' is no name of a file")
+
+
+NO_PATHS = [5, 2.5, True, b"out", ["out"], object()]
+
+
+@pytest.mark.parametrize("value", [None, *NO_PATHS], ids=lambda value: type(value).__name__)
+def test_what_is_no_path_is_refused_in_a_line_wherever_one_is_asked_for(value, tmp_path):
+    asked = [
+        lambda: mp.load_model(value),
+        lambda: mp.load_text(value),
+        lambda: mp.prune_checkpoint(value, tmp_path / "out", None, "magnitude"),
+        lambda: mp.prune_checkpoint("smollm2", value, None, "magnitude"),
+    ]
+    for ask in asked:
+        with pytest.raises(mp.PruneError) as caught:
+            ask()
+        assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "2", None, True])
+def test_a_size_of_files_that_is_none_is_refused_before_anything_is_made(size, tmp_path):
+    with pytest.raises(mp.PruneError, match="max_shard_size"):
+        mp.prune_checkpoint("smollm2", tmp_path / "out", None, "magnitude", max_shard_size=size)
+    assert list(tmp_path.iterdir()) == []

@@ -384,3 +384,33 @@ def test_a_callers_random_numbers_go_on_as_if_nothing_had_been_removed(family):
     shrink(model, tiny_tokens(), "neurons:25%")
     shrink(model, tiny_tokens(), "blocks:1")
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize(
+    "what, method", [("neurons:25%", "taylor"), ("blocks:1", "taylor"), ("hidden:25%", "outputs"), ("blocks:1", "loss")]
+)
+def test_windows_that_were_made_in_inference_mode_are_windows_like_others(what, method):
+    with torch.inference_mode():
+        tokens = tiny_tokens().clone()
+    assert tokens.is_inference()
+    found, expected = tiny_model("llama"), tiny_model("llama")
+    shrink(found, tokens, what, method)
+    shrink(expected, tiny_tokens(), what, method)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "what, method",
+    [*(("blocks:1", how) for how in ("influence", "attention", "angle", "taylor", "loss", "greedy")),
+     *(("hidden:25%", how) for how in ("slicegpt", "outputs", "channels")), ("neurons:25%", "taylor")],
+)  # fmt: skip
+def test_nothing_is_chosen_by_numbers_that_are_none(what, method):
+    model = tiny_model("llama", num_hidden_layers=3)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[int(tiny_tokens()[0, 0])] = float("nan")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(mp.PruneError, match="NaN"):
+        shrink(model, tiny_tokens(), what, method)
+    assert all(
+        torch.equal(value.nan_to_num(7), before[name].nan_to_num(7)) for name, value in model.state_dict().items()
+    )
