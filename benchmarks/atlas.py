@@ -95,7 +95,7 @@ def act(network, step: str) -> None:
     elif verb == "prune":
         quantize.act(network, PATIENT, f"{way} {rest[0]}")
     elif verb == "shrink" and way.startswith("neurons"):
-        shrink(network, calib, way, "obd", recipe=structured.NARROW, damp=1.0)
+        shrink(network, calib, way, "obd", precision="bfloat16", damp=1.0)
     elif verb == "shrink":
         blocks = way.startswith("blocks")
         with torch.autocast("cpu", torch.bfloat16, enabled=blocks):
