@@ -5,7 +5,6 @@ import logging
 import re
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -23,7 +22,7 @@ _KINDS: Mapping[Any, tuple[Any, str]] = {  # an annotation -> what such a value 
 _UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}  # of a thousand, as disks are sold
 
 
-_INTERRUPTED = threading.Event()  # from the first Ctrl-C on
+_interrupts: list[int] = []  # the first Ctrl-C; without a lock, which another one, in the midst of it, would wait for
 
 
 class PruneError(ValueError):
@@ -51,8 +50,8 @@ def ended_by_ctrl_c() -> Iterator[None]:
 
     def interrupt(number: int, frame: Any) -> None:
         """The next ones, of an impatient hand, must not disturb what the first began, unless C code has lost it."""
-        if not (_INTERRUPTED.is_set() and sys.exception()):
-            _INTERRUPTED.set()
+        if not (_interrupts and sys.exception()):
+            _interrupts[:] = [number]
             raise KeyboardInterrupt
 
     heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -70,7 +69,7 @@ def ended_by_ctrl_c() -> Iterator[None]:
 
 def is_interrupt(error: BaseException | None) -> bool:
     """Whether it is Ctrl-C, or what came of it: C code that calls Python, as torch's does, may raise its own error."""
-    return isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and _INTERRUPTED.is_set())
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and bool(_interrupts))
 
 
 def check_fields(settings: Any) -> None:

@@ -50,6 +50,39 @@ def test_an_impatient_ctrl_c_prints_no_traceback_and_disturbs_nothing(pause):
     assert os.listdir() == []
 
 
+AT_ONCE = """
+import signal, sys, threading, time
+from minprune import errors
+
+HEARS = {errors.__file__, threading.__file__}
+lines = int(sys.argv[1])
+
+def trace(frame, event, argument):
+    global lines
+    if event == "line" and frame.f_code.co_filename in HEARS:
+        lines -= 1
+        if lines == 0:
+            signal.raise_signal(signal.SIGINT)
+    return trace
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    with errors.ended_by_ctrl_c():
+        sys.settrace(trace)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(30)
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+@pytest.mark.parametrize("lines", range(1, 11))
+def test_a_ctrl_c_in_the_midst_of_hearing_another_does_not_wait_for_it(lines):
+    """Wherever the second one comes."""
+    done = subprocess.run([sys.executable, "-c", AT_ONCE, str(lines)], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "ended\n"
+
+
 SWALLOWED = """
 import sys, time
 from minprune.cli import main as cli
