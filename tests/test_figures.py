@@ -5,6 +5,7 @@ import io
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from matplotlib.image import imread
 from nbformat.v4 import new_code_cell, new_output
 
-from minprune.plots import LOOKS
+from minprune.plots import LOOKS, use_style
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = [ROOT / f"{part['file']}.ipynb" for part in yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
@@ -63,6 +64,25 @@ def test_figures_have_names_of_their_own_and_links_find_them():
     text = "\n".join([pages, *(cell.source for cell in cells if cell.cell_type == "markdown")])
     linked = re.findall(r"\{numref\}`[^`]*?(fig-[\w-]+)>?`", text)
     assert linked and set(linked) <= set(names)
+
+
+SIZED = re.compile(r"suptitle\((?:[^()]|\([^()]*\))*?\b(?:font)?(?:weight|size)=")
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_titles_of_figures_look_as_the_style_says(path):
+    """A title over several panels is as large and bold as that of one, everywhere: the style says so, not a cell."""
+    own = [place for place, cell in cells_of(path) if SIZED.search(cell.source)]
+    assert not own, f"{path.name}, cells {own}: leave size and weight of suptitle to the style"
+
+
+def test_a_title_with_a_size_of_its_own_is_found():
+    assert SIZED.search('fig.suptitle(\n    "A (small) title", x=0.02, fontsize=11,\n)')
+    assert not SIZED.search('fig.suptitle("A title", x=0.02)\nax.set_title("below", fontweight="normal")')
+    with plt.rc_context():
+        use_style()
+        assert plt.rcParams["figure.titleweight"] == plt.rcParams["axes.titleweight"] == "bold"
+        assert plt.rcParams["figure.titlesize"] == plt.rcParams["axes.titlesize"]
 
 
 def drawn(caption="A measured three.", name="fig-three", alt="A dot at 3.", images=1):
