@@ -18,7 +18,7 @@ from record import load_cells, save, short
 
 import minprune as mp
 from minprune.load import model_folder
-from minprune.pipeline.ranks import SharedPruner
+from minprune.pipeline.shared_pruner import SharedPruner
 
 WAYS = {"one process of two threads": (1, 2), "two processes of one thread": (2, 1)}
 METHODS = ("wanda", "sparsegpt")

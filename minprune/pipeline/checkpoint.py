@@ -45,6 +45,7 @@ from minprune.pipeline.plan import PruningPlan, make_plan
 from minprune.pipeline.ranks import Ranks
 from minprune.pipeline.recipes import Recipe, resolve_recipe
 from minprune.pipeline.reconstruction import resolved
+from minprune.pipeline.shared_pruner import pruner_of, share
 from minprune.pipeline.sources import Checkpoint
 from minprune.pipeline.streaming import open_checkpoint
 
@@ -82,7 +83,7 @@ def prune_checkpoint(
     """Prune a model from disk to disk, block by block; see `minprune.prune`.
 
     Where `torch.distributed` is initialised, as by `torchrun -m minprune prune`, all of its processes call this with
-    the same arguments and share the work; see `minprune.pipeline.ranks`. The first one writes.
+    the same arguments and share the work; see `minprune.pipeline.shared_pruner`. The first one writes.
 
     Parameters
     ----------
@@ -153,10 +154,6 @@ def prune_checkpoint(
             check_windows(source.model, test)
             if test.shape[1] < 2:
                 raise PruneError("test windows of 1 token predict nothing: use length 2 or more")
-        if chosen.reconstruction and ranks.size > 1:
-            raise PruneError(
-                "blocks are not trained by several processes yet: use one, or a method without a reconstruction"
-            )
         how, skipped = resolved(chosen.reconstruction, source.model, plan) if chosen.reconstruction else (None, "")
         facts = {
             "method": plan.name,
@@ -207,7 +204,8 @@ def prune_checkpoint(
             )
 
         whole = plan
-        plan, test = ranks.share(plan), test if ranks.first else None
+        plan = share(ranks, plan, how.batch_size if how and how.epochs else None)
+        test = test if ranks.first else None
         log = RunLog(plan, layer_notes(source.model, plan.layers), progress and ranks.first)
         shown.enter_context(log.bar)  # else it would stay on the terminal when a check fails
         if ranks.first:
@@ -226,7 +224,7 @@ def prune_checkpoint(
             _log.warning(source.notes[0])
         with eager_experts(source.model, plan.layers):
             guide = (how, skipped) if how else None
-            job = DiskRun(source, ranks.pruner(plan, log), journal, test, sequential, guide, start)
+            job = DiskRun(source, pruner_of(ranks, plan, log), journal, test, sequential, guide, start)
             perplexities = job.all_blocks()
             job.compare()
         report = log.report(plan, job.seconds())

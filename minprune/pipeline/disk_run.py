@@ -144,7 +144,7 @@ class DiskRun:
 
     def _alone(self) -> bool:
         """Whether hidden states are all that has to be kept at the boundary of two blocks."""
-        return self.pruner.alone and bool(self.walks) and all(walk.alone for walk in self.walks.values())
+        return self.pruner.ranks.size == 1 and bool(self.walks) and all(walk.alone for walk in self.walks.values())
 
     def compare(self) -> None:
         """Hold the rows against the model once more: all that is in memory is written from there in the end."""

@@ -25,7 +25,7 @@ from typing import Any
 from minprune.models.blocks import decoder_blocks, text_config
 from minprune.models.layers import Layer
 from minprune.pipeline.disk_run import TEST_BATCH
-from minprune.pipeline.ranks import pack
+from minprune.pipeline.shared_pruner import pack
 from minprune.statistics import PANEL, TOKENS_AT_ONCE
 
 FLOAT = 4  # bytes of a number of a sum

@@ -17,6 +17,7 @@ from minprune.models.hooks import InputCallback
 from minprune.models.layers import Layer
 from minprune.output.report import BEFORE_RECONSTRUCTION, FEW_AT_ONCE, LayerRow, Report
 from minprune.pipeline.plan import PruningPlan
+from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.statistics import Statistics, layer_error
 
 _UNSEEN_EXPERT = "received no token: left dense"
@@ -103,7 +104,7 @@ class RunLog:
 class LayerPruner:
     """Prunes the layers of a plan, one at a time, and writes each into the log."""
 
-    alone = True  # whether all calibration tokens of the run are this process's
+    ranks: Ranks = ALONE  # the processes that share the calibration windows
     one_pass = True  # whether a layer can be pruned when its input arrives, if all windows are in one batch
 
     def __init__(self, plan: PruningPlan, log: RunLog):

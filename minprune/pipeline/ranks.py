@@ -1,38 +1,25 @@
-"""Several processes that prune one model: texts shared out, statistics summed, each layer solved once. Chapter 22.
+"""The processes of one run: which windows are whose, what they add up, and how one of them ends all. Chapter 22.
 
-`torchrun --nproc-per-node N -m minprune prune ...` starts the processes, ranks 0 to N-1. Each sends its own windows
-through the blocks. For each group of layers that read one tensor
-
-1. the ranks' sums are added up where a layer of the group has its owner (half of the Gram matrix travels),
-2. each owner prunes its layers, while others prune theirs,
-3. the pruned weights go to all ranks, and each goes on with its windows.
-
-Sums in another order round differently, so single masks may differ from those of one process where scores are nearly
-equal. Left out: blocks that are trained (`Reconstruction`), and a model that is itself split over the ranks.
+`torchrun --nproc-per-node N -m minprune ...` starts them, ranks 0 to N-1. All are told the same, each works on its own
+part of the windows, and what they find is added up before anything is decided, so that they decide alike. Sums in
+another order round differently: where two scores are nearly equal the choice may differ from that of one process. All
+decide on the same sums, so it never differs between them.
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minprune.arithmetic import changes_of
 from minprune.errors import PeerError, PruneError
 from minprune.files import to_json
-from minprune.models.hooks import InputCallback
-from minprune.models.layers import Layer
-from minprune.output.report import LayerRow
-from minprune.pipeline.layer_pruner import LayerPruner, RunLog
-from minprune.pipeline.plan import PruningPlan
-from minprune.statistics import Statistics
 
 T = TypeVar("T")
-_APART = "{} is not reached by the texts of every process, or not at the same time: prune this model with one process"
 _GONE = "another process of this run has ended or failed: see what it said, and start all of them again"
 
 
@@ -55,20 +42,37 @@ class Ranks:
         """Whether this is the one that writes."""
         return self.rank == 0
 
-    def share(self, plan: PruningPlan) -> PruningPlan:
-        """The plan with this rank's windows alone in its batches; there may be none."""
-        if self.size == 1 or plan.calib is None or not plan.batch_size:
-            return plan
-        mine = plan.calib.tensor_split(self.size)[self.rank]
-        at_once = max(1, plan.batch_size // self.size) if plan.from_memory else plan.batch_size
-        return replace(plan, batches=tuple(mine.split(at_once)) if len(mine) else ())
+    def part(self, windows: Tensor) -> Tensor:
+        """This rank's part of windows (n, ...), in their order; there may be none in it."""
+        return windows if self.size == 1 else windows.tensor_split(self.size)[self.rank]
+
+    def add_up(self, *tensors: Tensor, at: int | None = None) -> None:
+        """Have each tensor be the sum of all ranks', in place; with `at` only there, and elsewhere it is of no use."""
+        if self.size > 1:
+            with peers():
+                for tensor in tensors:
+                    dist.all_reduce(tensor) if at is None else dist.reduce(tensor, dst=at)
+
+    def mean(self, values: Tensor, weight: int) -> Tensor:
+        """The mean of all ranks' values, each of which counts by its weight."""
+        if self.size == 1:
+            return values
+        sums, total = values.double() * weight, torch.tensor(float(weight), dtype=torch.float64, device=values.device)
+        self.add_up(sums, total)
+        return (sums / total).to(values.dtype)
+
+    def broadcast(self, tensor: Tensor, src: int = 0) -> None:
+        """Have a contiguous tensor be that of rank `src`, in place."""
+        if self.size > 1:
+            with peers():
+                dist.broadcast(tensor.view(torch.uint8), src=src)
 
     def gather(self, value: T) -> list[T]:
         """What each rank gives, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        with _peers():
+        with peers():
             dist.all_gather_object(found, value)
         return found
 
@@ -76,7 +80,7 @@ class Ranks:
         """What rank 0 makes, on every rank."""
         values = [make() if self.first else None]
         if self.size > 1:
-            with _peers():
+            with peers():
                 dist.broadcast_object_list(values, src=0)
         return values[0]  # type: ignore[return-value]
 
@@ -90,10 +94,6 @@ class Ranks:
                     "with one command"
                 )
 
-    def pruner(self, plan: PruningPlan, log: RunLog) -> LayerPruner:
-        """What prunes the layers of a plan."""
-        return LayerPruner(plan, log) if self.size == 1 else SharedPruner(plan, log, self)
-
     @contextmanager
     def until_failure(self) -> Iterator[None]:
         """While open, a failure here ends the connection, so that no other rank waits for this one for ever."""
@@ -105,135 +105,11 @@ class Ranks:
             raise
 
 
-class SharedPruner(LayerPruner):
-    """A `LayerPruner` whose statistics are those of all ranks, and whose layers are pruned by one rank each.
-
-    sent: bytes of statistics and weights that this rank has given or taken. one_pass: whether every rank sends all of
-    its windows through a block at once.
-    """
-
-    alone = False
-
-    def __init__(self, plan: PruningPlan, log: RunLog, ranks: Ranks):
-        super().__init__(plan, log)
-        self.ranks, self.sent = ranks, 0
-        experts = any(layer.expert_index is not None for layer in plan.layers)  # no two texts reach the same
-        self.one_pass = all(ranks.gather(len(plan.batches) == 1 and not experts))
-
-    def prune_group(self, observed: dict[Layer, Statistics]) -> list[Layer]:
-        """Prune layers, each by its owner, on what all ranks have observed of their inputs."""
-        groups = self._agree(observed)
-        layers = [layer for group in groups for layer in group]
-        owners = dict(zip(layers, pack([_cost(layer) for layer in layers], self.ranks.size), strict=True))
-        sums: dict[Layer, Statistics] = {}
-        for group in groups:
-            stats = self._sum_at({owners[layer] for layer in group}, group[0], observed.get(group[0]))
-            sums |= dict.fromkeys(group, stats)
-        self._prune_owned(owners, sums)
-        return layers
-
-    def prune_on_forward(self) -> InputCallback:
-        """As for one process, where every rank is in its one pass: they meet at each layer."""
-        last: tuple[Tensor, object, Statistics] | None = None
-        owner = -1
-
-        def receive(layer: Layer, X: Tensor) -> None:
-            nonlocal last, owner
-            if layer in self.log.rows or not X.numel():
-                return
-            if len(set(self.ranks.gather(layer.name))) > 1:
-                raise PruneError(_APART.format(layer.name))
-            if last is None or X is not last[0] or changes_of(X) != last[1]:
-                owner = (owner + 1) % self.ranks.size  # layers that read one tensor follow each other
-                last = X, changes_of(X), self._sum_at({owner}, layer, self.observe(X))
-            self._prune_owned({layer: owner}, {layer: last[2]})
-
-        return receive
-
-    def _prune_owned(self, owners: dict[Layer, int], sums: dict[Layer, Statistics]) -> None:
-        """Prune this rank's layers, and take over those of the others. All meet here, whatever has gone wrong."""
-        rows: dict[str, LayerRow] = {}
-        failure = ""
-        try:
-            for layer in (layer for layer, owner in owners.items() if owner == self.ranks.rank):
-                self.prune(layer, sums[layer])
-                rows[layer.name] = self.log.rows[layer]
-        except PruneError as error:
-            failure = str(error)
-        found = self.ranks.gather((failure, rows))
-        if failure:
-            raise PruneError(failure)
-        if others := [said for said, _ in found if said]:
-            raise PeerError(others[0])
-        for layer, owner in owners.items():
-            self._send_from(owner, layer, found[owner][1])
-
-    def _agree(self, observed: dict[Layer, Statistics]) -> list[list[Layer]]:
-        """The groups that some rank has observed, each of layers that read one tensor, in the plan's order.
-
-        Raises `PruneError` if ranks with windows have observed others: each would wait for the other's.
-        """
-        place = {layer: index for index, layer in enumerate(self.plan.layers)}
-        together: dict[int, list[int]] = {}
-        for layer, stats in observed.items():
-            together.setdefault(id(stats), []).append(place[layer])
-        told = self.ranks.gather([tuple(sorted(places)) for places in together.values()])
-        keys = sorted({places for keys in told for places in keys})
-        groups = [[self.plan.layers[index] for index in places] for places in keys]
-        for places, layers in zip(keys, groups, strict=True):
-            everywhere = all(places in keys for keys in told if keys)
-            if not everywhere and any(layer.expert_index is None for layer in layers):
-                raise PruneError(_APART.format(layers[0].name))
-        return groups
-
-    def _sum_at(self, owners: set[int], layer: Layer, stats: Statistics | None) -> Statistics:
-        """The sums over all ranks, at these owners; what is returned elsewhere is of no use."""
-        W = layer.weight
-        if stats is None:  # no token of this rank's windows has come here
-            stats = Statistics(W.shape[1], dtype=torch.promote_types(W.dtype, torch.float32), device=W.device)
-        sums, tokens = stats.packed(), torch.tensor([stats.tokens], device=W.device)
-        for tensor in (sums, tokens):
-            with _peers():
-                dist.reduce(tensor, dst=min(owners)) if len(owners) == 1 else dist.all_reduce(tensor)
-        self.sent += sums.nbytes
-        return stats.unpacked(sums, int(tokens)) if self.ranks.rank in owners else stats
-
-    def _send_from(self, owner: int, layer: Layer, rows: dict[str, LayerRow]) -> None:
-        W = layer.weight
-        sent = W.contiguous().clone()  # a GPT-2 weight is a view of a transposed one
-        with _peers():
-            dist.broadcast(sent.view(torch.uint8), src=owner)
-        self.sent += sent.nbytes
-        if owner != self.ranks.rank:
-            W.copy_(sent)
-            torch.clear_autocast_cache()
-            self.log.record(layer, rows[layer.name])
-
-
-def pack(costs: Sequence[float], ranks: int) -> list[int]:
-    """Which rank does each of these, the dearest given out first, each to the rank that has least to do.
-
-    Examples
-    --------
-    >>> from minprune.pipeline.ranks import pack
-    >>> pack([1.0, 8.0, 2.0, 5.0], ranks=2)
-    [1, 0, 1, 1]
-    """
-    owners, load = [0] * len(costs), [0.0] * ranks
-    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        owner = min(range(ranks), key=lambda rank: (load[rank], rank))
-        owners[index], load[owner] = owner, load[owner] + costs[index]
-    return owners
-
-
-def _cost(layer: Layer) -> float:
-    """Of factorising the Gram matrix and going through the rows."""
-    d_out, d_in = layer.weight.shape
-    return d_in**3 + d_out * d_in**2
+ALONE = Ranks()
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def peers() -> Iterator[None]:
     """Within it a lost connection is a `PeerError`."""
     try:
         yield

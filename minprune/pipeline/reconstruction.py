@@ -32,6 +32,7 @@ from minprune.models.layers import Layer
 from minprune.pipeline.layer_pruner import LayerPruner
 from minprune.pipeline.plan import PruningPlan
 from minprune.pipeline.precision import multiplies_bfloat16, narrow_products
+from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.pipeline.recipes import Reconstruction as Reconstruction
 from minprune.pipeline.staged import BlockPruner
 
@@ -73,7 +74,8 @@ class DenseTargets:
 
     Only the block that is named need have its weights at hand. how, skipped: as they were `resolved`; they go to
     the log, and so do seconds and each block's errors. dense: the windows as they come in steps, on their
-    way through the dense model. batches: the windows as the pruned model has to be given them.
+    way through the dense model: this rank's part of each step. batches: the windows as the pruned model has to be given
+    them.
     Raises `PruneError` if no gradient comes through this family's blocks.
     """
 
@@ -81,7 +83,10 @@ class DenseTargets:
         plan, self.log = pruner.plan, pruner.log
         assert plan.calib is not None  # a recipe that reconstructs has tokens
         self.plan, self.how, self.device = plan, how, _device(model)
-        self.dense = BlockwiseForward(model, plan.calib.split(how.batch_size) if how.epochs else (), self.products)
+        steps = plan.calib.split(how.batch_size) if how.epochs else ()
+        self.ranks, self.steps = pruner.ranks, len(steps)
+        mine = tuple(part for part in map(self.ranks.part, steps) if len(part))
+        self.dense = BlockwiseForward(model, mine, self.products)
         self.batches = _in_whole_steps(plan.batches, self.dense)
         self.targets: list[Tensor] = []
         if self.dense.batches:
@@ -110,7 +115,8 @@ class DenseTargets:
         if not trains:
             return
         start = time.perf_counter()
-        errors = fit_block(walk.blocks[index], layers, self._drifted(walk, index), self.targets, self.how)
+        forward, steps = self._drifted(walk, index), self.steps
+        errors = fit_block(walk.blocks[index], layers, forward, self.targets, self.how, self.ranks, steps)
         walk.run_block(index)
         self.log.reconstruction["errors"][f"{walk.prefix}.{index}"] = errors
         self.log.reconstruction["seconds"] += time.perf_counter() - start
@@ -121,7 +127,7 @@ class DenseTargets:
             return lambda step: walk.rehearse(index, step)
         axis, inputs = walk.calls.axis, []
         for hidden, batch in zip(walk.hidden, walk.batches, strict=True):
-            inputs += hidden.split(hidden.shape[axis] // len(batch) * self.how.batch_size, axis)
+            inputs += hidden.split(hidden.shape[axis] // len(batch) * len(self.dense.batches[0]), axis)
         return lambda step: self.dense.rehearse(index, step, inputs[step])
 
     def products(self) -> AbstractContextManager[Any]:
@@ -178,12 +184,17 @@ def fit_block(
     forward: Callable[[int], Tensor],
     targets: list[Tensor],
     how: Reconstruction,
+    ranks: Ranks = ALONE,
+    steps: int | None = None,
 ) -> list[float]:
     """Train a block in place; what is zero in `layers` stays zero, and other matrices stay as they are.
 
     targets: for each step what the block should give, (windows, length, d_model) in most families. forward: step ->
-    what it gives, in that shape. Returns the mean relative error of each epoch, measured before each step.
+    what it gives, in that shape. ranks: processes that train the block together, each on its part of each step, of
+    which the first ones may be all that it has; steps: their number, if it is not that of the targets.
+    Returns the mean relative error of each epoch, measured before each step.
     """
+    steps = len(targets) if steps is None else steps
     kept = _trainable(block, layers)
     masters = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in kept]
     rates = [how.lr * _size(master) for master in masters]
@@ -193,26 +204,31 @@ def fit_block(
         eps=1e-12,
         fused=True,
     )
-    generator, total, step, errors = torch.Generator().manual_seed(how.seed), how.epochs * len(targets), 0, []
-    tokens = sum(h[..., 0].numel() for h in targets)
+    generator, total, step, errors = torch.Generator().manual_seed(how.seed), how.epochs * steps, 0, []
+    tokens = sum(ranks.gather(sum(h[..., 0].numel() for h in targets)))
     with _learning(block, kept):
         for _ in range(how.epochs):
             error = 0.0
-            for batch in torch.randperm(len(targets), generator=generator).tolist():
+            for batch in torch.randperm(steps, generator=generator).tolist():
                 share = min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * share
-                loss = lost_energy(forward(batch), targets[batch])
-                loss.backward()
+                loss = masters[0].new_zeros(())
+                if batch < len(targets):
+                    loss = lost_energy(forward(batch), targets[batch])
+                    loss.backward()
                 for (parameter, keep), master in zip(kept.items(), masters, strict=True):
                     master.grad = None if parameter.grad is None else parameter.grad.to(master) * keep
                     parameter.grad = None
+                lost = _add_up(ranks, loss.detach(), masters)
                 optimizer.step()
                 with torch.no_grad():
                     for parameter, master in zip(kept, masters, strict=True):
                         parameter.copy_(master)
-                step, error = step + 1, error + float(loss.detach())
+                step, error = step + 1, error + lost
             errors.append(error / tokens)
+    for parameter in kept:
+        _take_over(ranks, parameter)
     torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was
     if not math.isfinite(sum(errors)):
         raise PruneError(f"{layers[0].name}: its block's reconstruction diverged: use a lower rate than {how.lr:g}")
@@ -225,6 +241,26 @@ def lost_energy(out: Tensor, target: Tensor) -> Tensor:
     out, target = out.to(wide), target.to(wide)
     energy = target.square().sum(-1).clamp_min(torch.finfo(wide).tiny)
     return ((out - target).square().sum(-1) / energy).sum()
+
+
+def _add_up(ranks: Ranks, loss: Tensor, masters: list[Tensor]) -> float:
+    """Have the gradients of a step be those of all ranks' windows, in place; returns the loss of all."""
+    if ranks.size == 1:
+        return float(loss)
+    mine = [torch.zeros_like(master) if master.grad is None else master.grad for master in masters]
+    sums = torch.cat([loss.to(mine[0]).view(1), *(gradient.flatten() for gradient in mine)])  # one message
+    ranks.add_up(sums)
+    parts = sums[1:].split([gradient.numel() for gradient in mine])
+    for master, part in zip(masters, parts, strict=True):
+        master.grad = part.view_as(master).to(master)
+    return float(sums[0])
+
+
+def _take_over(ranks: Ranks, parameter: Tensor) -> None:
+    """Have a parameter be that of rank 0, in place: other hardware may have rounded differently."""
+    value = parameter.detach().contiguous()
+    ranks.broadcast(value)
+    parameter.detach().copy_(value)
 
 
 def _trainable(block: nn.Module, layers: list[Layer]) -> dict[nn.Parameter, Tensor]:

@@ -141,7 +141,7 @@ class _Group:
         """How many experts' Gram matrices, (d_in, d_in) each, are kept at once."""
         size = torch.promote_types(X.dtype, torch.float32).itemsize
         count = max(1, _EXPERTS_GRAMS // (size * X.shape[-1] ** 2))
-        if not self.pruner.alone and count < sum(
+        if self.pruner.ranks.size > 1 and count < sum(
             self._alike(layer) for layer in self.todo
         ):  # which came first is another for each process
             raise PruneError("the Gram matrices of all experts do not fit at once: prune this model with one process")

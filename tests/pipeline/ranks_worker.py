@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import minprune as mp
-from minprune.pipeline.ranks import SharedPruner
+from minprune.pipeline.shared_pruner import SharedPruner
 from minprune.pipeline.staged import BlockPruner
 
 
