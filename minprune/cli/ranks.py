@@ -12,7 +12,7 @@ from minprune.errors import PeerError, PruneError
 from minprune.output.lock import lock
 from minprune.output.target import check_free
 
-SHARED = ("prune", "quantize")  # the commands that several processes can do together
+SHARED = ("prune", "shrink", "quantize", "sweep")  # the commands that several processes can do together
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 import argparse
 import math
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minprune.cli.common import (
     MODEL,
@@ -24,6 +25,9 @@ from minprune.cli.common import (
 )
 from minprune.cli.prune import TEST_WINDOWS, show_report
 from minprune.cli.samples import add_samples
+
+if TYPE_CHECKING:
+    from minprune.pipeline.ranks import Ranks
 
 DAMP = 0.01  # as in minprune.methods
 
@@ -88,6 +92,7 @@ def run(arguments: Namespace) -> None:
     from minprune.errors import PruneError
     from minprune.output.folder import OutputFolder, default_name
     from minprune.output.target import check_target
+    from minprune.pipeline.ranks import Ranks
     from minprune.structured.progress import started
     from minprune.structured.removals import REPAIRS, removals
 
@@ -98,18 +103,25 @@ def run(arguments: Namespace) -> None:
     check_target(target, arguments.model, arguments.calibration, arguments.test)
     output = OutputFolder(target, "shrink", arguments.overwrite, arguments.resume)
 
+    ranks = Ranks.current()
+
     def kept() -> str:
         return f"what is finished is kept in {output.partial}: continue with --resume" if started(output.work) else ""
 
-    with output.open(kept) as folder:
-        tokenizer, test = _shrink(arguments, plan, folder)
+    with ranks.until_failure(), output.open(kept) if ranks.first else nullcontext(output.partial) as folder:
+        tokenizer, test = _shrink(arguments, plan, folder, ranks)
+    if not ranks.first:
+        return
     if test is not None:
         add_samples(arguments, output.path, tokenizer, test)
     console().print(f"written to {target}", soft_wrap=True)
 
 
-def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
-    """The work of `run`, in the folder of an unfinished output. Returns tokenizer and test windows, if any."""
+def _shrink(arguments: Namespace, plan: list, folder: Path, ranks: "Ranks") -> tuple[Any, Any]:
+    """The work of `run`, in the folder of an unfinished output. Returns tokenizer and test windows, if any.
+
+    ranks: the processes that do it together, of which the first one measures and writes.
+    """
     from minprune.data.tokens import BUNDLED, fingerprint
     from minprune.evaluation.perplexity import perplexity
     from minprune.evaluation.protocol import windows_of
@@ -125,8 +137,10 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     from minprune.structured.repair import resolved
     from minprune.structured.shrink import RECONSTRUCTION, run_removals
 
+    ranks.gather(None)  # the folder is there
     before = read_record(arguments.model)
-    warn_of_grid(arguments.model)
+    if ranks.first:
+        warn_of_grid(arguments.model)
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.device)
     source = arguments.calibration or "wikipedia"
     calib = tokens_of(tokenizer, source, "train", arguments.samples, arguments.length, arguments.seed)
@@ -135,7 +149,7 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     protocol: dict[str, Any] = {}
     measured: dict[str, Any] = {}
     text = arguments.test or (source if source in BUNDLED else None)
-    if text and not arguments.no_test:
+    if text and not arguments.no_test and ranks.first:
         test, protocol = windows_of(tokenizer, text, "test", TEST_WINDOWS, max(arguments.length, 2))
     origin = {"model": arguments.model, "dtype": str(model.dtype).removeprefix("torch."), "device": arguments.device}
     origin |= {"command": repeating(arguments)}
@@ -143,8 +157,9 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     trial = Report("trial", "trial", {}, {"windows": 1, "length": 1})
     size = model.num_parameters()
     ahead = RunRecord.of(trial, **origin, parameters={"before": size, "after": size})
-    rehearse(folder, model, tokenizer, ahead, write_page, folder_of_model)
-    check_space(folder, model)
+    if ranks.first:
+        rehearse(folder, model, tokenizer, ahead, write_page, folder_of_model)
+        check_space(folder, model)
     if test is not None:
         say_on_terminal("measuring the dense model")
         measured = {"before": perplexity(model, test)}
@@ -161,8 +176,11 @@ def _shrink(arguments: Namespace, plan: list, folder: Path) -> tuple[Any, Any]:
     if arguments.repair == "reconstruct":  # else nothing is trained
         recipe["type of products"] = "bfloat16" if resolved(RECONSTRUCTION, model).bfloat16 else origin["dtype"]
     say_on_terminal(f"shrinking {arguments.model}")
+    ranks.check_alike(recipe)
     progress = Progress(folder / WORK, _plain(recipe))
-    report = run_removals(model, calib, plan, arguments.repair, progress=progress, damp=arguments.damp)
+    report = run_removals(model, calib, plan, arguments.repair, progress=progress, ranks=ranks, damp=arguments.damp)
+    if not ranks.first:
+        return tokenizer, test
     report.calibration |= told
     if test is not None:
         measured |= {"after": perplexity(model, test), "protocol": {"sha256": fingerprint(test), **protocol}}

@@ -1,6 +1,7 @@
 """`minprune sweep`."""
 
 from argparse import Namespace
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from minprune.cli.common import (
@@ -16,6 +17,7 @@ from minprune.cli.common import (
     table_of,
     whole,
 )
+from minprune.cli.ranks import is_first
 from minprune.errors import PruneError, decimal
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def run(arguments: Namespace) -> None:
     from minprune.sweep.sweep import keys_of
 
     keys_of(arguments.methods, arguments.patterns, arguments.seeds)  # mistakes show before the model is loaded
-    with lock(absolute(arguments.output)):
+    with lock(absolute(arguments.output)) if is_first() else nullcontext():
         _sweep(arguments)
 
 

@@ -29,9 +29,11 @@ from minprune.models.overlaps import check_apart
 from minprune.output.report import Report
 from minprune.patterns import Pattern
 from minprune.pipeline.layer_pruner import LayerPruner, RunLog
-from minprune.pipeline.plan import check_model, make_plan
-from minprune.pipeline.recipes import Recipe, resolve_recipe
+from minprune.pipeline.plan import PruningPlan, check_model, make_plan
+from minprune.pipeline.ranks import ALONE, Ranks
+from minprune.pipeline.recipes import Recipe, Reconstruction, resolve_recipe
 from minprune.pipeline.reconstruction import run_reconstructed
+from minprune.pipeline.shared_pruner import pruner_of, share
 from minprune.pipeline.staged import run_staged
 
 if TYPE_CHECKING:
@@ -117,8 +119,25 @@ def prune(
     start = time.perf_counter()
     chosen = resolve_recipe(recipe, calib, method, allocation, options, precision)
     plan = make_plan(model, calib, pattern, chosen, include, exclude, batch_size, precision)
-    log = RunLog(plan, layer_notes(model, plan.layers), progress)
-    pruner = LayerPruner(plan, log)
+    report = run_in_memory(model, plan, chosen.reconstruction, sequential, progress)
+    report.seconds["total"] = time.perf_counter() - start
+    return report
+
+
+@torch.no_grad()
+def run_in_memory(
+    model: "PreTrainedModel",
+    plan: PruningPlan,
+    reconstruction: Reconstruction | None = None,
+    sequential: bool = True,
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+) -> Report:
+    """Prune a model in place by a plan, each of several processes its own copy; see `prune` and `shared_pruner`."""
+    start = time.perf_counter()
+    plan = share(ranks, plan, reconstruction.batch_size if reconstruction else None)
+    log = RunLog(plan, layer_notes(model, plan.layers), progress and ranks.first)
+    pruner = pruner_of(ranks, plan, log)
     with log.bar, eager_experts(model, plan.layers):
         check_weights(model, plan.layers)
         check_apart(model, plan.layers)
@@ -130,9 +149,9 @@ def prune(
             if plan.calib is None:
                 for layer in plan.layers:
                     pruner.prune(layer, None)
-            elif chosen.reconstruction:
-                run_reconstructed(model, pruner, chosen.reconstruction, whole_block=not sequential)
-            elif len(plan.batches) == 1 and sequential:
+            elif reconstruction:
+                run_reconstructed(model, pruner, reconstruction, whole_block=not sequential)
+            elif len(plan.batches) == 1 and sequential and ranks.size == 1:
                 _one_pass(model, pruner)
             else:
                 run_staged(model, pruner, whole_block=not sequential)

@@ -62,10 +62,12 @@ class Ranks:
         return (sums / total).to(values.dtype)
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> None:
-        """Have a contiguous tensor be that of rank `src`, in place."""
+        """Have a tensor be that of rank `src`, in place."""
         if self.size > 1:
+            value = tensor.detach().contiguous()
             with peers():
-                dist.broadcast(tensor.view(torch.uint8), src=src)
+                dist.broadcast(value.view(torch.uint8), src=src)
+            tensor.detach().copy_(value)
 
     def gather(self, value: T) -> list[T]:
         """What each rank gives, by rank."""

@@ -228,7 +228,7 @@ def fit_block(
                 step, error = step + 1, error + lost
             errors.append(error / tokens)
     for parameter in kept:
-        _take_over(ranks, parameter)
+        ranks.broadcast(parameter)  # other hardware may have rounded differently
     torch.clear_autocast_cache()  # a caller's autocast may remember the block as it was
     if not math.isfinite(sum(errors)):
         raise PruneError(f"{layers[0].name}: its block's reconstruction diverged: use a lower rate than {how.lr:g}")
@@ -254,13 +254,6 @@ def _add_up(ranks: Ranks, loss: Tensor, masters: list[Tensor]) -> float:
     for master, part in zip(masters, parts, strict=True):
         master.grad = part.view_as(master).to(master)
     return float(sums[0])
-
-
-def _take_over(ranks: Ranks, parameter: Tensor) -> None:
-    """Have a parameter be that of rank 0, in place: other hardware may have rounded differently."""
-    value = parameter.detach().contiguous()
-    ranks.broadcast(value)
-    parameter.detach().copy_(value)
 
 
 def _trainable(block: nn.Module, layers: list[Layer]) -> dict[nn.Parameter, Tensor]:

@@ -9,6 +9,7 @@ Each rank sends its own windows through the blocks. For each group of layers tha
 Left out: a model that is itself split over the ranks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ def share(ranks: Ranks, plan: PruningPlan, step: int | None = None) -> PruningPl
     if ranks.size == 1 or plan.calib is None or not plan.batch_size:
         return plan
     mine = torch.cat([ranks.part(windows) for windows in plan.calib.split(step or len(plan.calib))])
-    at_once = max(1, plan.batch_size // ranks.size) if plan.from_memory else plan.batch_size
+    at_once = math.ceil(plan.batch_size / ranks.size) if plan.from_memory else plan.batch_size
     return replace(plan, batches=tuple(mine.split(at_once)) if len(mine) else ())
 
 

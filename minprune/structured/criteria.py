@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
+from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.structured.units import Units
 
 WAYS = ("element", "vector", "signed")
@@ -83,11 +84,13 @@ def group_of(unit: Units, values: dict[str, Tensor], width: int) -> Tensor:
 
 
 @torch.inference_mode(False)
-def gradients(model, calib: Tensor, layers: list[Layer]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gradients(
+    model, calib: Tensor, layers: list[Layer], ranks: Ranks = ALONE
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Of each layer's weight, (d_out, d_in) by name: the mean gradient of the loss over windows, the sum of squares.
 
     The loss of a window is the mean negative log-likelihood of its tokens. One window at a time, which is what makes
-    the squares those of windows. Gradients that were there before are gone.
+    the squares those of windows. Gradients that were there before are gone. ranks: the processes that share calib.
     """
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     if calib.shape[1] < 2:
@@ -100,7 +103,9 @@ def gradients(model, calib: Tensor, layers: list[Layer]) -> tuple[dict[str, Tens
             parameter.grad = None
             parameter.requires_grad_(parameter in wanted)
         with torch.enable_grad():
-            for window in calib.to(model.device).clone():  # one made in inference mode cannot be learnt from
+            for window in (
+                ranks.part(calib).to(model.device).clone()
+            ):  # one made in inference mode cannot be learnt from
                 logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
                 cross_entropy(logits.float(), window[1:]).backward()
                 for layer in layers:
@@ -114,4 +119,5 @@ def gradients(model, calib: Tensor, layers: list[Layer]) -> tuple[dict[str, Tens
         for parameter, before in required.items():
             parameter.requires_grad_(before)
             parameter.grad = None
+    ranks.add_up(*sums.values(), *squares.values())
     return sums, squares

@@ -33,11 +33,12 @@ from minprune.methods.damping import damped_cholesky
 from minprune.models.checks import check_weights
 from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, backbone, decoder_blocks
+from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.selection import refuse_nan
 from minprune.statistics import Statistics
 from minprune.structured.criteria import gradients
 from minprune.structured.cut import Cut, become, built
-from minprune.structured.units import heads, layers_by_block
+from minprune.structured.units import before_cuts, heads, layers_by_block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,43 +48,45 @@ DEPTH_SCORES = ("influence", "attention", "angle", "taylor", "loss", "greedy")
 
 
 @torch.no_grad()
-def choose_blocks(model: "PreTrainedModel", calib: Tensor, gone: int, how: str) -> list[int]:
-    """The indices of the blocks that stay when `gone` of them go, chosen on calib (windows, length) int64."""
+def choose_blocks(model: "PreTrainedModel", calib: Tensor, gone: int, how: str, ranks: Ranks = ALONE) -> list[int]:
+    """The indices of the blocks that stay when `gone` of them go. calib (windows, length), shared by the ranks."""
     if how not in DEPTH_SCORES:
         raise PruneError(f"unknown way to choose blocks, {how!r}: choose one of {', '.join(DEPTH_SCORES)}")
     depth = len(decoder_blocks(model)[1])
     if how == "greedy":
-        return _greedy(model, calib, gone)
+        return _greedy(model, calib, gone, ranks)
     if how == "angle":
-        streams = stream_of(model, calib)
+        mine = ranks.part(calib)
+        streams = stream_of(model, mine)
         angles = [angular_distance(streams[i], streams[i + gone]) for i in range(depth - gone + 1)]
-        first = int(refuse_nan(torch.tensor(angles, dtype=torch.float32)).argmin())
+        first = int(refuse_nan(ranks.mean(torch.tensor(angles, dtype=torch.float32), len(mine))).argmin())
         lost = set(range(first, first + gone))
     else:
-        lost = set(refuse_nan(block_scores(model, calib, how)).argsort(stable=True)[:gone].tolist())
+        lost = set(refuse_nan(block_scores(model, calib, how, ranks)).argsort(stable=True)[:gone].tolist())
     return [block for block in range(depth) if block not in lost]
 
 
 @torch.no_grad()
-def block_scores(model: "PreTrainedModel", calib: Tensor, how: str) -> Tensor:
+def block_scores(model: "PreTrainedModel", calib: Tensor, how: str, ranks: Ranks = ALONE) -> Tensor:
     """How much each block seems to be worth by itself, (blocks,): "influence", "attention", "taylor" or "loss"."""
     depth = len(decoder_blocks(model)[1])
     if how == "loss":
-        losses = _losses_without(model, calib, {block: {block} for block in range(depth)})
+        losses = _losses_without(model, calib, {block: {block} for block in range(depth)}, ranks)
         return torch.tensor([losses.get(block, math.inf) for block in range(depth)], dtype=torch.float64)
     if how == "taylor":
         layers = layers_by_block(model)
-        found, _ = gradients(model, calib, [layer for block in layers for layer in block])
+        found, _ = gradients(model, calib, [layer for block in layers for layer in block], ranks)
         return torch.stack(
             [torch.stack([(x.weight * found[x.name]).abs().sum() for x in block]).sum() for block in layers]
         )
-    streams = stream_of(model, calib)
+    mine = ranks.part(calib)
+    streams = stream_of(model, mine)
     if how == "attention":
-        after = [h + out for h, out in zip(streams, attention_outputs(model, calib), strict=False)]
+        after = [h + out for h, out in zip(streams, attention_outputs(model, mine), strict=False)]
     else:
         after = streams[1:]
     influences = [block_influence(h, out) for h, out in zip(streams, after, strict=False)]
-    return torch.tensor(influences, dtype=torch.float32)
+    return ranks.mean(torch.tensor(influences, dtype=torch.float32), len(mine))
 
 
 def attention_outputs(model: "PreTrainedModel", calib: Tensor) -> list[Tensor]:
@@ -149,12 +152,12 @@ def without(model: "PreTrainedModel", gone: set[int]) -> Iterator[None]:
         torch.clear_autocast_cache()  # a caller's would hold the smaller model's weights for as long as it is open
 
 
-def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int) -> list[int]:
+def _greedy(model: "PreTrainedModel", calib: Tensor, gone: int, ranks: Ranks) -> list[int]:
     depth = len(decoder_blocks(model)[1])
     left = list(range(depth))
     for _ in range(gone):
         gone_already = set(range(depth)) - set(left)
-        losses = _losses_without(model, calib, {block: gone_already | {block} for block in left})
+        losses = _losses_without(model, calib, {block: gone_already | {block} for block in left}, ranks)
         left.remove(min(losses, key=losses.__getitem__))
     return left
 
@@ -186,25 +189,26 @@ def _enter(h: Tensor, _: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
     return ((h.clone(), *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": h.clone()})
 
 
-def _losses_without(model: "PreTrainedModel", calib: Tensor, sets: dict[int, set[int]]) -> dict[int, float]:
+def _losses_without(model, calib: Tensor, sets: dict[int, set[int]], ranks: Ranks) -> dict[int, float]:
     """The loss without each of these sets of blocks, by its key; those without which there is no model are left out.
 
     Raises `PruneError` if none can go.
     """
-    found, refused = {}, None
+    found, refused, mine = {}, None, ranks.part(calib)
     for key, gone in sets.items():
         try:
             with without(model, gone):
-                found[key] = math.log(perplexity(model, calib))
+                found[key] = math.log(perplexity(model, mine))
         except PruneError as error:
             refused = error
     if refused and not found:
         raise refused
-    return found
+    means = ranks.mean(torch.tensor(list(found.values()), dtype=torch.float64), len(mine))
+    return dict(zip(found, means.tolist(), strict=True))
 
 
 @torch.no_grad()
-def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: float) -> list[int]:
+def repair_cuts(model, calib: Tensor, kept: list[int], damp: float, ranks: Ranks = ALONE) -> list[int]:
     """Refit the last matrix of each block that others used to follow, from the first cut to the last, in place.
 
     Whatever a block does to this matrix's output before it adds it to the stream (a norm, a number) counts as a factor,
@@ -212,19 +216,20 @@ def repair_cuts(model: "PreTrainedModel", calib: Tensor, kept: list[int], damp: 
     a cut that stay as they were. Raises `PruneError` before anything changes if what is written would be lost.
     """
     gone = set(range(len(decoder_blocks(model)[1]))) - set(kept)
-    cuts = _before_cuts(model, kept)
+    cuts = before_cuts(model, kept)
     check_weights(model, [layer for _, _, layer in cuts if layer is not None])
-    targets, left = stream_of(model, calib), []
+    calib, left = ranks.part(calib), []
+    targets = stream_of(model, calib)
     for place, behind, layer in cuts:
-        if layer is None or not _refit_before(model, calib, gone, place, targets[behind], damp):
+        if layer is None or not _refit_before(model, calib, gone, place, targets[behind], damp, ranks):
             left.append(kept[place])
     return left
 
 
-def _refit_before(model, calib: Tensor, gone: set[int], place: int, target: Tensor, damp: float) -> bool:
+def _refit_before(model, calib: Tensor, gone: set[int], place: int, target: Tensor, damp: float, ranks: Ranks) -> bool:
     """Refit the last matrix of the block at this place of those that stay; False if it does better as it is.
 
-    target: the dense stream behind the cut.
+    calib: this rank's windows; target: the dense stream behind the cut, of these.
     """
     with without(model, gone):
         layer = layers_by_block(model)[place][-1]  # its weight is that of the larger model
@@ -233,14 +238,20 @@ def _refit_before(model, calib: Tensor, gone: set[int], place: int, target: Tens
         if stream.numel() != Z[..., 0].numel() * len(before):  # of several streams
             return False
         lack = target - stream
-        moved = _pass_to(model, calib[:1], layer, place, lack[:1])[1] - stream[:1]
-        factor = float((moved.double() * lack[:1].double()).sum() / lack[:1].double().square().sum())
+
+        def measured() -> float:
+            moved = _pass_to(model, calib[:1], layer, place, lack[:1])[1] - stream[:1]
+            return float((moved.double() * lack[:1].double()).sum() / lack[:1].double().square().sum())
+
+        factor = ranks.of_first(measured)
         if not factor > 0:
             return False
         goal = target if abs(factor - 1) < _ROUNDED else stream + lack / factor
-        refit(layer.weight, Z, goal, stream, damp)
+        refit(layer.weight, Z, goal, stream, damp, ranks)
         after = _pass_to(model, calib, layer, place)[1]
-        if (after - target).double().norm() < lack.double().norm():
+        errors = torch.stack([part.double().square().sum() for part in (after - target, lack)])
+        ranks.add_up(errors)
+        if errors[0] < errors[1]:
             return True
         layer.weight.copy_(before)
         torch.clear_autocast_cache()
@@ -266,33 +277,18 @@ def _pass_to(
 
 
 @exact_arithmetic()
-def refit(W: Tensor, Z: Tensor, target: Tensor, stream: Tensor, damp: float) -> None:
+def refit(W: Tensor, Z: Tensor, target: Tensor, stream: Tensor, damp: float, ranks: Ranks = ALONE) -> None:
     """W (d_model, d_in), which reads Z (..., d_in), learns to add what the stream (..., d_model) lacks, in place."""
     dtype = torch.promote_types(Z.dtype, torch.float32)
     R = target.to(dtype) - stream.to(dtype)
     Z = Z.reshape(-1, Z.shape[-1])  # (tokens, d_in)
     gram = Statistics(Z.shape[1], dtype=dtype, device=Z.device).update(Z).gram
+    cross = Z.to(dtype).T @ R.reshape(len(Z), -1)  # (d_in, d_model)
+    ranks.add_up(gram, cross)
     L, _, _ = damped_cholesky(gram, damp)
-    W.add_(torch.cholesky_solve(Z.to(dtype).T @ R.reshape(len(Z), -1), L).T.to(W.dtype))
+    W.add_(torch.cholesky_solve(cross, L).T.to(W.dtype))
+    ranks.broadcast(W)  # other hardware may have rounded differently
     torch.clear_autocast_cache()  # a caller's autocast may remember the weight as it was
-
-
-def _before_cuts(model: "PreTrainedModel", kept: list[int]) -> list[tuple[int, int, Layer | None]]:
-    """For each cut the place in `kept` of the block before it, the index of the block behind it, and what to refit."""
-    following = [*kept[1:], len(decoder_blocks(model)[1])]
-    return [
-        (place, behind, _last_matrix(model, block))
-        for place, (block, behind) in enumerate(zip(kept, following, strict=True))
-        if behind != block + 1
-    ]
-
-
-def _last_matrix(model: "PreTrainedModel", block: int) -> Layer | None:
-    """The matrix whose output ends in the stream, no other of the block being behind it; None if it is shared."""
-    layer = layers_by_block(model)[block][-1]
-    width = model.config.get_text_config().hidden_size
-    alone = layer.expert_index is None and not layer.aliases
-    return layer if alone and layer.weight.shape[0] == width else None
 
 
 def _tensor(out) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, normalize
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.models.layers import decoder_blocks
+from minprune.pipeline.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,9 +28,14 @@ BALANCES = (0.1, 0.3, 1.0, 3.0, 10.0)  # t, with C and F of trace one
 
 
 @exact_arithmetic()
-def output_axes(model: "PreTrainedModel", calib: Tensor, kept: int) -> Tensor:
-    """The basis (d_model, kept), float64, without the axes that matter least to the loss."""
-    return keep_axes(*stream_moments(model, calib), kept)
+def output_axes(model: "PreTrainedModel", calib: Tensor, kept: int, ranks: Ranks = ALONE) -> Tensor:
+    """The basis (d_model, kept), float64, without the axes that matter least to the loss.
+
+    ranks: the processes that share the windows; each draws labels of its own, so their number makes a difference.
+    """
+    C, F = stream_moments(model, ranks.part(calib), seed=ranks.rank)
+    ranks.add_up(C, F)
+    return keep_axes(C, F, kept)
 
 
 def keep_axes(C: Tensor, F: Tensor, kept: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from minprune.models.layers import Layer, decoder_blocks
 from minprune.pipeline.precision import multiplies_bfloat16, narrow_products
+from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.pipeline.reconstruction import (
     Reconstruction,
     check_trainable,
@@ -47,14 +48,16 @@ def reconstruct(
     basis: Tensor | None = None,
     done: Mapping[str, list[float]] | None = None,
     after: After | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict:
     """Train the blocks of `model` in place, one after the other, on calib (windows, length).
 
     kept: which blocks of `dense` they were. basis (d_model, smaller d_model): in what the stream of the model is
     expressed, None if it is the dense one's. done: the errors of blocks that are trained already; after: called with
-    index and errors of each other one. Returns the settings, seconds, and for each block the relative error of its
-    output before and after, on windows that it was not trained on if there are two steps of them or more; they are the
-    same for a block that training did not help, which stays as it was.
+    index and errors of each other one. ranks: the processes that share the windows of each step. Returns the settings,
+    seconds, and for each block the relative error of its output before and after, on windows that it was not trained on
+    if there are two steps of them or more; they are the same for a block that training did not help, which stays as it
+    was.
     Raises `PruneError` if no gradient comes through this family's blocks.
     """
     start = time.perf_counter()
@@ -64,9 +67,11 @@ def reconstruct(
     def products():
         return narrow_products(model.device.type, bool(how.bfloat16))
 
-    batches = calib.to(model.device).split(how.batch_size)
+    steps = calib.to(model.device).split(how.batch_size)
+    batches = tuple(part for part in map(ranks.part, steps) if len(part))
     walks = BlockwiseForward(dense, batches, products), BlockwiseForward(model, batches, products)
-    check_trainable(model, walks[1])
+    if batches:
+        check_trainable(model, walks[1])
     prefix, blocks = decoder_blocks(model)
     layers, seen = layers_by_block(model), 0
     errors: dict[str, list[float]] = dict(done)
@@ -79,9 +84,10 @@ def reconstruct(
         if f"{prefix}.{place}" not in done:
             targets = targets if basis is None else [target @ basis.to(target) for target in targets]
             forward = partial(walks[1].rehearse, place)
-            errors[f"{prefix}.{place}"] = fit_or_leave(blocks[place], layers[place], forward, targets, how)
+            found = fit_or_leave(blocks[place], layers[place], forward, targets, how, ranks, len(steps))
+            errors[f"{prefix}.{place}"] = found
             if after:
-                after(place, errors[f"{prefix}.{place}"])
+                after(place, found)
         walks[1].run_block(place)
     return {**asdict(how), "seconds": time.perf_counter() - start, "errors": errors}
 
@@ -93,18 +99,25 @@ def resolved(how: Reconstruction, model: "PreTrainedModel") -> Reconstruction:
 
 
 def fit_or_leave(
-    block: nn.Module, layers: list[Layer], forward: Callable[[int], Tensor], targets: list[Tensor], how: Reconstruction
+    block: nn.Module,
+    layers: list[Layer],
+    forward: Callable[[int], Tensor],
+    targets: list[Tensor],
+    how: Reconstruction,
+    ranks: Ranks = ALONE,
+    steps: int | None = None,
 ) -> list[float]:
     """Train a block in place, or leave it as it was; its relative error before and after, as `reconstruct` says.
 
-    forward, targets: as in `fit_block`, which they are for; the last steps judge and are not trained on.
+    All but block and layers is as in `fit_block`, which it is for; the last steps judge and are not trained on.
     """
-    judges = range(len(targets) - max(1, len(targets) // _JUDGES), len(targets)) if len(targets) > 1 else range(1)
-    trained = targets[: judges.start] or targets
+    steps = len(targets) if steps is None else steps
+    judges = range(steps - max(1, steps // _JUDGES), steps) if steps > 1 else range(1)
+    trained = judges.start or steps
     before = {name: value.clone() for name, value in block.state_dict().items()}
-    first = _error(forward, targets, judges)
-    fit_block(block, layers, forward, trained, how)
-    last = _error(forward, targets, judges)
+    first = _error(forward, targets, judges, ranks)
+    fit_block(block, layers, forward, targets[:trained], how, ranks, trained)
+    last = _error(forward, targets, judges, ranks)
     if last < first:
         return [first, last]
     block.load_state_dict(before)
@@ -112,7 +125,9 @@ def fit_or_leave(
     return [first, first]
 
 
-def _error(forward: Callable[[int], Tensor], targets: list[Tensor], steps: range) -> float:
-    """The mean relative error of a token over these steps."""
-    lost = sum(float(lost_energy(forward(step), targets[step])) for step in steps)
-    return lost / sum(targets[step][..., 0].numel() for step in steps)
+def _error(forward: Callable[[int], Tensor], targets: list[Tensor], steps: range, ranks: Ranks) -> float:
+    """The mean relative error of a token over these steps, of which the first may be all that this rank has."""
+    mine = [step for step in steps if step < len(targets)]
+    lost = sum(float(lost_energy(forward(step), targets[step])) for step in mine)
+    found = ranks.gather((lost, sum(targets[step][..., 0].numel() for step in mine)))
+    return sum(lost for lost, _ in found) / sum(tokens for _, tokens in found)

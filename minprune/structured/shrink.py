@@ -26,6 +26,7 @@ from minprune.models.dtypes import check_dtypes
 from minprune.models.layers import block_layers, check_windows, decoder_blocks
 from minprune.output.report import Report
 from minprune.pipeline.plan import check_model
+from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.pipeline.reconstruction import Reconstruction
 from minprune.structured.cut import Cut, apply_cut, check_cut, empty_model, former_name
 from minprune.structured.depth import changed_by_number, choose_blocks, repair_cuts
@@ -111,16 +112,20 @@ def run_removals(
     repair: str,
     reconstruction: Reconstruction = RECONSTRUCTION,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> Report:
     """The removals of a plan, in place, and the training of blocks at the end; see `shrink`.
 
-    progress: what an earlier run has finished, and where it is noted what this one has.
+    progress: what an earlier run has finished, and where it is noted what this one has. ranks: the processes that do
+    this together, each with a copy of the model and a part of the windows.
     """
     check_options(options)
     check_plan(model, calib, plan, repair)
     if repair == "reconstruct" and calib is None:
         raise PruneError("blocks are reconstructed on calibration tokens: pass calib")
+    if calib is not None and len(calib) < ranks.size:
+        raise PruneError(f"{len(calib)} windows are too few for {ranks.size} processes: each needs one")
     start, zeros = time.perf_counter(), _zeros(model)
     modes = {name: module.training for name, module in model.named_modules()}
     dense = copy.deepcopy(model) if repair == "reconstruct" else None
@@ -129,12 +134,14 @@ def run_removals(
     if progress and progress.removed:
         progress.restore(model)
         kept, basis, reports, finished = progress.kept, progress.basis, list(progress.reports), progress.removed
+    ranks.gather(None)  # all have read what is there before the first goes on to write
+    writes = progress if ranks.first else None
     for one, chosen in plan[finished:]:
-        report, left, axes = remove_one(model, calib, one, chosen, repair, **options)
+        report, left, axes = remove_one(model, calib, one, chosen, repair, ranks, **options)
         kept, basis = left or kept, axes if axes is not None else basis
         reports.append(report)
-        if progress:
-            progress.after_removal(model, kept, basis, report)
+        if writes:
+            writes.after_removal(model, kept, basis, report)
     report = merged(reports, plan)
     if (remain := _zeros(model)) < zeros - _FEW:
         report.notes.append(
@@ -142,13 +149,14 @@ def run_removals(
             "have no zeros, so prune last"
         )
     if dense is not None and calib is not None:
-        note = partial(progress.after_block, model) if progress else None
+        note = partial(writes.after_block, model) if writes else None
         done = progress.errors if progress else {}
         with evaluating(model), evaluating(dense):
-            report.reconstruction = reconstruct(model, dense, calib, kept, reconstruction, basis, done, note)
+            report.reconstruction = reconstruct(model, dense, calib, kept, reconstruction, basis, done, note, ranks)
     prefix = decoder_blocks(model)[0]
     for name, module in model.named_modules():  # they are others than before
         module.training = modes.get(former_name(name, prefix, kept), model.training)
+    report.notes += [f"by {ranks.size} processes"] if ranks.size > 1 else []
     report.seconds["total"] = time.perf_counter() - start
     return report
 
@@ -206,21 +214,27 @@ def check_plan(model: "PreTrainedModel", calib: Tensor | None, plan: list[tuple[
 
 
 def remove_one(
-    model: "PreTrainedModel", calib: Tensor | None, one: Removal, how: str, repair: str, **options: Any
+    model: "PreTrainedModel",
+    calib: Tensor | None,
+    one: Removal,
+    how: str,
+    repair: str,
+    ranks: Ranks = ALONE,
+    **options: Any,
 ) -> tuple[Report, list[int] | None, Tensor | None]:
     """Make one removal in place. Returns its report, which blocks stayed if it was of blocks, and the new basis if not.
 
-    repair: as for `shrink`; "reconstruct" is "refit" here.
+    repair: as for `shrink`; "reconstruct" is "refit" here. ranks: as for `run_removals`.
     """
     repair = "refit" if repair == "reconstruct" else repair
     if one.what == "blocks" and calib is not None:
-        report, kept = _remove_blocks(model, calib, one, how, repair, options.get("damp", 0.01))
+        report, kept = _remove_blocks(model, calib, one, how, repair, options.get("damp", 0.01), ranks)
         return report, kept, None
     if one.what == "hidden" and calib is not None:
-        report, basis = _remove_channels(model, calib, one, how)
+        report, basis = _remove_channels(model, calib, one, how, ranks)
         return report, None, basis
     width = Width(model, one.what, one.of)
-    report = width.prune(model, calib, how, repair, **options)
+    report = width.prune(model, calib, how, repair, ranks, **options)
     apply_cut(model, width.cut())
     report.pattern = str(one)
     return report, None, None
@@ -239,14 +253,16 @@ def merged(reports: list[Report], plan: list[tuple[Removal, str]]) -> Report:
     return found
 
 
-def _remove_blocks(model, calib: Tensor, one: Removal, how: str, repair: str, damp: float) -> tuple[Report, list[int]]:
+def _remove_blocks(
+    model, calib: Tensor, one: Removal, how: str, repair: str, damp: float, ranks: Ranks
+) -> tuple[Report, list[int]]:
     depth = len(decoder_blocks(model)[1])
     gone = one.of(depth)
     with evaluating(model):
-        kept = choose_blocks(model, calib, gone, how)
+        kept = choose_blocks(model, calib, gone, how, ranks)
         check_cut(model, Cut(blocks=kept))
         others = changed_by_number(model, calib[:1, :64], kept)
-        left = repair_cuts(model, calib, kept, damp) if repair == "refit" else []
+        left = repair_cuts(model, calib, kept, damp, ranks) if repair == "refit" else []
     apply_cut(model, Cut(blocks=kept))
     notes = [f"blocks {', '.join(str(block) for block in range(depth) if block not in kept)} of {depth} removed"]
     if others:
@@ -261,11 +277,11 @@ def _remove_blocks(model, calib: Tensor, one: Removal, how: str, repair: str, da
     return Report(how, f"blocks:{gone}", {}, _describe(calib), notes=notes), kept
 
 
-def _remove_channels(model, calib: Tensor, one: Removal, how: str) -> tuple[Report, Tensor]:
+def _remove_channels(model, calib: Tensor, one: Removal, how: str, ranks: Ranks) -> tuple[Report, Tensor]:
     width = model.config.get_text_config().hidden_size
     before = model.num_parameters()
     with evaluating(model):
-        basis = slice_stream(model, calib, width - one.of(width), how)
+        basis = slice_stream(model, calib, width - one.of(width), how, ranks)
     note = (
         f"{width - basis.shape[1]} of {width} channels removed, and {1 - model.num_parameters() / before:.1%} of the "
     )

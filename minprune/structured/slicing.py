@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.models.layers import Layer, block_layers, decoder_blocks, is_tied
+from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.structured.cut import Cut, become, built, check_same
 from minprune.structured.depth import stream_of
 from minprune.structured.output_aware import output_axes
@@ -40,9 +41,10 @@ WAYS = ("slicegpt", "channels", "outputs")
 
 
 @torch.no_grad()
-def slice_stream(model: "PreTrainedModel", calib: Tensor, kept: int, how: str) -> Tensor:
+def slice_stream(model: "PreTrainedModel", calib: Tensor, kept: int, how: str, ranks: Ranks = ALONE) -> Tensor:
     """Leave so many channels of the stream, in place; returns the basis (d_model, kept) that they are.
 
+    ranks: the processes that share the windows, here and below.
     Raises `PruneError`, before anything changes, if the smaller model would not compute what the larger one does with
     its stream projected on the basis: its family does something else with the stream than norms and matrices.
     """
@@ -50,9 +52,10 @@ def slice_stream(model: "PreTrainedModel", calib: Tensor, kept: int, how: str) -
         raise PruneError(f"unknown way to choose channels, {how!r}: choose one of {', '.join(WAYS)}")
     parts_of_stream(model)
     if how == "slicegpt":
-        Q = principal_axes(model, calib)[:, :kept]
+        Q = principal_axes(model, calib, ranks)[:, :kept]
     else:
-        Q = (loud_channels if how == "channels" else output_axes)(model, calib, kept)
+        Q = (loud_channels if how == "channels" else output_axes)(model, calib, kept, ranks)
+    ranks.broadcast(Q)  # other hardware may have rounded differently
     smaller = built(model, rotated(model, Q))
     with projected(model, Q):
         check_sliced(model, smaller, calib)
@@ -85,27 +88,29 @@ def projected(model: "PreTrainedModel", Q: Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 @exact_arithmetic()
-def principal_axes(model: "PreTrainedModel", calib: Tensor) -> Tensor:
+def principal_axes(model: "PreTrainedModel", calib: Tensor, ranks: Ranks = ALONE) -> Tensor:
     """Q (d_model, d_model), float64: the axes of the stream by falling variance, over all sites and tokens.
 
     Each token counts with length one, as the norms make it: the few loud ones would decide everything otherwise.
     """
     d = model.config.get_text_config().hidden_size
     C = torch.zeros(d, d, dtype=torch.float64, device=model.device)
-    for h in stream_of(model, calib):
+    for h in stream_of(model, ranks.part(calib)):
         unit = nn.functional.normalize(h.flatten(0, -2).double(), dim=-1)  # (tokens, d_model)
         C += unit.T @ unit
+    ranks.add_up(C)
     return torch.linalg.eigh(C).eigenvectors.flip(1)
 
 
 @torch.no_grad()
 @exact_arithmetic()
-def loud_channels(model: "PreTrainedModel", calib: Tensor, kept: int) -> Tensor:
+def loud_channels(model: "PreTrainedModel", calib: Tensor, kept: int, ranks: Ranks = ALONE) -> Tensor:
     """The basis (d_model, kept), zeros and ones, of the channels with the largest share of the normalised stream."""
     d = model.config.get_text_config().hidden_size
     energy = torch.zeros(d, dtype=torch.float64, device=model.device)
-    for h in stream_of(model, calib):
+    for h in stream_of(model, ranks.part(calib)):
         energy += nn.functional.normalize(h.flatten(0, -2).double(), dim=-1).square().sum(0)
+    ranks.add_up(energy)
     chosen = energy.argsort(descending=True, stable=True)[:kept].sort().values
     return torch.eye(len(energy), dtype=torch.float64, device=energy.device)[:, chosen]
 

@@ -131,3 +131,21 @@ def _groups_of(shape: Heads) -> Rows:
         return (groups[:, None] * shape.width + torch.arange(shape.width, device=kept.device)).view(-1)
 
     return rows
+
+
+def before_cuts(model: "PreTrainedModel", kept: list[int]) -> list[tuple[int, int, Layer | None]]:
+    """For each cut the place in `kept` of the block before it, the index of the block behind it, and what to refit."""
+    following = [*kept[1:], len(decoder_blocks(model)[1])]
+    return [
+        (place, behind, _last_matrix(model, block))
+        for place, (block, behind) in enumerate(zip(kept, following, strict=True))
+        if behind != block + 1
+    ]
+
+
+def _last_matrix(model: "PreTrainedModel", block: int) -> Layer | None:
+    """The matrix whose output ends in the stream, no other of the block being behind it; None if it is shared."""
+    layer = layers_by_block(model)[block][-1]
+    width = model.config.get_text_config().hidden_size
+    alone = layer.expert_index is None and not layer.aliases
+    return layer if alone and layer.weight.shape[0] == width else None

@@ -21,7 +21,10 @@ from minprune.models.hooks import input_of
 from minprune.models.layers import is_conv1d
 from minprune.output.report import Report
 from minprune.patterns import Lines
-from minprune.pipeline.prune import prune
+from minprune.pipeline.plan import make_plan
+from minprune.pipeline.prune import run_in_memory
+from minprune.pipeline.ranks import ALONE, Ranks
+from minprune.pipeline.recipes import resolve_recipe
 from minprune.structured import criteria
 from minprune.structured.criteria import gradients, group_of
 from minprune.structured.cut import Cut, built, check_same
@@ -74,17 +77,37 @@ class Width:
                 shown.enter_context(_silenced(unit.reader.module, silent.to(model.device)))
             check_same(model, smaller, window, "does something else with its units than to add up what each says")
 
-    def prune(self, model: "PreTrainedModel", calib: Tensor | None, how: str, repair: str, **options: Any) -> Report:
-        """Make the inputs zero, chosen by one of `CRITERIA`. repair: "none", "bias" or "refit" of what stays."""
+    def prune(
+        self,
+        model: "PreTrainedModel",
+        calib: Tensor | None,
+        how: str,
+        repair: str,
+        ranks: Ranks = ALONE,
+        *,
+        batch_size: int | None = None,
+        sequential: bool = True,
+        precision: str = "auto",
+        progress: bool = False,
+        **options: Any,
+    ) -> Report:
+        """Make the inputs zero, chosen by one of `CRITERIA`. repair: "none", "bias" or "refit" of what stays.
+
+        ranks: the processes that share the windows. The rest is as for `minprune.prune`.
+        """
         self.biases: dict[str, Tensor] = {}
         names = [unit.reader.name for unit in self.units]
         if how == "obs" and repair == "refit":
             method: str | Method = "obs"
         else:
-            scores = _scores_by_gradient(model, calib, self.units, how, self.pattern.width)
+            scores = _scores_by_gradient(model, calib, self.units, how, self.pattern.width, ranks)
             method = Method(_choosing(how, scores, repair, self._note_bias), "nothing" if calib is None else "gram")
-        report = prune(model, calib, method, self.pattern, include=names, **options)
+        chosen = resolve_recipe(None, calib, method, None, options, precision)
+        plan = make_plan(model, calib, self.pattern, chosen, names, (), batch_size, precision)
+        report = run_in_memory(model, plan, None, sequential, progress, ranks)
         report.method = how
+        for biases in ranks.gather(self.biases):  # each is known where its layer was pruned
+            self.biases |= biases
         return report
 
     def cut(self) -> Cut:
@@ -167,12 +190,14 @@ def _choosing(how: str, scores: dict[int, Tensor], repair: str, note_bias: Calla
     return by_score
 
 
-def _scores_by_gradient(model, calib: Tensor | None, units: list[Units], how: str, width: int) -> dict[int, Tensor]:
+def _scores_by_gradient(
+    model, calib: Tensor | None, units: list[Units], how: str, width: int, ranks: Ranks
+) -> dict[int, Tensor]:
     """For a criterion that asks the loss: the score of each input of each reader, by the address of its weight."""
     if how not in ("taylor", "fisher") or calib is None:
         return {}
     layers = [layer for unit in units for layer in (unit.reader, *(maker for maker, _ in unit.makers))]
-    first, squares = gradients(model, calib, layers)
+    first, squares = gradients(model, calib, layers, ranks)
     weights = {layer.name: layer.weight.float() for layer in layers}
     found = {}
     for unit in units:

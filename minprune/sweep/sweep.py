@@ -11,6 +11,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,7 @@ from minprune.output.lock import absolute, lock
 from minprune.output.report import versions
 from minprune.patterns import pattern as read_pattern
 from minprune.pipeline.prune import prune
+from minprune.pipeline.ranks import Ranks
 from minprune.pipeline.recipes import RECIPES
 from minprune.sweep.results import DENSE, RunKey, continue_runs, key_of
 
@@ -66,6 +68,9 @@ def sweep(
     that needs no data runs once, with seed None. Seeds come outermost, then patterns, so that a sweep that is stopped
     early has compared all methods.
 
+    Where `torch.distributed` is initialised, as by `torchrun -m minprune sweep`, all of its processes call this with
+    the same arguments, each makes runs of its own, and the first one writes them.
+
     model: left as it came. name: what the file calls it. calibration and texts: see `load_tokens`; the train split
     of the first and the test splits of the others, test_samples windows each; all windows have `length` tokens.
     batch_size: see `prune`. Each run is logged. A run that fails is logged, is not in the file, and comes
@@ -90,7 +95,9 @@ def sweep(
         "weights": _hash(model),
     }
     calibrate = cache(lambda seed: load_tokens(tokenizer, calibration, "train", samples, length, seed))
-    with lock(path):
+    ranks = Ranks.current()
+
+    def runs_of_file() -> dict[RunKey, dict]:
         found = {key_of(run): run for run in continue_runs(path, protocol)}
         for run in found.values():  # the name of a file does not say what is in it
             drawn = run.get("calibration_sha256")
@@ -99,20 +106,34 @@ def sweep(
                     f"{path} was made with other calibration windows of seed {run['seed']}, so {calibration} has "
                     "changed: choose another output"
                 )
+        return found
+
+    with ranks.until_failure(), lock(path) if ranks.first else nullcontext():
+        ranks.check_alike({**protocol, "cells": cells})
+        found = ranks.of_first(runs_of_file)
         missing = [cell for cell in cells if cell not in found]
         metadata = {"protocol": protocol, "measured": {text: how for text, (_, how) in cut.items()}}
         lab = _SweepRunner(model, tests, metadata, batch_size)
-        for number, cell in enumerate(missing, 1):
+
+        def run_or_reason(cell: RunKey) -> dict[str, Any]:
             try:
                 calib = None if cell.seed is None else calibrate(cell.seed)
-                found[cell] = lab.run(cell, calib, found.get(RunKey(DENSE, "", None)))
+                return lab.run(cell, calib, found.get(RunKey(DENSE, "", None)))
             except PruneError as reason:
                 if cell.method == DENSE:  # there is nothing to compare with
                     raise
-                found[cell] = {**cell._asdict(), "failed": str(reason)}
-            else:
-                append_json(path, found[cell])
-            _log.info(f"{number}/{len(missing)} {_sentence(found[cell])}")
+                return {**cell._asdict(), "failed": str(reason)}
+
+        done = 0
+        while done < len(missing):  # each rank makes one run, but for the first, with which all others are compared
+            at_once = missing[done : done + (1 if missing[done].method == DENSE else ranks.size)]
+            made = ranks.gather(run_or_reason(at_once[ranks.rank]) if ranks.rank < len(at_once) else None)
+            for cell, run in zip(at_once, made, strict=False):
+                assert run is not None  # the ranks without a cell are the last
+                found[cell], done = run, done + 1
+                if ranks.first and "failed" not in run:
+                    append_json(path, run)
+                _log.info(f"{done}/{len(missing)} {_sentence(run)}")
         return [found[cell] for cell in cells]
 
 

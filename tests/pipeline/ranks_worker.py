@@ -2,6 +2,7 @@
 
 python ranks_worker.py RANK SIZE RENDEZVOUS JOBS, a JSON list of keyword arguments of `prune_checkpoint`. Beside them a
 job may hold "calib", a file of tokens, and "fail", (rank, how, after so many blocks): "die", "raise" or "stop".
+A job with "remove" shrinks a model instead.
 """
 
 import json
@@ -12,8 +13,13 @@ import torch
 import torch.distributed as dist
 
 import minprune as mp
+from minprune.pipeline.ranks import Ranks
+from minprune.pipeline.recipes import Reconstruction
 from minprune.pipeline.shared_pruner import SharedPruner
 from minprune.pipeline.staged import BlockPruner
+from minprune.structured.removals import removals
+from minprune.structured.shrink import run_removals
+from minprune.sweep.sweep import _hash
 
 
 def main(rank: int, size: int, rendezvous: str, jobs: str) -> None:
@@ -33,13 +39,26 @@ def main(rank: int, size: int, rendezvous: str, jobs: str) -> None:
         SharedPruner.last = None
         calib = torch.load(job.pop("calib"))
         try:
-            report = mp.prune_checkpoint(calib=calib, **job)
+            report = (shrink if "remove" in job else mp.prune_checkpoint)(calib=calib, **job)
             said = {"errors": [row.error for row in report.layers], "notes": report.notes, "sent": SharedPruner.last}
         except BaseException as error:
             said = {"failed": type(error).__name__, "message": str(error)}
         print(json.dumps({"rank": rank, "job": number, **said}), flush=True)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def shrink(src, dst, calib, remove, method, repair, training):
+    """As the command does it: every process by itself, and the first one writes. The notes say what each has."""
+    model, _ = mp.load_model(src)
+    ranks = Ranks.current()
+    with ranks.until_failure():
+        plan = removals(remove, method)
+        report = run_removals(model, calib, plan, repair, reconstruction=Reconstruction(**training), ranks=ranks)
+    if ranks.first:
+        model.save_pretrained(dst)
+    report.notes.append(_hash(model))
+    return report
 
 
 def counting(pruner, *given, real=SharedPruner._prune_owned):

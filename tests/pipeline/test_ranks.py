@@ -18,6 +18,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minprune as mp
+from minprune.cli.main import main
+from minprune.pipeline.recipes import Reconstruction
 from minprune.pipeline.shared_pruner import pack
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -32,6 +34,21 @@ JOBS = {  # name -> (family, options)
     "llama best": ("llama", {"recipe": "best", "pattern": "60%", "precision": "float32"}),
     "gpt2 best 2:4": ("gpt2", {"recipe": "best", "pattern": "2:4", "batch_size": 1, "precision": "float32"}),
     "llama magnitude": ("llama", {"method": "magnitude", "pattern": "50%"}),
+}
+
+
+TRAINING = {"lr": 0.01, "bfloat16": False}  # gradients in 16 bits depend on how many windows are in a product
+SHRINKS = {  # name -> (family, removals, method, repair)
+    "neurons by obs": ("llama", ["neurons:25%"], "obs", "refit"),
+    "neurons by taylor, trained": ("llama", ["neurons:25%"], "taylor", "reconstruct"),
+    "neurons by flap": ("llama", ["neurons:25%"], "flap", "bias"),
+    "neurons by magnitude": ("gpt2", ["neurons:25%"], "magnitude", "none"),
+    "blocks by influence": ("gpt2", ["blocks:1"], "influence", "refit"),
+    "blocks by angle": ("llama", ["blocks:1"], "angle", "none"),
+    "blocks by taylor": ("llama", ["blocks:1"], "taylor", "none"),
+    "blocks by loss, two at once": ("llama", ["blocks:2"], "greedy", "reconstruct"),
+    "channels": ("llama", ["hidden:25%"], "slicegpt", "none"),
+    "loud channels and neurons": ("llama", ["neurons:25%", "hidden:25%"], "channels", "refit"),
 }
 
 
@@ -103,6 +120,12 @@ def assert_same_model(folder, other, most=0.001):
     return flipped
 
 
+def shrink_job(place, name, output):
+    family, remove, method, repair = SHRINKS[name]
+    more = {"remove": remove, "method": method, "repair": repair, "training": TRAINING}
+    return {"src": str(place / family), "dst": str(output), "calib": str(place / "calib.pt"), **more}
+
+
 @pytest.fixture(scope="module")
 def alone(place):
     """Every job by one process: name -> (folder, errors)."""
@@ -120,6 +143,7 @@ def together(request, place):
     """Every job by so many processes: (their number, what they said)."""
     size = request.param
     jobs = [job(place, name, place / f"{size} {name}") for name in JOBS]
+    jobs += [shrink_job(place, name, place / f"{size} {name}") for name in SHRINKS]
     said, codes = start(size, jobs, place / f"rendezvous {size}")
     assert codes == [0] * size
     return size, said
@@ -136,6 +160,20 @@ def test_several_processes_make_the_model_of_one(place, alone, together, name):
     ours = said[0, number]["errors"]
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(errors), rtol=1e-3, atol=1e-5)
     assert f"by {size} processes" in said[0, number]["notes"]
+
+
+@pytest.mark.parametrize("name", SHRINKS)
+def test_several_processes_shrink_to_the_model_of_one(place, together, name):
+    size, said = together
+    number = len(JOBS) + list(SHRINKS).index(name)
+    given = shrink_job(place, name, "")
+    model, _ = mp.load_model(given["src"])
+    how = {"repair": given["repair"], "reconstruction": Reconstruction(**TRAINING)}
+    report = mp.shrink(model, loud_tokens(), given["remove"], given["method"], **how)
+    model.save_pretrained(place / f"alone {name}")
+    assert_same_model(place / f"{size} {name}", place / f"alone {name}")
+    assert len({said[rank, number]["notes"][-1] for rank in range(size)}) == 1  # a hash of all weights
+    assert said[0, number]["notes"][:-1] == [*report.notes, f"by {size} processes"]
 
 
 def test_the_layer_errors_of_equal_masks_are_equal(alone, together):
@@ -226,6 +264,30 @@ def test_the_command_line_under_torchrun(tiny_folder, tmp_path, text_file):
     assert "--overwrite" in again.stderr
     other = torchrun("info", tiny_folder, folder=tmp_path)
     assert other.returncode and "minprune info works in one process" in other.stderr
+
+
+def test_shrink_and_sweep_under_torchrun_do_what_one_process_does(tiny_folder, tmp_path, text_file):
+    options = ("--calibration", text_file, "--samples", 4, "--length", 16)
+    shrink = ("shrink", tiny_folder, "--remove", "neurons:25%", "--remove", "blocks:1", *options, "--test", text_file)
+    done = torchrun(*shrink, "--output", "smaller", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("written to smaller") == 1 and done.stdout.count("perplexity") == 1
+    assert main([*map(str, shrink), "--output", str(tmp_path / "alone")]) == 0
+    mine, theirs = tensors(tmp_path / "smaller"), tensors(tmp_path / "alone")
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+    few = torchrun(*shrink[:-6], "--samples", 1, "--length", 16, "--output", "few", folder=tmp_path)
+    assert few.returncode and few.stderr.count("1 windows are too few for 2 processes") == 1
+    assert not (tmp_path / "few").exists() and not (tmp_path / "few.partial").exists()
+
+    sweep = ("sweep", tiny_folder, *options, "--texts", text_file, "--test-samples", 2, "--methods", "magnitude,wanda")
+    done = torchrun(*sweep, "--seeds", "0,1", "--output", "runs.jsonl", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert main([*map(str, sweep), "--seeds", "0,1", "--output", str(tmp_path / "alone.jsonl")]) == 0
+    runs = [[json.loads(line) for line in (tmp_path / name).open()] for name in ("runs.jsonl", "alone.jsonl")]
+    facts = [[(run["method"], run["pattern"], run["seed"], run["perplexity"]) for run in file] for file in runs]
+    assert facts[0] == facts[1] and len(facts[0]) == 1 + 2 * 3
+    again = torchrun(*sweep, "--seeds", "0,1", "--output", "runs.jsonl", folder=tmp_path)
+    assert again.returncode == 0 and len((tmp_path / "runs.jsonl").read_text().splitlines()) == 7
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.integers(1, 3))
