@@ -152,7 +152,9 @@ def run_removals(
         note = partial(writes.after_block, model) if writes else None
         done = progress.errors if progress else {}
         with evaluating(model), evaluating(dense):
-            report.reconstruction = reconstruct(model, dense, calib, kept, reconstruction, basis, done, note, ranks)
+            report.reconstruction = reconstruct(
+                model, dense, calib, kept, reconstruction, basis, done, after=note, ranks=ranks
+            )
     prefix = decoder_blocks(model)[0]
     for name, module in model.named_modules():  # they are others than before
         module.training = modes.get(former_name(name, prefix, kept), model.training)

@@ -58,8 +58,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(shrink, monkeypatch, at):
     def stopping(*arguments, **named):
         calls.append(0)
         if at == "block":
-            *first, note = arguments
-            return original(*first, lambda *told: (note(*told), stop()))
+            note = named.pop("after")
+            return original(*arguments, **named, after=lambda *told: (note(*told), stop()))
         return original(*arguments, **named) if len(calls) == 1 else stop()
 
     def stop():
