@@ -20,7 +20,7 @@ PUBLIC = {  # besides minprune.__all__: what each part of the book teaches to ca
     "kernels": "linear.SparseLinear",
     "allocation": "allocate.allocate sensitivity.Sensitivity sensitivity.sensitivity",
     "course": "checks.core.Exercise checks.core.Verdict checks.quizzes.Quiz checks.quizzes.quiz",
-    "pipeline": "recipes.Recipe recipes.get_recipe recipes.resolve_recipe reconstruction.Reconstruction",
+    "pipeline": "recipes.Recipe recipes.get_recipe recipes.resolve_recipe recipes.Reconstruction",
     "structured": "removals.Removal removals.removal",
     "compress": "advice.Advice advice.Choice advice.advise gptq.gptq gptq.rtn grids.Grid grids.make_grid",
     "training": "activations.pruned_activations adapters.add_adapters callback.KeepZeros distill.Distillation "

@@ -403,7 +403,8 @@ worst_loudness = Exercise(
         mean square: That is the mean square of each input; its root is asked for.
         the price itself: The loudness was divided by the weight once more than the price asks for. Put it into the
           formula of the price: does 1 / w^2 come out?
-        loud where weights are large: Such inputs make large weights dearer still. Magnitude is at its best on them.
+        loud where weights are large: Such inputs make large weights even more costly. Magnitude is at its best on
+          them.
         signed: A root mean square is never negative.
         brought to a mean of one: The order is right, but the prices are not 1 / w^2: no scaling was asked for.
         alike: On inputs that are all alike magnitude ranks as the prices do.

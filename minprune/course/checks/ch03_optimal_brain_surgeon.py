@@ -217,7 +217,7 @@ obs_row = Exercise(
             "multiplied by the inverse": _Surgeon(price=lambda w, H, P: w.square() * P.diagonal()),
             "chosen by magnitude": _Surgeon(price=lambda w, H, P: w.abs()),
             "chosen without regard to the repair": _Surgeon(price=lambda w, H, P: w.square() * H.diagonal()),
-            "dearest first": _Surgeon(price=lambda w, H, P: -w.square() / P.diagonal()),
+            "costliest first": _Surgeon(price=lambda w, H, P: -w.square() / P.diagonal()),
             "H in place of its inverse": _Surgeon(step=lambda P, H, q: -H[q] / H[q, q]),
             "wrong sign": _Surgeon(step=lambda P, H, q: P[q] / P[q, q]),
             "not divided by the pivot": _Surgeon(step=lambda P, H, q: -P[q]),
@@ -231,7 +231,8 @@ obs_row = Exercise(
         pruned weights came back: Too few zeros: repairing one removal moved weights that were gone already. If the
           inverse were that of the inputs that are left, this could not happen.
         chosen at the beginning: All weights were chosen from the costs at the beginning. With every removal the costs
-          of the others change: of two inputs that say the same, the first is cheap and then the second is dear.
+          of the others change: of two inputs that say the same, the first is cheap to remove and the second is then
+          costly.
         costs from the first inverse: The updates are right. The costs were taken from the inverse at the beginning,
           which still counts on inputs whose weights are gone.
         divided by diag(H): The weights were chosen by w^2 over the diagonal of H. That calls the weights of loud inputs
@@ -242,7 +243,7 @@ obs_row = Exercise(
           depends on the inputs.
         chosen without regard to the repair: The weights were chosen by what their removal costs if nothing is repaired.
           A weight whose input others can stand in for is cheaper than that.
-        dearest first: The dearest weight went each time, not the cheapest.
+        costliest first: The most costly weight went each time, not the cheapest.
         H in place of its inverse: The others moved along a row of H. H says how inputs go together; how one stands in
           for another is in the inverse.
         wrong sign: The others moved away from where they were needed. What must the update make of weight q itself?
@@ -256,7 +257,7 @@ obs_row = Exercise(
         Case("one removal", (normal(5, seed=340), _spd(5, 341, (0.3, 1.0, 3.0, 0.7, 2.0)), 1)),
         Case("two inputs that are nearly equal, of which one may go", (torch.tensor([1.0, 1.1, 0.9, 1.6]), _near(), 1)),
         Case("the same inputs, two weights to go", (torch.tensor([1.0, 1.1, 0.9, 1.6]), _near(), 2)),
-        Case("two twins and a dearer third", (torch.tensor([1.0, 1.1, 1.2, 1.6]), _near(), 2)),
+        Case("two twins and a third that costs more", (torch.tensor([1.0, 1.1, 1.2, 1.6]), _near(), 2)),
         Case("all but one", (torch.tensor([1.0, 1.1, 1.2, 1.6]), _near(), 3)),
         Case("half of twelve", (normal(12, seed=343), _spd(12, 344, (0.5, 2.0, 4.0, 1.0)), 6)),
         Case("three quarters of sixteen", (normal(16, seed=346), _spd(16, 347, (1.0, 0.4)), 12)),
@@ -401,7 +402,7 @@ apart = Exercise(
             "limits exchanged": then(_apart, lambda limits: limits.flip(1)),
             "correlation not squared": _lower(lambda a, r, g, h: a.abs() * (g / h * (1 - r.abs())).sqrt()),
             "share not rooted": _lower(lambda a, r, g, h: a.abs() * (g / h).sqrt() * (1 - r.square())),
-            "help makes dearer": _lower(lambda a, r, g, h: a.abs() * (g / h / (1 - r.square())).sqrt()),
+            "help raises the price": _lower(lambda a, r, g, h: a.abs() * (g / h / (1 - r.square())).sqrt()),
             "energy of the third input left out": given(_apart, h=torch.ones_like),
             "energies left out": given(_apart, g=torch.ones_like, h=torch.ones_like),
             "energies the wrong way round": lambda a, r, g, h: _apart(a, r, h, g),
@@ -416,9 +417,10 @@ apart = Exercise(
         correlation not squared: What a twin cannot imitate is 1 - r^2 of the energy, not 1 - r.
         share not rooted: The upper limit is right. The price of a twin is 1 - r^2 of what it is without help; a weight
           goes into its price squared.
-        help makes dearer: The upper limit is right, but help makes a twin cheaper, so the surgeon's limit is below it.
+        help raises the price: The upper limit is right, but help makes a twin cheaper, so the surgeon's limit is below
+          it.
         energy of the third input left out: The price of the third weight is its square times its input's energy.
-        energies left out: The energies of the inputs are missing. A weight on a loud input is dear.
+        energies left out: The energies of the inputs are missing. A weight on a loud input is costly.
         energies the wrong way round: The price multiplies by the energy. Where the third input is the louder one, its
           weight must be the *smaller* one for the same price.
         energies not rooted: The energies enter the price once and the weight squared. Solve for the weight once more.

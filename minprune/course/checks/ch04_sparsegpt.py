@@ -126,7 +126,7 @@ surgeon_2_4 = Exercise(
             "one ranking over all rows": _TwoFour(
                 choose=lambda S: keep_largest(S.reshape(1, -1), S.numel() // 2).view(S.shape)
             ),
-            "the dearest pruned": _TwoFour(choose=lambda scores: ~keep_largest(scores, 2)),
+            "the costliest pruned": _TwoFour(choose=lambda scores: ~keep_largest(scores, 2)),
             "three of four pruned": _TwoFour(choose=lambda scores: keep_largest(scores, 3)),
             "half of each row": _TwoFour(
                 lambda w, W, U, c: keep_largest((W / U.diagonal()).square(), W.shape[1] // 2)[:, c], torch.clone
@@ -145,7 +145,7 @@ surgeon_2_4 = Exercise(
         magnitude: The two smallest magnitudes went. The cost of a weight also depends on its column's pivot.
         diagonal not squared in the cost: The cost divides w^2 by the diagonal of the factor. Which of its powers is the
           pivot of the inverse?
-        the dearest pruned: The two cheapest weights of each group stayed and the other two went.
+        the costliest pruned: The two cheapest weights of each group stayed and the other two went.
         three of four pruned: Three weights of each group went. Is the threshold's own weight on the right side?
         half of each row: Half of every row went, but not two of every four neighbours.
         error not divided by the diagonal: The updates are off by a factor that differs from column to column. What must
@@ -329,7 +329,7 @@ _WRONG = mistakes(
     last block left dense: When block_size does not divide the number of columns, the narrow block at the end was
       not pruned.
     dead inputs not recognised: An input that is always zero has only its damping on the diagonal, so a large weight
-      on it looks dear. What does the output lose when it goes?
+      on it looks costly. What does the output lose when it goes?
     dead inputs zeroed beyond the count: All weights on inputs that are always zero went, even where fewer were
       asked for. They go first, but count.
     """,

@@ -100,9 +100,9 @@ input_norms = Exercise(
         padding taken to be at the end: Only how many tokens are real was used, and not which: a batch may be padded at
           the beginning of its texts.
         padding instead of tokens: These are the norms of the padding. In `real`, True marks the tokens that count.
-        last batch only: Only the last batch counts: is something set anew in each turn of the loop instead of added to?
-        last batch only: Only the last batch counts, and its padding, too: is something set anew in each turn of the
-          loop instead of added to?
+        last batch only: Only the last batch counts: is something set in each turn of the loop, not added to?
+        last batch only: Only the last batch counts, and its padding, too: is something set in each turn of the loop,
+          not added to?
         first batch only: Only the first batch counts. Does the function return from inside the loop?
         last text only: Only the last text of the last batch counts.
         squared norm: These are the squares of the norms. Wanda multiplies |W| by the norm itself: with the square, loud

@@ -78,7 +78,7 @@ nm_mask = Exercise(
         },
         """
         the flattened tensor: Groups reach from the end of one row into the next where m does not divide the number of
-          inputs. Hardware starts anew with each row, so such a matrix must be refused.
+          inputs. Hardware starts again with each row, so such a matrix must be refused.
         n counted as zeros: n weights of every m went. In this book, and for the hardware, n weights of every m *stay*.
         inverted mask: The mask is the opposite of what was asked for: in minprune True means *kept*.
         smallest kept: The count is right, but the smallest scores of each group stayed. Check the order of your sort.

@@ -231,7 +231,7 @@ prune_in_one_pass = Exercise(
         {
             "dense inputs": partial(_pass, before=False),
             "block at once": _block_at_once,
-            "statistics made anew": partial(_pass, new=lambda X, last: True),
+            "statistics made again": partial(_pass, new=lambda X, last: True),
             "the first statistics for all": partial(_pass, new=lambda X, last: last is None),
             "equal shapes taken for the same tensor": partial(
                 _pass, new=lambda X, last: last is None or X.shape != last.shape
@@ -253,7 +253,7 @@ prune_in_one_pass = Exercise(
           before the layer's output is computed, or after?
         block at once: Between blocks the inputs are right. Inside a block every layer was calibrated on what the dense
           layers of that block produce.
-        statistics made anew: observe was called again with a tensor that it had just seen. q, k and v read the same
+        statistics made again: observe was called again with a tensor that it had just seen. q, k and v read the same
           one: keep it, and ask for it.
         the first statistics for all: All layers were pruned by the statistics of the first input. What has to happen
           when another tensor comes?
@@ -265,8 +265,8 @@ prune_in_one_pass = Exercise(
           layer's own tensor, in place.
         outputs instead of inputs: Your statistics are those of what a layer *produces*. A method needs those of what it
           reads.
-        one window after the other: The model was called once for each window, and each call pruned every layer anew, on
-          top of the last time.
+        one window after the other: The model was called once for each window, and each call pruned every layer again,
+          on top of the last time.
         first window only: Only the first window counts. Every layer is to be calibrated on all of them.
         pruned in two passes: The windows went through the model twice, and each time every layer was pruned.
         in the order of application: The weights are right, in another order than that of model.modules(): down is made
@@ -445,7 +445,7 @@ prune_chain = Exercise(
           earlier.
         averaged over batches: The Gram matrices were averaged over the batches. Sums over tokens do not depend on how
           the tokens were dealt out to batches.
-        pruned once per batch: A layer was pruned anew for every batch, on top of the last time. Merge the statistics,
+        pruned once per batch: A layer was pruned again for every batch, on top of the last time. Merge the statistics,
           then prune once.
         nonlinearity forgotten: Between two layers the values pass a ReLU. Your inputs have negative numbers in them.
         sums not set back: The statistics of a layer still hold what the layer before it saw.

@@ -210,7 +210,7 @@ class _LeaveOut:
 
     seen, measured: (all pieces, the one that is left out, damping) -> the Gram matrix that is pruned with, and the one
     of the error. loss: (layer, change, Gram matrix). together: losses (dampings, pieces) -> (dampings,). result:
-    (losses, dampings). anew: each trial begins with the layer as it was.
+    (losses, dampings). afresh: each trial begins with the layer as it was.
     """
 
     seen: Callable[[Tensor, Tensor], Tensor] = lambda total, piece: total - piece
@@ -218,7 +218,7 @@ class _LeaveOut:
     loss: Callable[[Tensor, Tensor, Tensor], float] = lambda W, D, G: _loss(D, G)
     together: Callable[[Tensor], Tensor] = lambda losses: losses.sum(1)
     result: Callable[[list[float], Sequence[float]], float] = lambda losses, damps: damps[losses.index(min(losses))]
-    anew: bool = True
+    afresh: bool = True
 
     def __call__(self, W: Tensor, grams: Sequence[Tensor], damps: Sequence[float], prune: Prune) -> Tensor:
         total, V = torch.stack(list(grams)).sum(0), W
@@ -226,7 +226,7 @@ class _LeaveOut:
         for damp in damps:
             losses.append([])
             for piece in grams:
-                V = prune(W if self.anew else V, self.seen(total, piece), damp)
+                V = prune(W if self.afresh else V, self.seen(total, piece), damp)
                 losses[-1].append(self.loss(W, W - V, self.measured(total, piece, damp)))
         return torch.tensor(float(self.result(self.together(torch.tensor(losses)).tolist(), damps)))
 
@@ -258,7 +258,7 @@ damping_from_one_text = Exercise(
             "a vote": _LeaveOut(together=_votes),
             "the worst piece": _LeaveOut(together=lambda losses: losses.max(1).values),
             "relative errors": _LeaveOut(loss=lambda W, D, G: _loss(D, G) / _loss(W, G)),
-            "pruned again and again": _LeaveOut(anew=False),
+            "pruned again and again": _LeaveOut(afresh=False),
             "only the diagonal": _LeaveOut(measured=lambda total, piece, damp: piece.diagonal().diag()),
             "length of the slope": _LeaveOut(loss=lambda W, D, G: float((D @ G).norm())),
             "worst instead of best": _LeaveOut(loss=lambda W, D, G: -_loss(D, G)),

@@ -229,7 +229,7 @@ take_steps = Exercise(
             "total cost instead of marginal cost": _by_total,
             "more than the budget": partial(_take_steps, last="whole"),
             "less than the budget": partial(_take_steps, last="none"),
-            "dearest first": given(_take_steps, costs=torch.neg),
+            "costliest first": given(_take_steps, costs=torch.neg),
             "all groups alike": lambda costs, sizes, budget: torch.full((len(costs),), budget / float(sizes.sum())),
         },
         """
@@ -239,7 +239,7 @@ take_steps = Exercise(
           earlier steps is spent either way: which difference does the next step make?
         more than the budget: The last step was taken whole and exceeds the budget. A part of it is allowed.
         less than the budget: The last step was left out because it would exceed the budget. A part of it is allowed.
-        dearest first: The dearest steps were taken first.
+        costliest first: The most costly steps were taken first.
         all groups alike: Every group takes as many steps as any other: that is uniform sparsity.
         """,
     ),

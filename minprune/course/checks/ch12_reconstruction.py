@@ -88,7 +88,7 @@ masked_steps = Exercise(
           times larger weights the steps are ten times longer.
         pruned weights in the size: The zeros of pruned weights have made the matrix look smaller than what it keeps.
         mean size: You took the mean of the absolute values. The root mean square is another measure of size.
-        size measured again: The size is that of the matrix which the repair begins with. Yours was measured anew at
+        size measured again: The size is that of the matrix which the repair begins with. Yours was measured again at
           each step.
         one rate for all steps: The highest rate was used from the first step to the last. It rises at first, and falls
           to zero.
@@ -241,7 +241,7 @@ class _Memory:
     sign: float = -1.0
     from_zero: bool = True  # else the steps before the weight was pruned count, too
     corrected: bool = True
-    restarts: bool = False  # the count of steps begins anew when the weight is pruned
+    restarts: bool = False  # the count of steps begins again when the weight is pruned
     divided: bool = True
     fades: bool = True  # else the last gradient comes again and again
 

@@ -220,7 +220,7 @@ cheapest_channels = Exercise(
             "cut after the product": _Search(lambda C, F, S: (C @ F).diagonal()[S].sum()),
             "traces multiplied": _Search(lambda C, F, S: C.diagonal()[S].sum() * F.diagonal()[S].sum()),
             "sizes of the products": _Search(lambda C, F, S: (C[S][:, S] * F[S][:, S]).abs().sum()),
-            "dearest set": _Search(lambda C, F, S: -_Search().cost(C, F, S)),
+            "costliest set": _Search(lambda C, F, S: -_Search().cost(C, F, S)),
             "inverted mask": inverted(_Search()),
         },
         """
@@ -236,7 +236,7 @@ cheapest_channels = Exercise(
           set pay for every other, whatever they have to do with each other.
         sizes of the products: You took the absolute value of each product. Two channels that undo each other's change
           cost less together, and the sign says so.
-        dearest set: This is the set that costs most.
+        costliest set: This is the set that costs most.
         inverted mask: The mask is the opposite of what was asked for: True means *kept*.
         """,
     ),

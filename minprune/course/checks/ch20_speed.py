@@ -1,4 +1,4 @@
-"""The exercises of chapter 20: how sparse for a gain, a product of 2:4 as it is stored, what a benchmark reads anew."""
+"""The exercises of chapter 20: how sparse for a gain, a product of 2:4 as it is stored, which visits read memory."""
 
 import itertools
 from collections.abc import Callable, Iterable
