@@ -267,7 +267,7 @@ def fitting_batch(sizes: Sizes, run: Run, memory: float) -> int:
 
 def of_each_rank(run: Run, ranks: int) -> Run:
     """What each of so many ranks does of a run: its share of the windows, and as small a share of them at a time."""
-    return replace(run, windows=-(-run.windows // ranks), batch_size=max(1, run.batch_size // ranks))
+    return replace(run, windows=-(-run.windows // ranks), batch_size=-(-run.batch_size // ranks))
 
 
 def busiest(costs: Iterable[float], ranks: int) -> float:
