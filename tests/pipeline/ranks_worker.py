@@ -1,13 +1,12 @@
 """One of several processes: prunes what it is told to from disk to disk, and says what came of each job.
 
-python ranks_worker.py RANK SIZE RENDEZVOUS JOBS, a JSON list of keyword arguments of `prune_checkpoint`. Beside them a
-job may hold "calib", a file of tokens, and "fail", (rank, how, after so many blocks): "die", "raise" or "stop".
-A job with "remove" shrinks a model instead.
+A job is a dict of keyword arguments of `prune_checkpoint`. Beside them it holds "calib", a file of tokens, and may hold
+"fail", (rank, how, after so many blocks): "die", "raise" or "stop". One with "remove" shrinks a model instead.
 """
 
 import json
 import os
-import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -22,9 +21,13 @@ from minprune.structured.shrink import run_removals
 from minprune.sweep.sweep import _hash
 
 
-def main(rank: int, size: int, rendezvous: str, jobs: str) -> None:
+def work(rank: int, size: int, rendezvous: Path, jobs: list[dict], said: Path) -> None:
+    """Do the jobs, and write a line of JSON on each to the file `said`."""
+    torch.set_num_threads(1)
+    SharedPruner._prune_owned = counting
     real = BlockPruner.prune
-    for number, job in enumerate(json.loads(jobs)):
+    for number, job in enumerate(jobs):
+        job = dict(job)
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}.{number}", rank=rank, world_size=size)
         who, how, blocks = job.pop("fail", (None, None, None))
 
@@ -40,10 +43,11 @@ def main(rank: int, size: int, rendezvous: str, jobs: str) -> None:
         calib = torch.load(job.pop("calib"))
         try:
             report = (shrink if "remove" in job else mp.prune_checkpoint)(calib=calib, **job)
-            said = {"errors": [row.error for row in report.layers], "notes": report.notes, "sent": SharedPruner.last}
+            found = {"errors": [row.error for row in report.layers], "notes": report.notes, "sent": SharedPruner.last}
         except BaseException as error:
-            said = {"failed": type(error).__name__, "message": str(error)}
-        print(json.dumps({"rank": rank, "job": number, **said}), flush=True)
+            found = {"failed": type(error).__name__, "message": str(error)}
+        with said.open("a") as file:
+            file.write(json.dumps({"rank": rank, "job": number, **found}) + "\n")
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -65,9 +69,3 @@ def counting(pruner, *given, real=SharedPruner._prune_owned):
     """Keep how much a pruner has sent when it is done with its last layers."""
     real(pruner, *given)
     SharedPruner.last = pruner.sent
-
-
-if __name__ == "__main__":
-    SharedPruner._prune_owned = counting
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks_worker import work
 from safetensors.torch import load_file
 from tiny import loud_tokens, tiny_model
 from tokenizers import Tokenizer, models
@@ -19,12 +21,15 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minprune as mp
 from minprune.cli.main import main
+from minprune.pipeline.ranks import Ranks
 from minprune.pipeline.recipes import Reconstruction
 from minprune.pipeline.shared_pruner import pack
+from minprune.structured.removals import removals
+from minprune.structured.shrink import run_removals
 
-WORKER = Path(__file__).with_name("ranks_worker.py")
 ROOT = Path(mp.__file__).parents[1]
 BLOCKS = 3
+HEAVY = ["torch", "scipy.special", "minprune.pipeline.checkpoint", "transformers.models.llama.modeling_llama"]
 JOBS = {  # name -> (family, options)
     "llama sparsegpt": ("llama", {"method": "sparsegpt", "pattern": "50%", "batch_size": 2}),
     "llama wanda 2:4": ("llama", {"method": "wanda", "pattern": "2:4"}),
@@ -75,24 +80,29 @@ def job(place, name, output, **more):
     return {"src": str(place / family), "dst": str(output), "calib": str(place / "calib.pt"), **options, **more}
 
 
-def start(size, jobs, rendezvous):
-    """What each process says of each job, by (rank, job); and how each has ended."""
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def start(jobs_of_ranks, rendezvous):
+    """What each process says of each of its jobs, by (rank, job); and how each has ended.
+
+    A fork of this process would have its pools of threads half; one of a clean process need not import again.
+    """
+    clean = multiprocessing.get_context("forkserver")
+    clean.set_forkserver_preload(HEAVY)
+    size = len(jobs_of_ranks)
+    files = [rendezvous.with_name(f"{rendezvous.name} {rank}.jsonl") for rank in range(size)]
     running = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), str(size), str(rendezvous), json.dumps(jobs)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=surroundings,
-        )
-        for rank in range(size)
+        clean.Process(target=work, args=(rank, size, rendezvous, jobs, files[rank]))
+        for rank, jobs in enumerate(jobs_of_ranks)
     ]
     try:
-        said = [json.loads(line) for process in running for line in process.communicate(timeout=300)[0].splitlines()]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join(timeout=300)
     finally:
         for process in running:
             process.kill()
-    return {(one["rank"], one["job"]): one for one in said}, [process.returncode for process in running]
+    said = [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
+    return {(one["rank"], one["job"]): one for one in said}, [process.exitcode for process in running]
 
 
 def tensors(folder):
@@ -144,7 +154,7 @@ def together(request, place):
     size = request.param
     jobs = [job(place, name, place / f"{size} {name}") for name in JOBS]
     jobs += [shrink_job(place, name, place / f"{size} {name}") for name in SHRINKS]
-    said, codes = start(size, jobs, place / f"rendezvous {size}")
+    said, codes = start([jobs] * size, place / f"rendezvous {size}")
     assert codes == [0] * size
     return size, said
 
@@ -199,7 +209,7 @@ def test_what_is_sent_is_half_of_each_gram_matrix_and_the_weights(place, togethe
 def test_a_process_without_a_window_takes_part(place, tmp_path):
     torch.save(loud_tokens()[:3], tmp_path / "three.pt")
     few = {**job(place, "llama sparsegpt", tmp_path / "shared"), "calib": str(tmp_path / "three.pt")}
-    said, codes = start(4, [few], tmp_path / "rendezvous")
+    said, codes = start([[few]] * 4, tmp_path / "rendezvous")
     assert codes == [0] * 4 and {one["notes"][-1] for one in said.values()} == {"by 4 processes"}
     mp.prune_checkpoint(place / "llama", tmp_path / "alone", loud_tokens()[:3], **JOBS["llama sparsegpt"][1])
     assert_same_model(tmp_path / "shared", tmp_path / "alone")
@@ -218,29 +228,23 @@ def test_who_fails_ends_the_run_of_all_and_another_number_goes_on(place, alone, 
     output = tmp_path / "out"
     begun = time.monotonic()
     failing = job(place, name, output, fail=(who, how, 2))
-    said, codes = start(3, [failing], tmp_path / "rendezvous")
+    said, codes = start([[failing]] * 3, tmp_path / "rendezvous")
     assert time.monotonic() - begun < 60  # most of it is the start of Python
     for rank in {0, 1, 2} - {who}:
         assert said[rank, 0]["failed"] == "PeerError" and "another process" in said[rank, 0]["message"]
     assert codes[who] == 3 if how == "die" else said[who, 0]["failed"] in ("PruneError", "KeyboardInterrupt")
     assert not output.exists()
     again = job(place, name, output, resume=True)
-    said, codes = start(2, [again], tmp_path / "again")
+    said, codes = start([[again]] * 2, tmp_path / "again")
     assert codes == [0, 0] and any("resumed with 2 of 2" in note for note in said[0, 0]["notes"])
     assert_same_model(output, alone[name][0])
 
 
 def test_different_arguments_are_refused_by_all(place, tmp_path):
-    said = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), "2", str(tmp_path / "rendezvous"),
-             json.dumps([job(place, "llama wanda 2:4", tmp_path / "out", exclude=["*.0.*"] if rank else [])])],
-            stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in said:
-        assert "process 1 was given another model" in json.loads(process.communicate(timeout=120)[0])["message"]
+    jobs = [[job(place, "llama wanda 2:4", tmp_path / "out", exclude=exclude)] for exclude in ([], ["*.0.*"])]
+    said, codes = start(jobs, tmp_path / "rendezvous")
+    assert codes == [0, 0]
+    assert all("process 1 was given another model" in one["message"] for one in said.values())
     assert not (tmp_path / "out").exists()
 
 
@@ -275,10 +279,6 @@ def test_shrink_and_sweep_under_torchrun_do_what_one_process_does(tiny_folder, t
     assert main([*map(str, shrink), "--output", str(tmp_path / "alone")]) == 0
     mine, theirs = tensors(tmp_path / "smaller"), tensors(tmp_path / "alone")
     torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
-    few = torchrun(*shrink[:-6], "--samples", 1, "--length", 16, "--output", "few", folder=tmp_path)
-    assert few.returncode and few.stderr.count("1 windows are too few for 2 processes") == 1
-    assert not (tmp_path / "few").exists() and not (tmp_path / "few.partial").exists()
-
     sweep = ("sweep", tiny_folder, *options, "--texts", text_file, "--test-samples", 2, "--methods", "magnitude,wanda")
     done = torchrun(*sweep, "--seeds", "0,1", "--output", "runs.jsonl", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -286,8 +286,12 @@ def test_shrink_and_sweep_under_torchrun_do_what_one_process_does(tiny_folder, t
     runs = [[json.loads(line) for line in (tmp_path / name).open()] for name in ("runs.jsonl", "alone.jsonl")]
     facts = [[(run["method"], run["pattern"], run["seed"], run["perplexity"]) for run in file] for file in runs]
     assert facts[0] == facts[1] and len(facts[0]) == 1 + 2 * 3
-    again = torchrun(*sweep, "--seeds", "0,1", "--output", "runs.jsonl", folder=tmp_path)
-    assert again.returncode == 0 and len((tmp_path / "runs.jsonl").read_text().splitlines()) == 7
+
+
+def test_a_process_without_a_window_cannot_shrink():
+    few = "2 windows are too few for 3 processes"
+    with pytest.raises(mp.PruneError, match=few):
+        run_removals(tiny_model("llama"), loud_tokens()[:2], removals("neurons:25%", None), "refit", ranks=Ranks(1, 3))
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.integers(1, 3))
