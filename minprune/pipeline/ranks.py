@@ -57,9 +57,8 @@ class Ranks:
         """The mean of all ranks' values, each of which counts by its weight."""
         if self.size == 1:
             return values
-        sums, total = values.double() * weight, torch.tensor(float(weight), dtype=torch.float64, device=values.device)
-        self.add_up(sums, total)
-        return (sums / total).to(values.dtype)
+        told = self.gather((values.double().cpu() * weight, weight))
+        return (torch.stack([sums for sums, _ in told]).sum(0) / sum(weights for _, weights in told)).to(values)
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> None:
         """Have a tensor be that of rank `src`, in place."""

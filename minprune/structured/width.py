@@ -106,8 +106,8 @@ class Width:
         plan = make_plan(model, calib, self.pattern, chosen, names, (), batch_size, precision)
         report = run_in_memory(model, plan, None, sequential, progress, ranks)
         report.method = how
-        for biases in ranks.gather(self.biases):  # each is known where its layer was pruned
-            self.biases |= biases
+        for biases in ranks.gather({name: bias.cpu() for name, bias in self.biases.items()}):
+            self.biases |= {name: bias.to(model.device) for name, bias in biases.items()}  # known where it was pruned
         return report
 
     def cut(self) -> Cut:

@@ -138,7 +138,7 @@ influences = Exercise(
     ],
 )
 
-_LOUD = torch.tensor([[50.0], [1], [1]])
+_LOUD: Tensor = torch.tensor([[50.0], [1], [1]])
 
 # made_to_order(h, u, length, influence): the stream behind a block whose addition and influence are as large as asked
 
