@@ -46,6 +46,7 @@ PROTOCOL = {
     "last_word, pairs": "shares of right answers with the standard error of independent ones: 100 passages of "
     "wikipedia test, half of them with a last word that was used before; 25 pairs of sentences for each of nine rules, "
     "seed 0; products in bfloat16",
+    "remove": "two removals in one run: blocks by influence first, then neurons of those that stay",
     "damp": "what is added to the diagonal in a refit, as a share of its mean",
     "seconds": "of processor time, on one thread of a busy machine",
     "speed": "processor seconds for 24 tokens one by one after a prompt of 8 (median of 5, dense and smaller in turn), "
@@ -63,6 +64,7 @@ def _cells() -> list[dict[str, Any]]:
     more = [("25%", "obd", "refit", 0.01), ("25%", "flap", "bias", 0.01), ("25%", "obd", "refit", 10.0)]
     cells = [_cell("", "dense", "")]
     cells += [_cell(f"neurons:{share}", how, repair, damp) for share, how, repair, damp in width]
+    cells += [_cell("blocks:3 neurons:13%", "obd", repair, 1.0) for repair in ("refit", "reconstruct")]
     longer = [("25%", "reconstruct"), ("50%", "reconstruct"), ("25%", "refit")]
     cells += [_cell(f"neurons:{share}", "obd", repair + LONG, 1.0) for share, repair in longer]
     cells += [_cell(f"blocks:{n}", "influence", "none") for n in (3, 5, 1, 2, 8)]
@@ -128,7 +130,7 @@ def recompute(remove: str, method: str, repair: str, damp: float) -> dict[str, A
                 notes = few_windows(model, calib, remove, method, repair, damp)
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=remove.startswith("blocks")):
-                notes = shrink(model, calib, remove, method, repair, **options).notes[:1]
+                notes = shrink(model, calib, remove.split(), method, repair, **options).notes[:1]
         found = {"seconds": round(time.process_time() - start, 1), "notes": notes}
     with torch.autocast("cpu", torch.bfloat16):
         found = {"perplexity": short(read_perplexity(model, test))} | found
