@@ -33,10 +33,10 @@ VOCABULARY, SEED = 32000, 0
 GIGA = 1e9
 
 
-def write_model(folder: Path, blocks: int, width: int) -> int:
-    """A Llama with random weights in bfloat16, one file a block; returns the number of its parameters."""
-    heads, inner = max(1, width // 128), width * 8 // 3 // 64 * 64  # of a Llama's proportions
-    config = LlamaConfig(
+def configuration(blocks: int, width: int) -> LlamaConfig:
+    """That of a Llama of the usual proportions."""
+    heads, inner = max(1, width // 128), width * 8 // 3 // 64 * 64
+    return LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=inner,
@@ -48,7 +48,13 @@ def write_model(folder: Path, blocks: int, width: int) -> int:
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
     )
+
+
+def write_model(folder: Path, blocks: int, width: int) -> int:
+    """A Llama with random weights in bfloat16, one file a block; returns the number of its parameters."""
+    config = configuration(blocks, width)
     config.save_pretrained(folder)
+    inner = config.intermediate_size
     words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     square, wide = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj")

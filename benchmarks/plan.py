@@ -130,7 +130,8 @@ def main() -> None:
         "calibration": f"windows of {LENGTH} random tokens",
         "seconds": "processor seconds of one thread, on a machine that did other work at the same time; planned from a "
         "calibration right before the run; forward is all that is not in the other parts",
-        "memory": "the most that the process had resident, in GB (10^9 bytes)",
+        "memory": "the most that the process had resident, in GB (10^9 bytes); planned with the formulas as they are "
+        "now, of which LIBRARIES and KEPT were fitted to these runs",
         "seed": str(SEED),
     }
     cells = load_cells(args.output)

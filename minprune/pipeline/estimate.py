@@ -30,6 +30,7 @@ from minprune.statistics import PANEL, TOKENS_AT_ONCE
 
 FLOAT = 4  # bytes of a number of a sum
 _HIDDEN, _WIDE = 5, 3  # tensors of the hidden width and of the widest layer that a block holds at once
+LIBRARIES, KEPT = 8e7, 0.2  # bytes that libraries load as they are used, and the allocator's share: plan.json
 _LOGITS = 3  # copies of the logits of a batch of the test: as they come, in float32, and their logarithms
 # What a solve holds beside the Gram matrix and the weights, in float32 numbers: stages of (i^2, o i, o).
 _SOLVES: dict[str, list[tuple[float, float, float]]] = {
@@ -223,7 +224,8 @@ def disk_bytes(sizes: Sizes, run: Run) -> dict[str, int]:
 def memory_bytes(sizes: Sizes, run: Run) -> dict[str, float]:
     """The peak in bytes by what it is made of: `weights`, `hidden` states, `work` (the largest of what comes and goes).
 
-    The process itself (Python, torch, transformers) comes on top.
+    `kept`: what no formula has, measured: what the allocator does not give back, a share of these, and libraries that
+    are loaded as they are used. The process itself (Python, torch, transformers) comes on top.
     """
     b, block = sizes.itemsize, max(sizes.parameters) * sizes.itemsize
     weights = sizes.total * b if not sizes.streamed else sizes.outside * b + block
@@ -242,7 +244,8 @@ def memory_bytes(sizes: Sizes, run: Run) -> dict[str, float]:
             here = live if run.batches == 1 else 0  # else the forward pass is over when a layer is pruned
             work += [here + gram + solve_bytes(run.method, o, i, b) for o, i in group.shapes]
             earlier = gram
-    return {"weights": weights, "hidden": hidden, "work": max(work)}
+    kept = LIBRARIES + KEPT * (weights + hidden + max(work))
+    return {"weights": weights, "hidden": hidden, "work": max(work), "kept": kept}
 
 
 def solve_bytes(method: str, d_out: int, d_in: int, itemsize: int) -> float:

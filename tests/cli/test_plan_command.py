@@ -62,12 +62,12 @@ def test_a_model_of_70_billion_parameters_is_planned_from_its_config_alone(plan,
 def test_the_largest_batch_that_fits_is_recommended_and_a_larger_one_is_refused_in_words(plan, config):
     path = config(**LARGE)
     sizes = []
-    for memory in ("18GB", "20GB", "100GB"):
+    for memory in ("22GB", "24GB", "120GB"):
         out = plan("--config", path, "--memory", memory)[1]
         assert row(out, "peak memory") <= float(memory[:-2]) and "does not fit" not in out
         sizes.append(int(re.search(r"--batch-size (\d+)", out)[1]))
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 64
-    code, out, _ = plan("--config", path, "--memory", "18GB", "--batch-size", 64)
+    code, out, _ = plan("--config", path, "--memory", "22GB", "--batch-size", 64)
     assert code == 0 and "it does not fit" in out
     assert "it does not fit" in plan("--config", path, "--memory", "5GB")[1]
 

@@ -248,7 +248,7 @@ def test_a_calibration_predicts_a_matrix_that_it_did_not_measure():
     assert rates.forward > 1e8 and rates.gram > 1e8 and rates.error > 1e8 and min(rates.read, rates.write) > 1e6
 
 
-@pytest.mark.parametrize("free", [0, 1.5e9, 1e15])
+@pytest.mark.parametrize("free", [0, 0.5e9, 1e15])
 def test_a_run_says_what_it_will_take_and_warns_if_that_is_not_free(tiny_folder, tmp_path, caplog, monkeypatch, free):
     monkeypatch.setattr("minprune.pipeline.foresee.free_memory", lambda device: free)
     monkeypatch.setattr("psutil.Process.memory_info", lambda process: SimpleNamespace(rss=5e9))
@@ -257,10 +257,10 @@ def test_a_run_says_what_it_will_take_and_warns_if_that_is_not_free(tiny_folder,
     with caplog.at_level(logging.INFO, "minprune.pipeline.foresee"):
         prune_checkpoint(tiny_folder, tmp_path / "sparse", calib, "wanda", "50%", progress=True)
     (record,) = [record for record in caplog.records if record.name == "minprune.pipeline.foresee"]
-    assert record.levelno == (logging.INFO if free > 5e9 / 3 else logging.WARNING)
-    assert record.getMessage().startswith("about 5.00 GB of memory, ")
+    assert record.levelno == (logging.INFO if free > 0.6e9 else logging.WARNING)
+    assert record.getMessage().startswith("about 5.08 GB of memory, ")
     assert ("but only 5.00 GB are free" in record.getMessage()) == (not free)
-    assert ("; 6.50 GB are free, a bare fit" in record.getMessage()) == (free == 1.5e9)
+    assert ("; 5.50 GB are free, a bare fit" in record.getMessage()) == (free == 0.5e9)
     disk = sum(path.stat().st_size for path in (tmp_path / "sparse").glob("*.safetensors"))
     said = re.search(r"([0-9.]+) (MB|kB) of disk", record.getMessage())
     assert float(said[1]) * {"MB": 1e6, "kB": 1e3}[said[2]] == pytest.approx(disk, abs=6e5)
