@@ -1,4 +1,4 @@
-"""Which way to make a model smaller fits a budget, best first. The page *What to do with a budget*.
+"""Which way to make a model smaller fits a budget, best first. The page "What to do with a budget".
 
 The losses are those of one model on one protocol: the atlas (book/results/atlas.json), whose comparison lies beside
 this module. The bytes are counted for the user's own matrices, with the formats' arithmetic (chapters 19 and 21):

@@ -10,7 +10,7 @@ after column:
 
 A weight that is zero when the sweep comes is pruned already and stays zero (a fixed mask). With a pattern the sweep
 chooses further zeros where SparseGPT does: the block's when it reaches a block, N:M for each group (its joint mode).
-order="activation" goes by falling diag(gram), the dearest inputs first, while many others can still make up for them.
+order="activation" goes by falling diag(gram), the costliest inputs first, while many others can still make up for them.
 The grids are those of neighbours as stored, fixed from the dense matrix ("static groups"), so that whoever reads the
 result need not know the order.
 
