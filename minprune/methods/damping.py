@@ -47,7 +47,7 @@ def damped_cholesky(gram: Tensor, damp: float, unit: float | Tensor | None = Non
 
     gram (d_in, d_in), symmetric -> L (d_in, d_in), the damping, and a note if it had to be raised above `damp`, tenfold
     at a time, because there was no factor. unit: mean(diag(gram)) unless given. Raises `PruneError` if there is no
-    factor at any damping. A copy of a large matrix costs memory, so the damping is added to `gram` itself and taken off.
+    factor at any damping. A copy of a large matrix takes room, so the damping is added to `gram` itself and taken off.
     """
     unit, note, raised = gram.diagonal().mean() if unit is None else unit, "", damp
     while True:
