@@ -103,9 +103,8 @@ def gradients(
             parameter.grad = None
             parameter.requires_grad_(parameter in wanted)
         with torch.enable_grad():
-            for window in (
-                ranks.part(calib).to(model.device).clone()
-            ):  # one made in inference mode cannot be learnt from
+            mine = ranks.part(calib).to(model.device).clone()  # made in inference mode it could not be learnt from
+            for window in mine:
                 logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
                 cross_entropy(logits.float(), window[1:]).backward()
                 for layer in layers:

@@ -203,8 +203,9 @@ def _losses_without(model, calib: Tensor, sets: dict[int, set[int]], ranks: Rank
             refused = error
     if refused and not found:
         raise refused
-    means = ranks.mean(torch.tensor(list(found.values()), dtype=torch.float64), len(mine))
-    return dict(zip(found, means.tolist(), strict=True))
+    everywhere = [key for key in found if all(key in theirs for theirs in ranks.gather([*found]))]
+    means = ranks.mean(torch.tensor([found[key] for key in everywhere], dtype=torch.float64), len(mine))
+    return dict(zip(everywhere, means.tolist(), strict=True))
 
 
 @torch.no_grad()
