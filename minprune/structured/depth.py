@@ -203,7 +203,7 @@ def _losses_without(model, calib: Tensor, sets: dict[int, set[int]], ranks: Rank
             refused = error
     if refused and not found:
         raise refused
-    everywhere = [key for key in found if all(key in theirs for theirs in ranks.gather([*found]))]
+    everywhere = sorted(set.intersection(*ranks.gather(set(found))))
     means = ranks.mean(torch.tensor([found[key] for key in everywhere], dtype=torch.float64), len(mine))
     return dict(zip(everywhere, means.tolist(), strict=True))
 
