@@ -80,6 +80,7 @@ def _cells() -> list[dict[str, Any]]:
     ways += [("low-rank 75%",), ("prune admm 70%",), ("prune sparsegpt 80%",)]
     ways += [("prune best 60%",), ("prune best 50%",), ("prune best 50%", "quantize gptq 4")]
     ways += [("prune best 2:4",), ("prune best 2:4", "quantize gptq 4"), ("prune best 70%",)]
+    ways += [("prune best 60%", "quantize gptq 4")]
     cells = [{"steps": list(way), "dtype": "bfloat16"} for way in ways]
     return [cells[0], {"steps": [], "dtype": "float32"}, *cells[1:]]
 
