@@ -26,7 +26,7 @@ _OF_A_RUN = (  # in PATH.partial, beside what its output may hold
 
 
 def check_target(target: str | Path, *inputs: str | Path | None) -> Path:
-    """The absolute path of an output folder; `PruneError` if something that the run reads is that folder or in it.
+    """The absolute path of an output folder; `PruneError` if what the run reads is that folder, in it, or around it.
 
     inputs: paths, beside names of the hub or of bundled models and texts, which are no paths, and None.
     """
@@ -38,6 +38,8 @@ def check_target(target: str | Path, *inputs: str | Path | None) -> Path:
             raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
         if found.is_relative_to(path) or found.is_relative_to(partial):
             raise PruneError(f"{name}, which is read, lies in {target}, the output: choose another --output")
+        if path.is_relative_to(found):
+            raise PruneError(f"{target}, the output, would lie in {name}, which is read: choose another --output")
     return path
 
 

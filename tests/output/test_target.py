@@ -81,6 +81,28 @@ def test_an_input_in_the_output_is_never_lost(run, tiny_folder, text_file, no_wo
     assert sorted(os.listdir(place)) == ["a.txt", "model", "table.json"]
 
 
+@pytest.mark.parametrize("place", ["model/out", "model/a/b/out", "link/out", "model/../model/out", "other/out"])
+def test_an_output_in_the_folder_of_a_model_is_refused(run, tiny_folder, text_file, no_work, place):
+    for name in ("model", "other"):
+        shutil.copytree(tiny_folder, name)
+    Path("link").symlink_to("model")
+    before = sorted(Path().rglob("*"))
+    model, to = "other" if place == "other/out" else "model", ("--output", place)
+    read = f"lie in {model}, which is read"
+    for words in (
+        ("prune", model, *MAGNITUDE),
+        ("recover", model),
+        ("recover", tiny_folder, "--teacher", model),
+        ("export", model),
+        ("quantize", model, "--method", "rtn", "--no-test"),
+        ("shrink", model, "--remove", "blocks:1", "--no-test"),
+    ):
+        assert refused(run(*words, *to), read), words
+    with pytest.raises(mp.PruneError, match=read):
+        mp.prune_checkpoint(model, place, None, "magnitude")
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_the_teacher_is_not_the_output(run, tiny_folder, output, no_work):
     more = ("--teacher", "out", "--output", "./out", "--overwrite")
     assert refused(run("recover", tiny_folder, *more), "is the model itself")
