@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,7 +19,7 @@ _KINDS: Mapping[Any, tuple[Any, str]] = {  # an annotation -> what such a value 
     bool | None: (bool | None, "True, False or None"),
 }
 _UNITS: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}  # of a thousand, as disks are sold
-
+_LONGEST = 1000  # characters of a message
 
 _interrupts: list[int] = []  # the first Ctrl-C; without a lock, which another one, in the midst of it, would wait for
 
@@ -38,6 +37,9 @@ class PruneError(ValueError):
     ...
     minprune.errors.PruneError: pattern '150%': sparsity 1.5 is outside 0..1: it is the fraction of weights pruned ...
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_in_one_line(message))
 
 
 class PeerError(PruneError):
@@ -72,24 +74,13 @@ def is_interrupt(error: BaseException | None) -> bool:
     return isinstance(error, KeyboardInterrupt) or (isinstance(error, Exception) and bool(_interrupts))
 
 
-def check_fields(settings: Any) -> None:
-    """Raise `PruneError`, with its name, if a number or a flag among a dataclass's fields is none.
-
-    Numbers of other libraries become Python's own.
-    """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if (own := check_kind(field.name, value, field.type)) is not value:
-            object.__setattr__(settings, field.name, own)  # of one that is frozen, too
-
-
 def check_kind(name: str, value: Any, annotation: Any) -> Any:
     """The value; `PruneError`, with its name, if it is not what the annotation of a number or a flag says."""
     if annotation not in _KINDS:
         return value
     kind, said = _KINDS[annotation]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
-        raise PruneError(f"{name} is {value!r}: it must be {said}")
+        raise PruneError(f"{name} is {shown(value)}: it must be {said}")
     return own_number(value)
 
 
@@ -130,6 +121,21 @@ def from_extra(extra: str, what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise PruneError(f"{what} needs {package}, which is not installed: pip install 'minprune[{extra}]'") from None
+
+
+def _in_one_line(message: object) -> str:
+    """A message in one line; of a very long one, as with a whole tensor in it, the beginning and the end."""
+    line = " ".join(str(message).split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 200]} ... {line[-200:]}"  # the end has the remedy
+
+
+def shown(value: Any) -> str:
+    """A value of any kind in at most 60 characters, for a message; of a tensor or an array what it is."""
+    if getattr(value, "shape", None) and hasattr(value, "dtype"):
+        where = f" on {value.device}" if getattr(value, "is_meta", False) else ""
+        return f"{type(value).__name__} {tuple(value.shape)} of {value.dtype}{where}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:45]} ..."
 
 
 def short(value: Any) -> str:

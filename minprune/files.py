@@ -36,6 +36,18 @@ def check_regular(path: Path) -> None:
         raise PruneError(f"{path} is {what}, not a regular file: copy its content to one")
 
 
+def exists(path: str | os.PathLike) -> bool:
+    """Whether there is anything; `PruneError` if the system refuses to look, as for a name that is too long."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:  # a NUL in it
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PruneError(f"cannot look at {str(path)!r} ({reason}): check the path") from None
+    return True
+
+
 def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON value of that type in a file; `PruneError` if it cannot be read, is no JSON, or of another type."""
     check_regular(path)

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.errors import PruneError
+from minprune.files import exists
 from minprune.models.causality import check_causal
 from minprune.models.folder import AGAIN, check_entries, check_kind, read_all_json
 from minprune.models.skeleton import DTYPES, describe_or_refuse, read_config, read_generation
@@ -34,8 +36,11 @@ _FILES = [  # what to fetch from the hub
 _TRIAL = "The moon rose at 19:69."  # a tokenizer that panics does so with the first text
 
 
+@checked()
 @ordinary_tensors()
-def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu", sparse: bool = False):
+def load_model(
+    name: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu", sparse: bool = False
+):
     """Load a causal language model and its tokenizer.
 
     Only safetensors weights are read, and code that comes with a model is never run.
@@ -46,7 +51,7 @@ def load_model(name: str | Path, dtype: str | torch.dtype = "auto", device: str 
         A bundled name ("smollm2"), a Hugging Face id, or a folder, also one that `minprune export` wrote.
     dtype : str or torch.dtype, default "auto"
         "auto" keeps the checkpoint's; else "float32", "bfloat16" or "float16", or a dtype of torch.
-    device : str, default "cpu"
+    device : str or torch.device, default "cpu"
         Where the model is put, such as "cuda".
     sparse : bool, default False
         Keep the matrices as they are stored, without their zeros, and multiply with `minprune.kernels`. A folder
@@ -134,12 +139,13 @@ def model_source(name: str | Path) -> str | Path:
         from minprune.data.assets import smollm2_folder
 
         return smollm2_folder()
-    if name and Path(name).is_dir():
+    there = bool(name) and exists(name)
+    if there and Path(name).is_dir():
         _check(Path(name))
         return name
     if name:
         check_kind(name)
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)) or Path(name).exists():
+    if there or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(name)):
         raise PruneError(
             f"no model {str(name)!r}: name a folder that exists, a bundled model ({', '.join(BUNDLED)}) or an id on "
             "the Hugging Face hub"
@@ -201,7 +207,7 @@ def read_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return DTYPES.get(str(dtype), dtype)
 
 
-def check_device(device: str) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
     """The torch device of that name; `PruneError` if there is none such on this machine."""
     try:
         torch.empty(0, device=device)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError, check_fields
-from minprune.selection import FEW, keep_of_few, refuse_nan
+from minprune.arguments import check_fields
+from minprune.errors import PruneError
+from minprune.selection import FEW, as_matrix, keep_of_few, refuse_nan
 from minprune.selection import keep_largest as keep_largest
 
 GROUPS = ("row", "layer", "block")
@@ -63,13 +64,13 @@ class Unstructured:
     def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
         """scores (d_out, d_in), any floating dtype -> keep mask (d_out, d_in), bool."""
         if self.group == "row":
-            return keep_largest(scores, round(self.sparsity * scores.shape[1]))
+            return keep_largest(scores, round(self.sparsity * as_matrix(scores).shape[1]))
         if self.group == "layer":
-            flat = scores.reshape(1, -1)  # (1, d_out * d_in)
+            flat = as_matrix(scores).reshape(1, -1)  # (1, d_out * d_in)
             return keep_largest(flat, round(self.sparsity * flat.shape[1])).view(scores.shape)
         if self.group == "block":
-            whole = replace(self, group="layer")
-            return torch.cat([whole.keep(columns) for columns in scores.split(block_size, dim=1)], dim=1)
+            parts = as_matrix(scores).split(block_size, dim=1)
+            return torch.cat([replace(self, group="layer").keep(columns) for columns in parts], dim=1)
         raise PruneError(f"pattern {self} has no comparison group: say {self}:row, {self}:layer or {self}:block")
 
 
@@ -116,9 +117,8 @@ class NM:
 
     def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
         """scores (d_out, d_in), d_in a multiple of m -> keep mask (d_out, d_in), bool."""
-        self.check(*scores.shape)
-        refuse_nan(scores)
-        groups = scores.reshape(-1, self.m).T  # (m, groups)
+        self.check(*as_matrix(scores).shape)
+        groups = refuse_nan(scores).reshape(-1, self.m).T  # (m, groups)
         if self.m > FEW:
             return self.keep_places(groups).T.reshape(scores.shape)
         parts = groups.contiguous().split(max(1, _COMPARISONS // self.m**2), dim=1)  # one long row for each place
@@ -172,7 +172,7 @@ class Block:
 
     def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
         """scores (d_out, d_in), both multiples of size -> keep mask (d_out, d_in), bool."""
-        self.check(*scores.shape)
+        self.check(*as_matrix(scores).shape)
         tiles = scores.unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))  # (rows, size, columns, size)
         worth = tiles.to(torch.promote_types(tiles.dtype, torch.float32)).sum(dim=(1, 3))  # (rows, columns)
         keep = keep_largest(worth.view(1, -1), round(self.sparsity * worth.numel())).view(worth.shape)
@@ -217,7 +217,7 @@ class Lines:
 
     def keep(self, scores: Tensor, block_size: int = 128) -> Tensor:
         """scores (d_out, d_in) -> keep mask (d_out, d_in), bool."""
-        self.check(*scores.shape)
+        self.check(*as_matrix(scores).shape)
         rows = scores if self.axis == "rows" else scores.T  # (lines, across)
         worth = rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(1)  # (lines,)
         units = worth.view(self.parts, -1, self.width).sum(2)  # (parts, units of a part)

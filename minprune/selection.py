@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError
+from minprune.errors import PruneError, shown
 
 _AT_ONCE = 1 << 16  # scores whose ties are counted at a time: counting takes sixteen bytes a score
 FEW = 32  # places of a group up to which all pairs are compared: it takes m**2 / 2 comparisons a group
@@ -62,6 +62,15 @@ def refuse_nan(scores: Tensor) -> Tensor:
     if bool(scores.isnan().any()):
         raise PruneError("the scores contain NaN: look for NaN or infinity in the weights and in the inputs")
     return scores
+
+
+def as_matrix(scores: Any, what: str = "scores") -> Tensor:
+    """The scores; `PruneError` unless they are a matrix of real numbers that is dense and in memory."""
+    if isinstance(scores, Tensor) and scores.ndim == 2 and scores.layout is torch.strided and not scores.is_meta:
+        narrow = scores.dtype.is_floating_point and scores.dtype.itemsize == 1  # such numbers are not compared
+        if not (narrow or scores.dtype.is_complex):
+            return scores
+    raise PruneError(f"{what} are {shown(scores)}: they must be a dense matrix (d_out, d_in) of real numbers in memory")
 
 
 def keep_of_few(scores: Any, n: int) -> Any:

@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
-from minprune.errors import PruneError, check_kind, short
+from minprune.errors import PruneError, check_kind, short, shown
 
 PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
 TOKENS_AT_ONCE = 1024  # at a time: bounds the memory of casting and squaring, and is still much for a matrix product
@@ -50,6 +51,7 @@ class Statistics:
             [ 2.,  4.]])
     """
 
+    @checked()
     @exact_arithmetic()
     def __init__(
         self, d_in: int, gram: bool = True, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
@@ -58,7 +60,10 @@ class Statistics:
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point) or not 0 <= d_in < 2**31:
             raise PruneError(f"there are no statistics of {short(d_in)} inputs in {dtype}: use float32 or float64")
         self.d_in, self.tokens = d_in, 0
-        self._sum = torch.zeros(d_in, dtype=dtype, device=device)
+        try:
+            self._sum = torch.zeros(d_in, dtype=dtype, device=device)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise PruneError(f"device {shown(device)} is not available here ({error}): try cpu") from None
         self._sq_norm = torch.zeros(d_in, dtype=dtype, device=device)
         self._gram = torch.zeros(d_in, d_in, dtype=dtype, device=device) if gram else None
         self._upper_is_stale = False
@@ -219,6 +224,7 @@ class Statistics:
         return self._sum / max(self.tokens, 1)
 
 
+@checked()
 @exact_arithmetic()
 def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     """The relative layer error tr(D G D^T) / tr(W G W^T) with D = W - W' and G = gram.
@@ -250,8 +256,8 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     0.2
     """
     for given in (W, W_pruned, gram):
-        if not isinstance(given, Tensor):
-            raise PruneError(f"a layer's weights and its Gram matrix are tensors, not {type(given).__name__}")
+        if not isinstance(given, Tensor) or given.is_complex():
+            raise PruneError(f"a layer's weights and its Gram matrix are real tensors, not {shown(given)}")
     if W.ndim != 2 or W_pruned.shape != W.shape or gram.shape != (W.shape[1], W.shape[1]):
         raise PruneError(
             f"weights {tuple(W.shape)}, {tuple(W_pruned.shape)} and a Gram matrix {tuple(gram.shape)} are not of one "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from minprune.allocation.rules import get_rule, require_variable_sparsity
+from minprune.arguments import checked
 from minprune.errors import PruneError, own_number
 from minprune.models.layers import Layer, matches
 from minprune.patterns import NM, Pattern
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Allocation = str | Mapping[str, float] | Callable[[list[Layer]], Mapping[str, float]] | None
 
 
+@checked("allocation", "calib")
 def allocate(
     layers: list[Layer],
     pattern: Pattern,
@@ -68,13 +70,15 @@ def allocate(
     >>> {str(chosen) for layer, chosen in patterns.items() if ".mlp." in layer.name}
     {'60%'}
     """
+    if not layers:
+        raise PruneError("there is no layer to share zeros among: pass those that find_layers finds")
     if isinstance(allocation, str):
         rule = get_rule(allocation)
         if model is None or any(layer.weight.is_meta for layer in layers):
             raise PruneError(f"allocation {allocation!r} needs the whole model in memory: give a table of sparsities")
         table: Any = rule(model, layers, calib, require_variable_sparsity(pattern))
     else:
-        table = allocation(layers) if callable(allocation) else allocation or {}
+        table = allocation(layers) if callable(allocation) else {} if allocation is None else allocation
     if not isinstance(table, Mapping):
         raise PruneError(f"an allocation is a table from globs to sparsities, not {type(table).__name__}")
     patterns = dict.fromkeys(layers, pattern)

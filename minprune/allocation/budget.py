@@ -23,6 +23,8 @@ def group_layers(layers: Sequence[Layer], by: str = "block") -> dict[str, list[L
     layer outside the blocks, such as an output head, is a group of its own. Raises `PruneError` for another `by`.
     """
     check_grouping(by)
+    if not layers:
+        raise PruneError("there is no layer to share zeros among: pass those that find_layers finds")
     groups: dict[str, list[Layer]] = {}
     for layer in layers:
         inside = re.fullmatch(r"(.*?\.\d+)\.(.+)", layer.name)

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from minprune.allocation.budget import group_layers, project_by_scale, project_by_shift, sizes_of, table_of
 from minprune.allocation.sensitivity import Trial, dense_norms, trial
-from minprune.errors import PruneError
+from minprune.arguments import checked
+from minprune.errors import PruneError, shown
 from minprune.models.layers import Layer
 from minprune.patterns import NM, Block, Lines, Pattern, Unstructured
 from minprune.patterns import pattern as read_pattern
@@ -34,6 +35,7 @@ _SAMPLE = 2**16  # scores of a layer that stand for all of them when one thresho
 _GRID = 0.01  # sparsities between which an error curve is taken to be straight
 
 
+@checked("calib")
 def owl(
     model: "PreTrainedModel",
     layers: list[Layer],
@@ -50,6 +52,8 @@ def owl(
     published code, the average is weighted by parameters and exact after clamping.
     """
     groups, average = group_layers(layers), require_variable_sparsity(pattern).sparsity
+    _check_finite("outlier", outlier)
+    _check_finite("spread", spread)
     norms = dense_norms(model, layers, calib)
     shares = []
     for members in groups.values():
@@ -62,6 +66,7 @@ def owl(
     return table_of(groups, project_by_shift(-kept, sizes_of(groups), average))
 
 
+@checked("calib")
 def one_threshold(model: "PreTrainedModel", layers: list[Layer], calib: Tensor | None, pattern: str | Pattern) -> Table:
     """What one threshold over the whole model would prune of each layer.
 
@@ -69,6 +74,7 @@ def one_threshold(model: "PreTrainedModel", layers: list[Layer], calib: Tensor |
     and the sparsities are then shifted until their average is exact.
     """
     average = require_variable_sparsity(pattern).sparsity
+    group_layers(layers)  # there are some
     norms = None if calib is None else dense_norms(model, layers, calib)
     samples, sizes = [], np.array([layer.weight.numel() for layer in layers], dtype=float)
     for layer in layers:
@@ -85,6 +91,7 @@ def one_threshold(model: "PreTrainedModel", layers: list[Layer], calib: Tensor |
     return {layer.name: float(s) for layer, s in zip(layers, table, strict=True)}
 
 
+@checked("calib")
 def inverse(
     model: "PreTrainedModel",
     layers: list[Layer],
@@ -100,12 +107,14 @@ def inverse(
     `spread` of the average, k such that the average is exact.
     """
     groups, average = group_layers(layers, by), require_variable_sparsity(pattern).sparsity
+    _check_finite("spread", spread)
     with trial(model, layers, calib) as running:
         costs = error_curves(running, groups, pattern, [average])[:, 0]
     wanted = 1 / np.maximum(costs, 1e-9)
     return table_of(groups, project_by_scale(wanted, sizes_of(groups), average, *_around(average, spread)))
 
 
+@checked("calib")
 def ramp(
     model: "PreTrainedModel",
     layers: list[Layer],
@@ -119,6 +128,8 @@ def ramp(
     slopes: those that are tried; each is the last block's sparsity minus the first's, before clamping.
     """
     groups, chosen = group_layers(layers), require_variable_sparsity(pattern)
+    if not slopes or not np.isfinite(slopes).all():
+        raise PruneError(f"slopes are {shown(slopes)}: give one or more finite numbers")
     depth = np.linspace(-0.5, 0.5, len(groups))
     tables = [table_of(groups, project_by_shift(slope * depth, sizes_of(groups), chosen.sparsity)) for slope in slopes]
     if len(tables) == 1:
@@ -130,6 +141,7 @@ def ramp(
     return tables[int(np.argmin(costs))]
 
 
+@checked("calib")
 def optimal(
     model: "PreTrainedModel",
     layers: list[Layer],
@@ -148,6 +160,9 @@ def optimal(
     under the budget, see `minimize_cost`.
     """
     groups, average = group_layers(layers, by), require_variable_sparsity(pattern).sparsity
+    _check_finite("spread", spread)
+    if not spread or not 0 < steps < 1 / _GRID:
+        raise PruneError(f"{steps} steps up to {spread:g} away measure nothing: give 1 to 99 and a spread above 0")
     low, high = _around(average, spread)
     below, above = np.linspace(low, average, steps + 1)[:-1], np.linspace(average, high, steps + 1)[1:]
     with trial(model, layers, calib) as running:
@@ -207,6 +222,11 @@ def _convex_slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             hull.pop()
         hull.append(i)
     return np.repeat(np.diff(y[hull]) / np.diff(x[hull]), np.diff(hull))
+
+
+def _check_finite(option: str, value: float) -> None:
+    if not 0 <= value < np.inf:
+        raise PruneError(f"{option} {value:g} is negative or not finite: give a number from 0 on")
 
 
 def _around(average: float, spread: float) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
 from minprune.allocation.budget import group_layers, sizes_of
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors
 from minprune.errors import PruneError
 from minprune.methods.wanda import wanda
@@ -223,6 +224,7 @@ class Sensitivity:
     cost: float
 
 
+@checked("calib", "include", "exclude")
 @ordinary_tensors()  # of those of inference mode nobody could see that a tensor was changed in place
 def sensitivity(
     model: "PreTrainedModel",

@@ -18,6 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from minprune.arguments import checked
 from minprune.errors import PruneError, amount
 from minprune.files import parse_json
 from minprune.formats.sizes import bitmask_bits, nm_bits
@@ -104,6 +105,7 @@ class Advice:
     left_out: tuple[str, ...]
 
 
+@checked()
 def advise(model: "PreTrainedModel", size: float | None = None, faster: float | None = None) -> Advice:
     """The measured ways that fit a budget of bytes, of time, or of both, the one with the lowest loss first.
 

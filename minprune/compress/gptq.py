@@ -20,6 +20,7 @@ Left out: grids from the weights as updated so far, which the published code mak
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.compress.grids import make_grid
 from minprune.errors import PruneError
@@ -32,6 +33,7 @@ from minprune.statistics import Statistics
 ORDERS = ("stored", "activation")
 
 
+@checked("bits", "group")
 @exact_arithmetic()
 def rtn(
     W: Tensor, stats: Statistics | None, pattern: Pattern, *, bits: int = 4, group: int = 64, grid: str = "asymmetric"
@@ -71,6 +73,7 @@ def rtn(
     return Result(torch.where(keep, make_grid(W, bits, group, grid).round(W), 0).to(W.dtype), keep)
 
 
+@checked("bits", "group")
 @exact_arithmetic()
 def gptq(
     W: Tensor,

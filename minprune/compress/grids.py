@@ -20,8 +20,10 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.formats.integers import round_scale
+from minprune.selection import as_matrix
 
 GRIDS = ("symmetric", "asymmetric", "minimum")
 BITS = range(2, 9)
@@ -82,6 +84,7 @@ class Grid:
         return scales, zeros, offsets
 
 
+@checked("bits", "group")
 def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     """The grids that hold the range of each group of W.
 
@@ -115,6 +118,7 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     tensor([[1.]])
     """
     check_grid(bits, group, kind)
+    as_matrix(W, "weights")
     width = group or W.shape[1]
     if W.shape[1] % width:
         raise PruneError(

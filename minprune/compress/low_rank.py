@@ -17,11 +17,14 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import check_finite
+from minprune.selection import as_matrix
 
 
+@checked("rank")
 @exact_arithmetic()
 def low_rank(W: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The two factors whose product of that rank changes the layer's outputs least.
@@ -54,6 +57,7 @@ def low_rank(W: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     tensor([[0., 0.],
             [0., 1.]])
     """
+    as_matrix(W, "weights")
     if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= len(W):
         raise PruneError(f"rank {rank!r} is not from 1 to {len(W)}, the number of outputs")
     if gram.shape != (W.shape[1], W.shape[1]):

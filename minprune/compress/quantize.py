@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.compress.gptq import gptq, rtn
 from minprune.errors import PruneError
 from minprune.methods import Method
@@ -25,6 +26,7 @@ QUANTIZERS = {"gptq": Method(scale_free(gptq), needs="gram"), "rtn": Method(rtn,
 NO_ZEROS = "0%"
 
 
+@checked("model", "calib", "bits", "group", "include", "exclude", "batch_size")
 def quantize(
     model: "PreTrainedModel",
     calib: Tensor | None,

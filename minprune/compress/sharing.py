@@ -18,11 +18,13 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import check_finite
 
 
+@checked("count")
 @exact_arithmetic()
 def shared_values(w: Tensor, importance: Tensor, count: int, zero: bool = True) -> Tensor:
     """The row that comes nearest to w with no more than `count` different values.
@@ -72,7 +74,7 @@ def shared_values(w: Tensor, importance: Tensor, count: int, zero: bool = True) 
     outside = torch.ones_like(own, dtype=torch.bool).tril(-1)  # an interval does not end before it begins
     costs = [part.masked_fill(outside, float("inf")) for part in ([own, S2] if zero else [own])]
     found = torch.zeros_like(x)
-    for start, end, kind in _intervals(costs, count):
+    for start, end, kind in _intervals(costs, min(count, len(w) + 1)):  # more would be empty
         found[start:end] = 0 if kind else means[start, end]
     result = torch.empty_like(w)
     result[order] = found.to(w.dtype)

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors
 from minprune.data.documents import documents
 from minprune.data.texts import articles
-from minprune.errors import PruneError, check_kind, check_seed, from_extra
+from minprune.errors import PruneError, check_seed, from_extra
+from minprune.files import exists
 from minprune.models.tokenizer import tokenize
 
 BUNDLED = ("wikipedia", "news", "python")  # python: the manual behind `help()`, of the running version
@@ -23,6 +25,7 @@ HUB = {  # name -> (data set, config, column, what its splits are called there)
 }
 
 
+@checked()
 @ordinary_tensors()
 def load_tokens(
     tokenizer,
@@ -69,8 +72,6 @@ def load_tokens(
     >>> mp.load_tokens(tokenizer, "news", split="test", samples=4, length=32).shape
     torch.Size([4, 32])
     """
-    check_kind("samples", samples, int | None)
-    check_kind("length", length, int)
     seed = None if seed is None else check_seed(seed)
     if length < 1 or (samples is not None and samples < 1):
         raise PruneError(f"asked for {samples} windows of {length} tokens: both must be at least 1")
@@ -112,6 +113,7 @@ def cut(ids: Tensor, starts: Tensor, length: int, prefix: list[int]) -> Tensor:
     return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(len(starts), -1), windows], dim=1)
 
 
+@checked()
 def load_text(source: str | Path, split: str = "train", tokenizer=None) -> str:
     """The whole text of a source, its documents separated by an empty line.
 
@@ -146,7 +148,7 @@ def load_text(source: str | Path, split: str = "train", tokenizer=None) -> str:
     if source in HUB:
         return _from_hub(str(source), split)
     path = Path(source)
-    if not path.exists():
+    if not exists(path):
         raise PruneError(f"no text {str(source)!r}: name a file, or one of {', '.join([*BUNDLED, *HUB])}")
     text = "\n\n".join(documents(path, split, tokenizer))
     if not text.strip():

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from minprune.arguments import checked
 from minprune.data.tokens import load_text, prefix_of
 from minprune.errors import PruneError, check_kind
 from minprune.evaluation.minimal_pairs import Pair, minimal_pairs
@@ -64,6 +65,7 @@ class Passage:
     used: bool
 
 
+@checked()
 def last_word(
     model: "PreTrainedModel",
     tokenizer,
@@ -153,6 +155,7 @@ def passages(text: str, least: int = 40, most: int = 90) -> list[Passage]:
     return found
 
 
+@checked()
 def grammar(
     model: "PreTrainedModel",
     tokenizer,

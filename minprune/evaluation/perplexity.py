@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from tqdm.auto import tqdm
 
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.data.tokens import prefix_of
-from minprune.errors import PruneError, check_kind, check_seed
+from minprune.errors import PruneError, check_seed
 from minprune.files import whole_characters
 from minprune.models.causality import check_causal, evaluating, positions
 from minprune.models.layers import check_batch_size, check_windows
@@ -51,6 +52,7 @@ class Divergence:
     tokens: int
 
 
+@checked("tokens", "batch_size")
 def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False) -> float:
     """exp of the mean negative log-likelihood, in nats, of every token but the first of its window.
 
@@ -116,6 +118,7 @@ def _read_nll(model: "PreTrainedModel", tokens: Tensor, batch_size: int, progres
     return nats
 
 
+@checked("tokens", "batch_size")
 @ordinary_tensors()
 def divergence(
     model: "PreTrainedModel", reference: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, progress: bool = False
@@ -201,6 +204,7 @@ def _check_nan(nats: Tensor) -> None:
         raise PruneError("the model's output is NaN: its weights are damaged, or its dtype is too narrow")
 
 
+@checked()
 @ordinary_tensors()
 @torch.no_grad()
 def generate(
@@ -240,8 +244,6 @@ def generate(
     >>> mp.generate(model, tokenizer, "The moon goes around the", tokens=1)
     ' Earth'
     """
-    check_kind("tokens", tokens, int)
-    check_kind("temperature", temperature, float)
     seed = check_seed(seed)
     if not isinstance(prompt, str):
         raise PruneError(f"the prompt is a {type(prompt).__name__}: write the beginning of a text")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors, type_around
 from minprune.data.documents import has_splits
 from minprune.data.tokens import check_normalizer, cut, fingerprint, load_text, load_tokens, prefix_of, window_starts
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@checked()
 @ordinary_tensors()
 def measure(
     model: "PreTrainedModel",
@@ -82,9 +84,8 @@ def measure(
     >>> found.protocol.tokens, 1 < found.perplexity < 1000
     (62, True)
     """
-    given = {"samples": (samples, int | None), "length": (length, int), "stride": (stride, int | None)}
-    for key, (value, kind) in given.items():
-        check_kind(key, value, kind)
+    if samples is not None and samples < 1:
+        raise PruneError(f"asked for {samples} windows: there must be at least 1")
     if length < 2:
         raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
     text = load_text(source, split, tokenizer)
@@ -113,7 +114,7 @@ def plan(
     ids, sizes = encode(tokenizer, text)
     first = prefix_of(tokenizer) if bos is None else _forced(tokenizer, bos)
     body = length - len(first)  # tokens of text in a window
-    stride = stride or body
+    stride = body if stride is None else stride
     if not 1 <= stride <= body:
         raise PruneError(f"a stride of {stride} leaves tokens out or stands still: choose 1 to {body}")
     starts = window_starts(len(ids), body, samples, step=stride, source=str(source))

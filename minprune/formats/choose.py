@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError
+from minprune.arguments import checked
+from minprune.errors import PruneError, shown
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.block import BSR
 from minprune.formats.csr import CSC, CSR
@@ -20,6 +21,7 @@ LARGEST_GROUP = 32  # groups and blocks are powers of two
 LARGEST_BLOCK = 64
 
 
+@checked()
 def store(
     W: Tensor, form: str = "auto", keep: Tensor | None = None, grid: tuple[int, int] | None = None
 ) -> SparseMatrix:
@@ -86,6 +88,7 @@ def check_form(form: str) -> None:
         raise PruneError(f"unknown format {form!r}: use auto, {', '.join(STORED_FORMATS)}")
 
 
+@checked()
 def predicted_bytes(keep: Tensor, value_bytes: int) -> dict[tuple[str, tuple[tuple[str, int], ...]], int]:
     """The bytes of all formats that can hold a matrix with this mask: what `nbytes` would say, from counts alone.
 
@@ -108,6 +111,10 @@ def predicted_bytes(keep: Tensor, value_bytes: int) -> dict[tuple[str, tuple[tup
     >>> predicted_bytes(torch.eye(8, dtype=torch.bool), value_bytes=2)["bitmask", ()]
     24
     """
+    if keep.ndim != 2 or keep.dtype != torch.bool or value_bytes < 1:
+        raise PruneError(
+            f"{value_bytes} bytes for each kept of {shown(keep)}: give a mask (d_out, d_in), bool, and 1 up"
+        )
     d_out, d_in = keep.shape
     kept = int(keep.sum())
     sizes: dict[tuple[str, tuple[tuple[str, int], ...]], int] = {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.files import read_json, sha256, to_json, write_text
 from minprune.formats.choose import STORED_FORMATS, store
@@ -49,6 +50,7 @@ class StoredRow:
     dense_bytes: int
 
 
+@checked("tokenizer")
 def save_model(
     model: "PreTrainedModel",
     tokenizer: Any,

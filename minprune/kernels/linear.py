@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.integers import Integers
@@ -66,6 +67,7 @@ class SparseLinear(nn.Module):
     tensor([[1., 1., 1., 1., 1., 1., 1., 1.]])
     """
 
+    @checked()
     def __init__(self, stored: SparseMatrix, bias: nn.Parameter | None = None):
         super().__init__()
         self.out_features, self.in_features = stored.shape
@@ -98,6 +100,7 @@ class SparseLinear(nn.Module):
         raise PruneError(f"{prefix}weight is stored in the format {self.label}: save the model before sparsify")
 
 
+@checked()
 @torch.no_grad()
 def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) -> int:
     """Replace the linear layers of a model by `SparseLinear` ones, in place.

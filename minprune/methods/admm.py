@@ -20,6 +20,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram, damped_cholesky
@@ -28,6 +29,7 @@ from minprune.patterns import NM, Pattern, keep_largest
 from minprune.statistics import Statistics
 
 
+@checked()
 @exact_arithmetic()
 def admm(
     W: Tensor,

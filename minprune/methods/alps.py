@@ -18,6 +18,7 @@ factorisation for each new rho, in float32, gives the same errors and takes no l
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.admm import unit_diagonal
@@ -32,6 +33,7 @@ _STILL = 3e-4
 _LEAST_RHO = 1e-4  # a mask that does not even move now does not depend on rho
 
 
+@checked()
 @exact_arithmetic()
 def alps(
     W: Tensor,

@@ -20,19 +20,21 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.result import Result
 from minprune.patterns import NM, Pattern
+from minprune.selection import as_matrix
 from minprune.statistics import Statistics
 
 
 def retained(scores: Tensor, pattern: Pattern) -> float:
     """The sum of the scores that the pattern keeps, in float64. scores (d_out, d_in)."""
-    scores = _double(scores)
-    return float(scores[pattern.keep(scores)].sum())
+    return float((S := _double(scores))[pattern.keep(S)].sum())
 
 
+@checked()
 @exact_arithmetic()
 def channel_permutation(scores: Tensor, pattern: Pattern, *, passes: int = 1) -> Tensor:
     """An order of the inputs in which N:M retains more: scores[:, order] is the reordered matrix. Never a worse one.
@@ -66,21 +68,20 @@ def channel_permutation(scores: Tensor, pattern: Pattern, *, passes: int = 1) ->
     """
     if not isinstance(pattern, NM):
         raise PruneError(f"the order of the inputs matters to N:M patterns such as 2:4, not to {pattern}")
-    pattern.check(*scores.shape)
+    pattern.check(*as_matrix(scores).shape)
     if not bool((scores >= 0).all() & scores.isfinite().all()):
         raise PruneError("the scores hold negative numbers, NaN or infinity: use sizes such as |W| * ||X_j||")
     if passes < 0:
         raise PruneError(f"passes {passes} is negative: 1 is the published one")
     S = _double(scores)
-    identity = torch.arange(S.shape[1], device=S.device)
     order, best = snake_deal(S, pattern.m), -1.0
     for _ in range(passes):
         for place in range(pattern.m):
             order = assign_place(S, order, pattern, place)
-        before, best = best, retained(S[:, order], pattern)
-        if best <= before:
+        if best >= (best := retained(S[:, order], pattern)):
             break
-    return (order if retained(S[:, order], pattern) > retained(S, pattern) else identity).to(scores.device)
+    better = retained(S[:, order], pattern) > retained(S, pattern)
+    return (order if better else torch.arange(S.shape[1])).to(scores.device)
 
 
 def _double(scores: Tensor) -> Tensor:
@@ -104,17 +105,17 @@ def assign_place(scores: Tensor, order: Tensor, pattern: NM, place: int) -> Tens
     """
     if pattern.n in (0, pattern.m):
         return order  # nothing or everything is retained in any order
-    groups = order.view(-1, pattern.m)  # (groups, m)
+    groups = order.view(-1, pattern.m).clone()  # (groups, m)
     taken = groups[:, place]  # (groups,)
     others = torch.cat([groups[:, :place], groups[:, place + 1 :]], dim=1)  # (groups, m - 1)
     t = scores[:, others].topk(pattern.n, dim=2).values[..., -1]  # (d_out, groups)
     gain = torch.cdist(t.T.contiguous(), scores[:, taken].T.contiguous(), p=1)  # (groups, columns)
     _, columns = linear_sum_assignment(gain.cpu().numpy(), maximize=True)  # the rows come back in order
-    groups = groups.clone()
     groups[:, place] = taken[torch.from_numpy(columns).to(taken.device)]
     return groups.view(-1)
 
 
+@checked()
 @exact_arithmetic()
 def permuted(
     method: Callable[..., Result], W: Tensor, stats: Statistics | None, pattern: Pattern, order: Tensor, **options: Any
@@ -128,10 +129,10 @@ def permuted(
     if options.get("keep") is not None:
         options["keep"] = options["keep"][:, order]
     result = method(W[:, order], stats and stats.permuted(order), pattern, **options)
-    back = order.argsort()
-    return Result(result.weight[:, back], result.keep[:, back], result.note)
+    return Result(result.weight[:, back := order.argsort()], result.keep[:, back], result.note)
 
 
+@checked()
 @exact_arithmetic()
 def fold_permutation(producers: Sequence[Tensor], readers: Sequence[Tensor], order: Tensor) -> None:
     """Put the d channels between two layers into another order, in place, so that the model computes the same.
@@ -141,8 +142,7 @@ def fold_permutation(producers: Sequence[Tensor], readers: Sequence[Tensor], ord
     product of two producers does. Afterwards the readers' columns are W[:, order], and an N:M method that prunes
     them stores real N:M groups. Raises `PruneError` if a size does not fit; nothing is changed then.
     """
-    d = len(order)
-    _check_order(order, d)
+    _check_order(order, d := len(order))
     for kind, size, tensors in (("produces", 0, producers), ("reads", -1, readers)):
         for tensor in tensors:
             if tensor.shape[size] != d:

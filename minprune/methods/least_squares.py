@@ -16,6 +16,7 @@ many additions. No update of the weights on this mask can have a lower error; wh
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.methods.damping import check_hours, checked_gram, damped, damped_cholesky, more_damping
 from minprune.methods.result import Result
@@ -27,6 +28,7 @@ _PACE = 3e10  # multiplications a second, with as many additions, of a few proce
 _NUMBERS = 2**24  # of all the matrices that are in memory together: 64 MB of float32
 
 
+@checked()
 @exact_arithmetic()
 def exact(
     W: Tensor,
@@ -76,6 +78,7 @@ def exact(
     return Result(weight, keep, note)
 
 
+@checked()
 @exact_arithmetic()
 def least_squares(W: Tensor, stats: Statistics, keep: Tensor, damp: float = 0.01) -> Tensor:
     """The weights W', zero where not kept, with the smallest tr((W - W') H (W - W')^T), H = gram + damping.

@@ -7,12 +7,14 @@ It needs no data, and that is its weakness: it cannot see that some inputs are a
 
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.methods.result import Result
 from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
+@checked()
 @exact_arithmetic()
 def magnitude(W: Tensor, stats: Statistics | None, pattern: Pattern) -> Result:
     """Prune the smallest |W|; plain "50%" compares over the whole layer.

@@ -8,12 +8,14 @@ No weight is updated, unlike in obs.py. The scores are Wanda's, squared and halv
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.methods.result import Result
 from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
+@checked()
 @exact_arithmetic()
 def obd(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
     """Prune the smallest W_ij^2 * H_jj / 2 and update nothing; plain "50%" compares over the whole layer.

@@ -21,6 +21,7 @@ import math
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.columns import cheapest_columns
@@ -30,10 +31,10 @@ from minprune.methods.sparsegpt import inverse_factor
 from minprune.patterns import NM, Lines, Pattern, Unstructured, keep_largest
 from minprune.statistics import Statistics
 
-_PACE = 8e9  # bytes a second that a few processor cores read, and
-_CALLS = 2e-4  # seconds for the calls of one step whatever its size: for an estimate
+_PACE, _CALLS = 8e9, 2e-4  # for an estimate: bytes a second that a few cores read, seconds for the calls of a step
 
 
+@checked()
 @exact_arithmetic()
 def obs(
     W: Tensor,
@@ -98,7 +99,7 @@ def obs(
     if keep is None and not isinstance(pattern, NM) and getattr(pattern, "group", None) not in ("row", "layer"):
         keep = pattern.keep(W.to(inverse.dtype).square() / pivots)
 
-    def run(keep: Tensor | None, width: int, zeros: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def run(keep: Tensor | None, width: int, zeros: int) -> list[Tensor]:
         """`surgery` in batches of rows, each of which loses `zeros` of every `width` columns, or what `keep` says."""
         may_go = torch.ones_like(W, dtype=torch.bool) if keep is None else ~keep
         steps = d_in // width * zeros if keep is None else int(may_go.sum(1).max())
@@ -111,8 +112,7 @@ def obs(
             surgery(w.to(inverse.dtype), inverse, pivots, allowed, width, zeros, steps)
             for w, allowed in zip(W.tensor_split(parts), may_go.tensor_split(parts), strict=True)
         ]
-        weight, kept, order, costs = (torch.cat(part) for part in zip(*done, strict=True))
-        return weight, kept, order, costs
+        return [torch.cat(part) for part in zip(*done, strict=True)]
 
     if keep is None and isinstance(pattern, Unstructured) and pattern.group == "layer":
         _, _, order, costs = run(None, d_in, d_in)

@@ -9,6 +9,7 @@ no column is lost as a whole because all of its weights are small. As with Wanda
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.result import Result
@@ -16,6 +17,7 @@ from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
+@checked()
 @exact_arithmetic()
 def ria(W: Tensor, stats: Statistics, pattern: Pattern, *, power: float = 0.5) -> Result:
     """Prune the lowest `ria_scores`; plain "50%" compares over the whole layer, as published.
@@ -51,6 +53,7 @@ def ria(W: Tensor, stats: Statistics, pattern: Pattern, *, power: float = 0.5) -
     return Result(W.masked_fill(~keep, 0), keep)
 
 
+@checked()
 @exact_arithmetic()
 def ria_scores(W: Tensor, stats: Statistics, power: float = 0.5) -> Tensor:
     """The scores (d_out, d_in), float32 or wider, as in the formula above; 0 where a whole row or column is 0."""

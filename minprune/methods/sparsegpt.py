@@ -17,6 +17,7 @@ are `sparsegpt_block.py`.
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram, damped_cholesky, invert_triangular_
@@ -26,6 +27,7 @@ from minprune.patterns import NM, Pattern, Unstructured
 from minprune.statistics import Statistics
 
 
+@checked()
 @exact_arithmetic()
 def sparsegpt(
     W: Tensor,
@@ -98,6 +100,7 @@ def sparsegpt(
     return Result(weight, chosen, note)
 
 
+@checked()
 def inverse_factor(gram: Tensor, damp: float) -> tuple[Tensor, str]:
     """The upper Cholesky factor U of the inverse of H = gram + damp * mean(diag(gram)) * I: H^-1 = U^T U.
 

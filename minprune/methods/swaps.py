@@ -16,6 +16,7 @@ those are tried at first. When these no longer help a row, all of its pairs are 
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.methods.damping import checked_gram
@@ -29,6 +30,7 @@ _NUMBERS = 2**23  # pairs that are in memory together
 _Best = tuple[Tensor, Tensor, Tensor]  # per row: by how much its best swap changes the loss, the p and the u of it
 
 
+@checked()
 @exact_arithmetic()
 def swaps(
     W: Tensor, stats: Statistics, pattern: Pattern, *, max_swaps: int = 100, keep: Tensor | None = None

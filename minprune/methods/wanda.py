@@ -8,12 +8,14 @@ No weight is updated, so d_in norms are all it must know about the inputs.
 
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.methods.result import Result
 from minprune.patterns import Pattern
 from minprune.statistics import Statistics
 
 
+@checked()
 @exact_arithmetic()
 def wanda(W: Tensor, stats: Statistics, pattern: Pattern) -> Result:
     """Prune the smallest |W_ij| * ||X_:j||; plain "50%" compares within each row, as published.

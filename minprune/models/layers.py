@@ -4,6 +4,7 @@ Nothing here knows an architecture by name. A matrix is an `nn.Linear`, a GPT-2 
 expert of a mixture, stored as a slice of a 3-D parameter; each becomes a `Layer` with a (d_out, d_in) view.
 """
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.models.blocks import decoder_blocks, is_conv1d, text_config
 from minprune.models.causality import positions
@@ -76,7 +78,7 @@ def check_batch_size(batch_size: int) -> int:
     """The number of windows in a forward pass, as Python's own; `PruneError` unless it is a positive whole number."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise PruneError(f"batch size {batch_size!r} is not a positive whole number: it counts windows")
-    return int(batch_size)
+    return min(int(batch_size), sys.maxsize)  # torch counts no further
 
 
 def backbone(model: "PreTrainedModel") -> nn.Module:
@@ -93,6 +95,7 @@ def backbone(model: "PreTrainedModel") -> nn.Module:
     raise PruneError(f"{type(model).__name__} has no output head: load it as a causal language model")
 
 
+@checked("include", "exclude")
 def find_layers(
     model: "PreTrainedModel", include: Iterable[str] | None = None, exclude: Iterable[str] = ()
 ) -> list[Layer]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from minprune.allocation.allocate import Allocation, as_made_by, rule_of
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError, check_kind
@@ -52,6 +53,7 @@ from minprune.pipeline.streaming import open_checkpoint
 _log = logging.getLogger(__name__)
 
 
+@checked("calib", "method", "include", "exclude", "allocation", "batch_size", "max_shard_size")
 @ordinary_tensors()
 @torch.no_grad()
 def prune_checkpoint(
@@ -71,7 +73,7 @@ def prune_checkpoint(
     resume: bool = False,
     overwrite: bool = False,
     dtype: str | torch.dtype = "auto",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     progress: bool = False,
     test: Tensor | None = None,
     texts: Mapping[str, Mapping[str, Any]] | None = None,
@@ -98,7 +100,7 @@ def prune_checkpoint(
         those of an uninterrupted run, bit for bit.
     overwrite : bool, default False
         Whether to replace an earlier output.
-    dtype, device : str
+    dtype, device : str, or of torch
         As for `load_model`.
     test : Tensor (windows, length), int64, optional
         Tokens on which the perplexity is measured before and after, without holding the model.

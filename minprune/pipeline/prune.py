@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minprune.allocation.allocate import Allocation
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors
 from minprune.methods import Method
 from minprune.models.causality import check_causal
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@checked("model", "calib", "method", "include", "exclude", "allocation", "batch_size")
 @ordinary_tensors()  # of those of inference mode it could not be seen that a tensor was changed in place
 @torch.no_grad()
 def prune(

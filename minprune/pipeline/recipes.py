@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from minprune.allocation.allocate import Allocation
-from minprune.errors import PruneError, check_fields, check_seed
+from minprune.arguments import check_fields, checked
+from minprune.errors import PruneError, check_seed
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,14 @@ class Recipe:
     reconstruction: Reconstruction | None = None
     name: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self, "method", "allocation")
+
 
 RECIPES = {"best": Recipe("admm", reconstruction=Reconstruction(), name="best")}
 
 
+@checked()
 def get_recipe(recipe: str | Recipe | None) -> Recipe:
     """The recipe of that name.
 
@@ -135,6 +140,7 @@ def get_recipe(recipe: str | Recipe | None) -> Recipe:
     return RECIPES[recipe]
 
 
+@checked("calib", "method", "allocation")
 def resolve_recipe(
     recipe: str | Recipe | None,
     calib: Tensor | None,

@@ -25,7 +25,9 @@ from minprune.pipeline.sources import Checkpoint, InMemoryCheckpoint, Location, 
 _log = logging.getLogger(__name__)
 
 
-def open_checkpoint(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> Checkpoint:
+def open_checkpoint(
+    name: str | Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+) -> Checkpoint:
     """The model of that name, folder or id, `StreamedCheckpoint` if its files allow it; else its notes say why not.
 
     Raises `PruneError` as `load_model` does.

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minprune.errors import PruneError, check_fields
+from minprune.arguments import check_fields
+from minprune.errors import PruneError
 from minprune.structured.depth import DEPTH_SCORES
 from minprune.structured.slicing import WAYS
 from minprune.structured.width import CRITERIA
@@ -45,6 +46,9 @@ class Removal:
                 f"cannot remove {self.what!r} by the share {self.share!r} and the count {self.count!r}: give one of "
                 f"both, of {', '.join(METHODS)}"
             )
+
+        if not 0 <= (self.share or 0) <= 1 or (self.count or 0) < 0:
+            raise PruneError(f"{self} is less than nothing or more than all: ask for a share in 0..1, or for a number")
 
     def __str__(self) -> str:
         return f"{self.what}:{self.count}" if self.share is None else f"{self.what}:{100 * self.share:.4g}%"

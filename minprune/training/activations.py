@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from minprune.arguments import checked
 from minprune.errors import PruneError, check_kind
 from minprune.models.hooks import input_of
 from minprune.models.layers import Layer, backbone, check_windows
@@ -79,6 +80,7 @@ def thresholds(model: nn.Module, layers: Iterable[Layer], tokens: Tensor, sparsi
     return found
 
 
+@checked()
 @contextmanager
 def pruned_activations(layers: Iterable[Layer], threshold: float | Mapping[Layer, float]) -> Iterator[Activity]:
     """While open, every layer reads its input with small numbers set to zero.

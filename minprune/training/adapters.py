@@ -6,11 +6,14 @@ An adapter beside a sparse layer, as published, cannot be merged into it: W + B 
 around the sum from the first step on. The merged weights are then the trained ones.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from minprune.errors import PruneError, check_kind, check_seed
+from minprune.arguments import checked
+from minprune.errors import PruneError, check_seed
 from minprune.training.masks import Masks, stored_masks
 
 
@@ -38,6 +41,7 @@ class LowRank(nn.Module):
             return torch.addmm(W, self.up, self.down, alpha=self.scale).masked_fill(self.pruned_mask, 0)
 
 
+@checked()
 def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 16.0, seed: int = 0) -> list[Tensor]:
     """Freeze the model and put a low-rank adapter under each mask.
 
@@ -75,8 +79,8 @@ def add_adapters(model: nn.Module, masks: Masks, rank: int = 8, alpha: float = 1
     >>> [tuple(p.shape) for p in add_adapters(network, masks_of(linear_layers(network)), rank=2)]
     [(4, 2), (2, 8)]
     """
-    check_kind("rank", rank, int)
-    check_kind("alpha", alpha, float)
+    if not 0 < alpha < math.inf:
+        raise PruneError(f"alpha {alpha:g} is not a positive number: 16 is a usual choice")
     if rank < 1:
         raise PruneError(f"rank {rank} is not positive: 8 is a usual choice")
     places = stored_masks(masks)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from minprune.arguments import checked
 from minprune.training.masks import Handles, Masks, check_owned, mask_gradients, stored_masks
 
 
@@ -31,6 +32,7 @@ class KeepZeros(TrainerCallback):
     >>> callbacks = [KeepZeros(masks_of(mp.find_layers(model)))]  # Trainer(model=model, ..., callbacks=callbacks)
     """
 
+    @checked()
     def __init__(self, masks: Masks):
         self.masks = masks
         self._gradients: Handles | None = None

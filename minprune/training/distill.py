@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from minprune.errors import PruneError, check_fields
+from minprune.arguments import check_fields
+from minprune.errors import PruneError
 from minprune.models.modes import eval_mode
 
 

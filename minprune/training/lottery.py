@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minprune.errors import PruneError, check_kind, check_seed
+from minprune.arguments import checked
+from minprune.errors import PruneError, check_seed
 from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
 from minprune.training.masks import Masks, check_scope, magnitude_masks, set_zeros, sparsity_of
@@ -51,6 +52,10 @@ class Ticket:
     score: float
 
 
+MOST_ROUNDS = 10_000  # of removing a fraction: long before, nothing is left
+
+
+@checked()
 def shares(rate: float, rounds: int) -> list[float]:
     """The sparsity after each of several rounds that each prune the same fraction of what is left.
 
@@ -76,13 +81,14 @@ def shares(rate: float, rounds: int) -> list[float]:
     >>> shares(0.5, 3)
     [0.5, 0.75, 0.875]
     """
-    check_kind("rate", rate, float)
-    check_kind("rounds", rounds, int)
-    if not 0 < rate < 1 or rounds < 1:
-        raise PruneError(f"rate {rate:g} and {rounds} rounds: the rate lies between 0 and 1, and a round is needed")
+    if not 0 < rate < 1 or not 0 < rounds <= MOST_ROUNDS:
+        raise PruneError(
+            f"rate {rate:g}, {rounds} rounds: the rate lies between 0 and 1, rounds are 1 to {MOST_ROUNDS}"
+        )
     return [1 - (1 - rate) ** number for number in range(1, rounds + 1)]
 
 
+@checked()
 def find_tickets(
     network: nn.Module,
     layers: Iterable[Layer],
@@ -141,8 +147,6 @@ def find_tickets(
     >>> [ticket.sparsity for ticket in found]
     [0.0, 0.5, 0.75]
     """
-    check_kind("steps", steps, int)
-    check_kind("rewind", rewind, int | None)
     layers, patterns = list(layers), [Unstructured(sparsity) for sparsity in sparsities]
     check_scope(scope)
     if not layers:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
 from minprune.patterns import Pattern, keep_largest
@@ -27,6 +28,7 @@ Masks = Mapping[Layer, Tensor]  # (d_out, d_in) bool each, True = kept
 SCOPES = ("layer", "global")
 
 
+@checked()
 def linear_layers(network: nn.Module) -> list[Layer]:
     """Every `nn.Linear` of any module, in its order. For a language model see `minprune.find_layers`.
 
@@ -49,6 +51,7 @@ def linear_layers(network: nn.Module) -> list[Layer]:
     return [Layer(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
 
 
+@checked()
 @torch.inference_mode(False)  # masks that are made in it could not be learnt with
 @torch.no_grad()
 def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
@@ -83,6 +86,7 @@ def masks_of(layers: Iterable[Layer]) -> dict[Layer, Tensor]:
     return found
 
 
+@checked()
 @torch.inference_mode(False)
 @torch.no_grad()
 def magnitude_masks(
@@ -199,6 +203,7 @@ def check_owned(masks: Masks, parameters: Iterable[Tensor], place: str) -> None:
             )
 
 
+@checked()
 @contextmanager
 def maintain_sparsity(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Keep the zeros in any training loop: gradients are masked as they arrive, weights after each optimizer step.

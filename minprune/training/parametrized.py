@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.training.masks import Masks, stored_masks
 
@@ -41,6 +42,7 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None
 
 
+@checked()
 @torch.inference_mode(False)
 def parametrise(masks: Masks, straight_through: bool = False) -> None:
     """Make each mask a part of its weight: whatever an optimizer does to the numbers behind it, the zeros are zero.
@@ -80,6 +82,7 @@ def parametrise(masks: Masks, straight_through: bool = False) -> None:
         parametrize.register_parametrization(owner, name, Masked(pruned_mask, straight_through))
 
 
+@checked()
 @torch.inference_mode(False)
 def remove_parametrizations(masks: Masks) -> None:
     """Replace the parametrised weights by what they come to, so that the model is an ordinary one again.

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError, check_fields
+from minprune.arguments import check_fields
+from minprune.errors import PruneError
 
 MODES = ("full", "adapters")
 _LARGEST_SEED = 2**62 - 1  # torch takes up to 2**64 - 1

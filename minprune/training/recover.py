@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.data.tokens import fingerprint
-from minprune.errors import PruneError, check_kind
+from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
 from minprune.models.checks import sparse_layers
 from minprune.models.dtypes import check_dtypes
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@checked()
 @ordinary_tensors()  # those of inference mode have no gradients
 def recover(
     model: "PreTrainedModel",
@@ -103,7 +105,6 @@ def recover(
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token teach nothing: use length 2 or more")
     recipe.windows(0, len(tokens))  # which says if they are too few
-    check_kind("save_every", save_every, int)
     if save_every < 1:
         raise PruneError(f"a state after every {save_every} steps cannot be saved: use 100")
     if state and not state.parent.is_dir():

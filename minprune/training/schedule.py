@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError, check_fields
+from minprune.arguments import check_fields, checked
+from minprune.errors import PruneError
 from minprune.models.layers import Layer
 from minprune.patterns import Unstructured
 from minprune.training.masks import check_scope, magnitude_masks, original
@@ -121,6 +122,7 @@ class Gradual:
     >>> masks = gradual.finish()
     """
 
+    @checked()
     def __init__(
         self,
         layers: Iterable[Layer],
