@@ -109,11 +109,16 @@ def readme() -> str:
 
 @pytest.mark.slow
 def test_an_allocation_drawn_anew_each_time_is_measured_again(monkeypatch):
-    """One cell of allocation.json, by `prune` itself where the file used a shorter way; 6 %, as above."""
+    """One cell of allocation.json whose model still speaks (as below), by `prune` itself where the file used a shorter
+    way; 6 %, as above. At 17 times the dense perplexity two machines gave 302 and 283.
+    """
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import allocation
 
-    cell = drawn(json.loads((ROOT / "book" / "results" / "allocation.json").read_text())["cells"])
+    cells = json.loads((ROOT / "book" / "results" / "allocation.json").read_text())["cells"]
+    others = json.loads((ROOT / "book" / "results" / "calibration.json").read_text())["cells"]
+    dense = next(cell["perplexity"]["wikipedia"] for cell in others if cell["method"] == "dense")
+    cell = drawn([cell for cell in cells if cell["perplexity"] < 10 * dense])
     assert allocation.recompute(cell) == pytest.approx(cell["perplexity"], rel=0.06), cell
 
 
