@@ -63,6 +63,11 @@ def test_what_the_page_says_it_found():
     assert f"and {_told(_nats(four) - dense)}. Between" in text
     assert f"GPTQ with 3 bits loses {_told(_nats(three) - dense)}." in text
     assert f"ahead by {_told(_nats(three) - _nats(HALF, four))}, which is nearly two errors" in text
+    recipe = _nats("prune best 50%", four)
+    assert f"and by {_told(_nats(three) - recipe)} with the best recipe" in text
+    assert abs((recipe - _nats("shrink neurons:25%", four)).mean()) < 0.03  # "no more"
+    most = ("prune best 60%", four)
+    assert f"then 4 bits, loses {_told(_nats(*most) - dense)} at {mega(*most)}." in text
     narrow = ("shrink neurons:25%", four)
     assert f"then 4 bits, takes {mega(*narrow)} and is ahead by {_told(_nats(three) - _nats(*narrow))}," in text
     eighth, half = ((f"shrink neurons:{share}%", four) for share in (12.5, 50))
