@@ -116,6 +116,7 @@ CALLS = {  # function -> its arguments as they should be, made anew for each cal
     "pipeline.recipes.Recipe": lambda: {"method": "wanda", "options": {}, "reconstruction": None, "name": "x"},
     "pipeline.recipes.get_recipe": lambda: {"recipe": "best"},
     "pipeline.recipes.Reconstruction": lambda: {"epochs": 2, "lr": 0.1, "seed": 0, "bfloat16": None},
+    "shrink": lambda: of_model(calib=tiny_tokens(2), remove=["neurons:25%"], method="magnitude", repair="none"),
     "structured.removals.removal": lambda: {"text": "blocks:1"},
     "structured.removals.Removal": lambda: {"what": "blocks", "share": 0.5, "count": None},
     "compress.grids.make_grid": lambda: {"W": matrix(), "bits": 4, "group": 8, "kind": "symmetric"},

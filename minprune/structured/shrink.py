@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
@@ -44,6 +45,7 @@ _FEW = 0.01  # of the weights: a matrix may hold a zero by chance
 _OF_PRUNE = ("batch_size", "sequential", "precision", "progress")
 
 
+@checked("model", "calib")
 @ordinary_tensors()
 def shrink(
     model: "PreTrainedModel",
