@@ -188,6 +188,6 @@ def resolve_recipe(
         chosen = replace(chosen, reconstruction=replace(chosen.reconstruction, bfloat16=precision == "bfloat16"))
     if allocation is not None:
         chosen = replace(chosen, allocation=allocation)
-    if method in (None, chosen.method):
+    if method is None or (isinstance(method, str) and method == chosen.method):  # an array is not compared
         return replace(chosen, options={**chosen.options, **options})
     return replace(chosen, method=method, options=options)
