@@ -147,7 +147,7 @@ class SharedPruner(LayerPruner):
 
 
 def pack(costs: Sequence[float], ranks: int) -> list[int]:
-    """Which rank does each of these, the dearest given out first, each to the rank that has least to do.
+    """Which rank does each of these, the costliest given out first, each to the rank that has least to do.
 
     Examples
     --------
