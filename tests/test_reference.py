@@ -80,13 +80,6 @@ def _words(page: Path) -> str:
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
-@pytest.mark.parametrize(
-    "page", sorted([*ROOT.glob("notebooks/[0-9]*.ipynb"), *ROOT.glob("book/*.md")]), ids=lambda page: page.name
-)
-def test_every_module_that_a_page_names_is_there(page):
-    assert not [name for name in re.findall(r"`(minprune/[\w/]+\.py)`", _words(page)) if not (ROOT / name).is_file()]
-
-
 def test_who_has_read_chapter_08_finds_every_file_of_the_pipeline_that_belongs_to_it():
     text, folder = _words(ROOT / "notebooks" / "08-pipeline.ipynb"), ROOT / "minprune" / "pipeline"
     titles = {

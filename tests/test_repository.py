@@ -109,11 +109,20 @@ def test_import_direction(path):
             assert good, f"{path.name} imports {name}: methods, patterns and statistics import torch and each other"
 
 
-def test_every_file_of_the_package_that_a_page_names_is_there():
+def test_every_module_that_a_page_or_a_docstring_names_is_there():
+    committed = _committed()
+    there = {path.relative_to(ROOT).as_posix() for path in committed if path.suffix == ".py"}
     pages = [*ROOT.glob("*.md"), *ROOT.glob("book/**/*.md"), *ROOT.glob("notebooks/*.ipynb")]
-    there = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py") if "_build" not in path.parts}
-    for page in pages:
-        for name in re.findall(r"`([a-z_][\w/]*\.py)`", page.read_text(encoding="utf-8")):
+    named = {page: re.findall(r"`([a-z_][\w/]*\.py)`", page.read_text(encoding="utf-8")) for page in pages}
+    for path in committed:
+        if path.suffix == ".py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            able = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef))]
+            docs = " ".join(ast.get_docstring(node) or "" for node in able)
+            named[path] = re.findall(r"(?<![\w/.])[a-z_][\w/]*\.py\b", docs)
+    assert sum(map(len, named.values())) > 100
+    for page, names in named.items():
+        for name in names:
             found = any(path == name or path.endswith(f"/{name}") for path in there)
             assert found or "NAME" in name or "NN" in name, f"{page.name} names {name}, which is not there"
 

@@ -2,7 +2,7 @@
 
 The last word is LAMBADA's idea (Paperno et al., 2016): a passage is given without its last word, which counts as found
 if greedy decoding writes exactly it. Half of our passages have used the word before, so that it can be looked up; for
-the other half the model needs what it knows. Sentences come from pairs.py.
+the other half the model needs what it knows. Sentences come from minimal_pairs.py.
 """
 
 import re

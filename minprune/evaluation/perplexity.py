@@ -1,7 +1,7 @@
 """How good a model is after pruning: token by token, alone and beside the dense model. Chapters 01 and 09.
 
 What belongs to a perplexity so that it can be compared is in protocol.py, what needs words instead of tokens in
-cloze.py and pairs.py.
+last_word.py and minimal_pairs.py.
 """
 
 import math

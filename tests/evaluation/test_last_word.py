@@ -1,4 +1,4 @@
-"""cloze.py against token-by-token computation and greedy decoding; pairs.py by what its pairs have to be."""
+"""last_word.py against single tokens and greedy decoding; minimal_pairs.py by what its pairs have to be."""
 
 import math
 import re

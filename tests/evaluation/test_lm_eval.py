@@ -1,4 +1,4 @@
-"""harness.py: lm-eval's numbers beside ours, on task files of our own data."""
+"""lm_eval.py: lm-eval's numbers beside ours, on task files of our own data."""
 
 import json
 import random

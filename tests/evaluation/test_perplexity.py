@@ -1,4 +1,4 @@
-"""evaluate.py against the loss that transformers itself computes, and against models whose answer is known."""
+"""perplexity.py against the loss that transformers itself computes, and against models whose answer is known."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""causal.py: models that see the future are refused by what they do, whatever they are called and wherever it shows."""
+"""causality.py: models that see the future are refused by what they do, whatever they are called, wherever it shows."""
 
 import copy
 import json

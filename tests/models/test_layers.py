@@ -1,4 +1,4 @@
-"""model.py: which layers are found, how they are named and viewed, and what is refused."""
+"""layers.py: which layers are found, how they are named and viewed, and what is refused."""
 
 import copy
 import json

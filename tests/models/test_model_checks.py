@@ -1,4 +1,4 @@
-"""weights.py: a weight that is not what the model multiplies by is refused, and no report says more than the model."""
+"""checks.py: a weight that is not what the model multiplies by is refused, and no report says more than the model."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""loading.py: a checkpoint that is damaged or no causal model is refused with its file's name and what to do."""
+"""weight_files.py: a checkpoint that is damaged or no causal model is refused with its file's name and what to do."""
 
 import json
 import shutil

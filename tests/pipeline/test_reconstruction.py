@@ -1,4 +1,4 @@
-"""reconstruct.py: what it may change, what it may not, and what it is for, on tiny models of several families."""
+"""reconstruction.py: what it may change, what it may not, and what it is for, on tiny models of several families."""
 
 import copy
 
