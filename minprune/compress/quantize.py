@@ -40,6 +40,7 @@ def quantize(
     exclude: Iterable[str] = (),
     batch_size: int | None = None,
     sequential: bool = True,
+    precision: str = "auto",
     progress: bool = False,
     **options: Any,
 ) -> Report:
@@ -64,7 +65,7 @@ def quantize(
         Zeros that "gptq" chooses in the same sweep, as SparseGPT does.
     grid : {"asymmetric", "symmetric", "minimum"}, default "asymmetric"
         With a whole zero point; around 0; or from the minimum of each group on, so that 0 is on no level.
-    include, exclude, batch_size, sequential, progress
+    include, exclude, batch_size, sequential, precision, progress
         As for `minprune.prune`.
     **options
         Of "gptq": order="activation" visits the columns with the largest inputs first; damp=0.01; block_size=128.
@@ -89,6 +90,7 @@ def quantize(
     >>> len(report.layers), all(len(row.unique()) <= 8 for row in model.model.layers[0].mlp.gate_proj.weight)
     (14, True)
     """
+    quantizer(method).check_names(method, options)  # a recipe's training would leave the grid again
     return prune(
         model,
         calib,
@@ -98,6 +100,7 @@ def quantize(
         exclude=exclude,
         batch_size=batch_size,
         sequential=sequential,
+        precision=precision,
         progress=progress,
         bits=bits,
         group=group,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
 from minprune.compress.gptq import gptq, rtn
@@ -178,3 +178,13 @@ def test_a_level_beyond_the_range_of_the_type_is_refused_and_no_weight_is_infini
     with pytest.raises(mp.PruneError, match=r"layers\.1\.mlp\.up_proj.*too large for torch.float16"):
         mp.quantize(model, None, bits=3, group=16, method="rtn", grid="symmetric")
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("option", [{"recipe": "best"}, {"allocation": "owl"}, {"power": 1.0}])
+def test_an_option_of_pruning_alone_is_refused_before_any_weight_moves(option):
+    """The training of a recipe, for one, would leave the grid, and the report would still say "3 bits"."""
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(mp.PruneError, match=f"'gptq' does not know the option '{next(iter(option))}'"):
+        mp.quantize(model, tiny_tokens(), bits=3, group=16, pattern="60%", **option)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
