@@ -1,6 +1,9 @@
 """The command line helps: without words, with mistyped ones, with what it knows of the methods, and in a shell."""
 
+import json
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +76,30 @@ def test_the_example_of_a_help_is_a_command_line_that_is_read(capsys, monkeypatc
     for text in getattr(read[0], "remove", []):
         removal(text)
     mp.pattern(getattr(read[0], "pattern", "50%"))
+
+
+def _commands_of_pages():
+    """Every whole command line on a page, in a block or between backticks; `minprune export --format gguf` is none."""
+    root = Path(__file__).parent.parent.parent
+    found: dict[str, str] = {}
+    for page in [*root.glob("*.md"), *root.glob("book/**/*.md"), *root.glob("notebooks/*.ipynb")]:
+        text = page.read_text(encoding="utf-8")
+        if page.suffix == ".ipynb":
+            text = "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+        text = text.replace("\\\n", " ")  # a line that goes on
+        names = "|".join(module.__name__.rpartition(".")[2] for module in COMMANDS)
+        blocks = "".join(re.findall(r"^```.*?^```", text, flags=re.S | re.M))
+        lines = re.findall(rf"^(minprune (?:{names}) [^#\n]*)", blocks, re.M)
+        lines += re.findall(rf"`(minprune (?:{names}) [^-`.][^`]*)`", re.sub(r"```.*?```", "", text, flags=re.S))
+        found |= {" ".join(line.split()): page.name for line in lines if "..." not in line}
+    assert len(found) > 20
+    return found.items()
+
+
+@pytest.mark.parametrize(("line", "page"), _commands_of_pages())
+def test_a_command_line_of_a_page_is_read(monkeypatch, in_an_empty_folder, line, page):
+    _, command, *words = shlex.split(line)
+    (module,) = (module for module in COMMANDS if module.__name__.endswith(f".{command}"))
+    read = []
+    monkeypatch.setattr(module, "run", read.append)
+    assert main([command, *words]) == 0 and read, page

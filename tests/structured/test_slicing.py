@@ -56,10 +56,12 @@ def test_channels_are_kept_as_they_are_and_equal_a_model_with_zeros():
         torch.testing.assert_close(model(tokens).logits, twin(tokens).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_an_axis_without_variance_costs_nothing():
-    """A stream that lives in 24 dimensions of 32 is the same after the cut."""
+@pytest.mark.parametrize("how", ["slicegpt", "channels"])
+def test_an_axis_without_variance_costs_nothing(how):
+    """A stream that lives in 24 dimensions of 32, or in 24 channels, is the same after the cut."""
     model, tokens = tiny_model("llama", tie_word_embeddings=False), tiny_tokens()
-    Q = torch.linalg.qr(torch.randn(32, 24, generator=torch.Generator().manual_seed(1)))[0]
+    drawn = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+    Q = torch.eye(32)[:, drawn[0].argsort()[:24]] if how == "channels" else torch.linalg.qr(drawn)[0][:, :24]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -67,7 +69,7 @@ def test_an_axis_without_variance_costs_nothing():
         embeddings = model.get_input_embeddings().weight
         embeddings.copy_(embeddings @ Q @ Q.T)
         expected = model(tokens).logits
-        mp.shrink(model, tokens, "hidden:8", "slicegpt")
+        mp.shrink(model, tokens, "hidden:8", how)
         torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-3, atol=1e-3)
 
 
