@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 import minprune as mp
 
@@ -61,6 +62,22 @@ def test_a_public_docstring_describes_every_parameter_and_the_result_and_has_an_
     if not inspect.isclass(value) and signature.return_annotation not in (None, "None", inspect.Signature.empty):
         assert sections.get("Returns", sections.get("Yields", "")).strip()
     assert ">>>" in sections["Examples"]
+
+
+@pytest.mark.parametrize("value", public().values(), ids=public())
+def test_a_default_is_told_as_it_is(value):
+    """`default X`, or `optional` where what is taken then has no short name; as for another function: `As for`."""
+    parameters = {} if value is mp.PruneError else inspect.signature(value).parameters
+    for names, kind in re.findall(r"^(\S[^:\n]*?) : (.*)$", _sections(value.__doc__).get("Parameters", ""), re.M):
+        said = re.search(r"default (.*)$", kind)
+        for name in names.split(", "):
+            default = parameters[name].default
+            if said:
+                told = ast.literal_eval(said[1]) if said[1] != "torch.float32" else torch.float32
+                assert (told, type(told)) == (default, type(default)), name
+            else:
+                nameless = default is None or callable(default) or "factory" in repr(default)
+                assert nameless if "optional" in kind else default is inspect.Parameter.empty, name
 
 
 def _examples():

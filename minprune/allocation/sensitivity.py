@@ -247,8 +247,8 @@ def sensitivity(
         The zeros of the group that is pruned.
     by : str, default "block"
         What a group is: "block", "type" or "layer".
-    include, exclude : iterable of str
-        Globs of layers' names, as in `prune`.
+    include, exclude
+        Globs of layers' names, as for `minprune.prune`.
     progress : bool, default False
         Show a bar.
 

@@ -59,24 +59,24 @@ class Report:
         Of the method.
     calibration : dict
         How many windows of what length, and their sha256; empty without calibration.
-    layers : list of LayerRow
+    layers : list of LayerRow, optional
         In the order of the model.
-    seconds : dict of str to float
+    seconds : dict of str to float, optional
         "total", "statistics" and "solve".
-    perplexity : dict
+    perplexity : dict, optional
         "before", "after" and "protocol"; empty unless the run was given test tokens.
-    reconstruction : dict
+    reconstruction : dict, optional
         Its settings, its seconds, for each block the relative error of its output in each epoch, and why it was skipped
         if it was; empty if the run has none. The errors of the rows are from before it.
-    notes : list of str
+    notes : list of str, optional
         What the numbers do not say by themselves, or what was found when the run was resumed.
-    recipe : str
+    recipe : str, default ""
         Its name, if it has one.
-    allocation : dict
+    allocation : dict, optional
         "rule", the name of what chose the sparsities (None for a user's table), and "table"; empty if they are alike.
-    batch_size : int or None
+    batch_size : int or None, default None
         Windows that went through the model at once; None without calibration.
-    precision : str or None
+    precision : str or None, default None
         The type of matrix products in the forward passes of the calibration windows; None without calibration.
 
     Examples

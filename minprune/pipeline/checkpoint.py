@@ -100,7 +100,7 @@ def prune_checkpoint(
         those of an uninterrupted run, bit for bit.
     overwrite : bool, default False
         Whether to replace an earlier output.
-    dtype, device : str, or of torch
+    dtype, device
         As for `load_model`.
     test : Tensor (windows, length), int64, optional
         Tokens on which the perplexity is measured before and after, without holding the model.
@@ -112,7 +112,7 @@ def prune_checkpoint(
     verify : bool, default False
         When a run goes on, know the model by all bytes of its files, which are read once more for that, and not by
         their headers, sizes and times.
-    max_shard_size : int, default 2 * 10**9
+    max_shard_size : int, default 2_000_000_000
         Bytes of tensors in one file of the output, as for `save_pretrained`: a smaller model is one
         `model.safetensors`, a larger one several files with an index.
     **options

@@ -78,7 +78,7 @@ class Recipe:
     ----------
     method : str
         Its name.
-    options : mapping of str to value
+    options : mapping of str to value, optional
         Of the method.
     allocation : str, mapping or callable, optional
         See `minprune.allocation.allocate`. N:M patterns have one sparsity and go without.

@@ -37,8 +37,10 @@ class Recipe:
         Of the order of the windows, and of dropout.
     mode : {"full", "adapters"}, default "full"
         "full" trains every weight that is not pruned, "adapters" low-rank adapters under the masks.
-    rank, alpha : int and float, default 8 and 16.0
+    rank : int, default 8
         Of the adapters.
+    alpha : float, default 16.0
+        They are scaled by alpha / rank.
     evaluate : int, default 50
         Steps between two measurements of the perplexity, besides first and last.
     bfloat16 : bool, default False
@@ -109,12 +111,12 @@ class Recovery:
     ----------
     recipe : Recipe
         How the model was trained.
-    zeros : float
+    zeros : float, default 0.0
         The share of the masked matrices that was to stay zero and is, counted after training.
-    rows : list of dict
+    rows : list of dict, optional
         At step 0 and after each measurement: step, tokens trained on, loss (the mean since the row before), perplexity
         (by text).
-    seconds : float
+    seconds : float, default 0.0
         Processor time of the steps alone.
 
     Examples

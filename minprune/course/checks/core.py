@@ -87,7 +87,7 @@ class Verdict:
     passed : bool
     message : str
         For the learner: what was right, or what went wrong and where to look.
-    bug : str or None
+    bug : str or None, default None
         The name of the mistake that was recognised.
     points : int, default 0
         What the answer earns.
@@ -135,11 +135,13 @@ class Exercise:
         Returns the arguments to try, a sequence of `Case`, the same at every call.
     difficulty : int, default 1
         From 1 to 5, also the points.
-    rtol, atol : float
-        How close numbers must be. Booleans and integers are compared exactly and must not be floats.
-    slope : int or None
+    rtol : float, default 1e-4
+        How close numbers must be, as a share of the right one.
+    atol : float, default 1e-6
+        And besides, for those near 0. Booleans and integers are compared exactly and must not be floats.
+    slope : int or None, default None
         The place of the argument in which the result must have the right gradient, as a loss has.
-    zeros : bool
+    zeros : bool, default False
         Zeros must be exactly zero, as pruned weights are. Nearly is a mistake with a name, `NEARLY_ZERO`.
 
     Examples
