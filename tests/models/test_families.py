@@ -6,11 +6,13 @@ import pytest
 import torch
 from test_checkpoint import write_tokenizer
 from tiny import FAMILIES, LENGTH, ROUTED, WINDOWS, tiny_model, tiny_tokens
+from torch import nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
 
 import minprune as mp
+from minprune.models.mixtures import routers
 
 RECIPES = [("sparsegpt", "50%"), ("wanda", "2:4"), ("magnitude", "50%")]
 BATCH = 2  # of 5 windows: the last batch is smaller
@@ -262,6 +264,27 @@ def test_a_router_is_pruned_if_a_glob_names_nothing_else(family):
     both = mp.find_layers(model, include=["*.q_proj", f"*.{end}"])
     assert {layer.router for layer in both} == {True, False}
     assert mp.find_layers(model, exclude=[f"*.{end}"])  # they are dense anyway
+
+
+@pytest.mark.parametrize(
+    ("child", "routes"),
+    [
+        (nn.Linear(32, 4), True),
+        (nn.Linear(32, 5), True),  # "no expert" is one more
+        (nn.Sequential(nn.Linear(32, 8), nn.Tanh(), nn.Linear(8, 4)), True),
+        (nn.Linear(32, 6), False),
+        (nn.Sequential(nn.Linear(32, 4), nn.Linear(4, 32)), False),  # puts out hidden states
+    ],
+)
+def test_what_puts_out_a_number_for_each_of_the_experts_beside_it_is_a_router_whatever_it_is_called(child, routes):
+    experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+    block = nn.ModuleDict({"mlp": nn.ModuleDict({"chooser": child, "experts": experts})})
+    linear = {
+        name for name, part in block.named_modules(prefix="b") if "chooser" in name and isinstance(part, nn.Linear)
+    }
+    assert routers("b", block, width=32) == (linear if routes else set())
+    del block["mlp"]["experts"]
+    assert routers("b", block, width=32) == set()
 
 
 def test_a_gate_that_is_part_of_an_mlp_or_of_attention_is_no_router():
