@@ -25,7 +25,7 @@ _COMPARISONS = 2**17  # of N:M at a time, so that they stay in the cache
 class Unstructured:
     """Any weight may go: the lowest `round(sparsity * size)` scores of each comparison group do.
 
-    As every pattern, it raises `PruneError` for a number that is out of range.
+    It raises `PruneError` for a sparsity outside 0..1 or an unknown group.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ class NM:
     Parameters
     ----------
     n, m : int
-        How many are kept, and of how many, 0 <= n <= m.
+        How many are kept, and of how many, 0 <= n <= m; it raises `PruneError` for others.
 
     Examples
     --------
@@ -136,9 +136,9 @@ class Block:
     Parameters
     ----------
     size : int
-        The side of a block, which must divide both sides of a matrix.
+        The side of a block, from 1 up, which must divide both sides of a matrix.
     sparsity : float
-        The fraction of blocks pruned, 0 to 1.
+        The fraction of blocks pruned, 0 to 1; it raises `PruneError` for others.
 
     Examples
     --------

@@ -13,6 +13,7 @@ from minprune.arguments import checked
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError, check_kind, short, shown
 
+_EXACT = (torch.float32, torch.float64)  # sums of squares leave the range of float16, and stand still in bfloat16
 PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
 TOKENS_AT_ONCE = 1024  # at a time: bounds the memory of casting and squaring, and is still much for a matrix product
 
@@ -29,9 +30,14 @@ class Statistics:
     gram : bool, default True
         Whether to keep X.T @ X, too. It costs d_in**2 numbers and tokens * d_in**2 operations.
     dtype : torch.dtype, default torch.float32
-        Of the sums. The inputs are cast to it before anything is squared.
+        Of the sums, or torch.float64. The inputs are cast to it before anything is squared.
     device : str or torch.device, default "cpu"
         Where the sums are.
+
+    Raises
+    ------
+    PruneError
+        For another dtype, fewer inputs than one, or a device that is not there.
 
     Attributes
     ----------
@@ -57,8 +63,8 @@ class Statistics:
         self, d_in: int, gram: bool = True, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ):
         d_in = check_kind("d_in", d_in, int)
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point) or not 0 <= d_in < 2**31:
-            raise PruneError(f"there are no statistics of {short(d_in)} inputs in {dtype}: use float32 or float64")
+        if dtype not in _EXACT or not 1 <= d_in < 2**31:
+            raise PruneError(f"no statistics of {short(d_in)} inputs in {dtype}: give 1 up, in float32 or float64")
         self.d_in, self.tokens = d_in, 0
         try:
             self._sum = torch.zeros(d_in, dtype=dtype, device=device)
@@ -246,7 +252,7 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     Raises
     ------
     PruneError
-        If the shapes are not those of one layer.
+        If the shapes are not those of one layer, a number is complex, or the Gram matrix is in neither type.
 
     Examples
     --------
@@ -256,8 +262,8 @@ def layer_error(W: Tensor, W_pruned: Tensor, gram: Tensor) -> float:
     0.2
     """
     for given in (W, W_pruned, gram):
-        if not isinstance(given, Tensor) or given.is_complex():
-            raise PruneError(f"a layer's weights and its Gram matrix are real tensors, not {shown(given)}")
+        if not isinstance(given, Tensor) or given.is_complex() or (given is gram and gram.dtype not in _EXACT):
+            raise PruneError(f"weights and Gram matrix (float32 or float64) are real tensors, not {shown(given)}")
     if W.ndim != 2 or W_pruned.shape != W.shape or gram.shape != (W.shape[1], W.shape[1]):
         raise PruneError(
             f"weights {tuple(W.shape)}, {tuple(W_pruned.shape)} and a Gram matrix {tuple(gram.shape)} are not of one "

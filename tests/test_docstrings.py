@@ -1,10 +1,12 @@
 """The docstrings of the public names: every parameter is described, and every example gives what it shows."""
 
 import ast
+import dataclasses
 import doctest
 import importlib
 import inspect
 import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -78,6 +80,19 @@ def test_a_default_is_told_as_it_is(value):
             else:
                 nameless = default is None or callable(default) or "factory" in repr(default)
                 assert nameless if "optional" in kind else default is inspect.Parameter.empty, name
+
+
+@pytest.mark.parametrize("value", public().values(), ids=public())
+def test_who_refuses_something_says_so(value):
+    """Besides arguments of another kind, of which the book says that everything refuses them."""
+    made = "__init__" if not dataclasses.is_dataclass(value) else "__post_init__"
+    parts = [vars(value).get(made)] if inspect.isclass(value) else [value]
+    trees = [ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(part)))) for part in parts if part]
+    calls = [ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Raise | ast.Call)]
+    if value is not mp.PruneError and any(
+        re.match(r"raise PruneError|_?check_(?!kind|fields)\w+\(", one) for one in calls
+    ):
+        assert "Raises" in _sections(value.__doc__) or "raises `PruneError`" in value.__doc__
 
 
 def _examples():

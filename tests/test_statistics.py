@@ -236,3 +236,11 @@ def test_the_error_of_what_is_not_of_one_layer_is_refused_and_not_stretched_to_f
 def test_only_statistics_are_merged(other):
     with pytest.raises(mp.PruneError, match="cannot be merged"):
         mp.Statistics(2).merge(other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64])
+def test_sums_are_in_float32_or_wider_and_nothing_else(dtype):
+    with pytest.raises(mp.PruneError, match="in float32 or float64"):
+        mp.Statistics(4, dtype=dtype)
+    with pytest.raises(mp.PruneError, match=r"float32 or float64\).* Tensor \(4, 4\)"):
+        mp.layer_error(torch.ones(2, 4), torch.zeros(2, 4), torch.eye(4).to(dtype))

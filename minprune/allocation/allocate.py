@@ -56,8 +56,8 @@ def allocate(
     Raises
     ------
     PruneError
-        For an unknown name, a rule without the calibration it needs, a glob that matches nothing, a sparsity outside
-        0..1, or N:M.
+        For an unknown name, a rule without the model or the calibration it needs, a glob that matches nothing, a
+        sparsity outside 0..1, N:M, or no layer.
 
     Examples
     --------

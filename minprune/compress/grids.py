@@ -23,6 +23,7 @@ from torch import Tensor
 from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.formats.integers import round_scale
+from minprune.methods.damping import check_finite
 from minprune.selection import as_matrix
 
 GRIDS = ("symmetric", "asymmetric", "minimum")
@@ -108,7 +109,7 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     Raises
     ------
     PruneError
-        If there is no such grid, or the groups do not fit the matrix.
+        If there is no such grid, the groups do not fit the matrix, or it is empty or holds NaN or infinity.
 
     Examples
     --------
@@ -118,7 +119,9 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     tensor([[1.]])
     """
     check_grid(bits, group, kind)
-    as_matrix(W, "weights")
+    if not as_matrix(W, "weights").numel():
+        raise PruneError(f"weights {tuple(W.shape)} have no range: give a matrix (d_out, d_in) of 1 x 1 or more")
+    check_finite(W)
     width = group or W.shape[1]
     if W.shape[1] % width:
         raise PruneError(

@@ -45,7 +45,7 @@ def low_rank(W: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Raises
     ------
     PruneError
-        If the rank is out of range, the shapes do not fit, or there is NaN or infinity.
+        If the rank is out of range, the shapes do not fit or are empty, or there is NaN or infinity.
 
     Examples
     --------
@@ -57,7 +57,8 @@ def low_rank(W: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     tensor([[0., 0.],
             [0., 1.]])
     """
-    as_matrix(W, "weights")
+    if not as_matrix(W, "weights").numel():
+        raise PruneError(f"weights {tuple(W.shape)} have no factors: give a matrix (d_out, d_in) of 1 x 1 or more")
     if isinstance(rank, bool) or not isinstance(rank, Integral) or not 1 <= rank <= len(W):
         raise PruneError(f"rank {rank!r} is not from 1 to {len(W)}, the number of outputs")
     if gram.shape != (W.shape[1], W.shape[1]):

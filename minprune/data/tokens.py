@@ -63,7 +63,8 @@ def load_tokens(
     Raises
     ------
     PruneError
-        For a source that is unknown, missing, empty, not text, or too short; for samples or a length below 1.
+        For a source that is unknown, missing, empty, not text, or too short; for samples or a length below 1, or a
+        negative seed.
 
     Examples
     --------

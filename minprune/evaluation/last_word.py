@@ -105,7 +105,7 @@ def last_word(
     Raises
     ------
     PruneError
-        If the text has too few passages, or the model is not causal.
+        If the count is odd, the text has too few passages, or the model is not causal.
 
     Examples
     --------

@@ -74,8 +74,8 @@ def perplexity(model: "PreTrainedModel", tokens: Tensor, batch_size: int = 2, pr
     Raises
     ------
     PruneError
-        For windows that the model cannot read, for a model whose output is NaN, and for one that sees the tokens which
-        it should predict (see `minprune.models.causality`).
+        For windows of 1 token or that the model cannot read, for a model whose output is NaN, and for one that sees the
+        tokens which it should predict (see `minprune.models.causality`).
 
     Examples
     --------

@@ -74,7 +74,8 @@ def measure(
     Raises
     ------
     PruneError
-        For a stride outside 1..length, a tokenizer without BOS, and as `load_tokens` and `perplexity` do.
+        For a stride outside 1..length (less what begins each window), bos=True without such a token, and as
+        `load_tokens` and `perplexity` do.
 
     Examples
     --------

@@ -104,6 +104,11 @@ def predicted_bytes(keep: Tensor, value_bytes: int) -> dict[tuple[str, tuple[tup
     dict
         Bytes by (name of the format, its settings).
 
+    Raises
+    ------
+    PruneError
+        If the mask is no matrix of bool, or a value has less than a byte.
+
     Examples
     --------
     >>> import torch

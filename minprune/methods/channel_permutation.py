@@ -145,8 +145,8 @@ def fold_permutation(producers: Sequence[Tensor], readers: Sequence[Tensor], ord
     _check_order(order, d := len(order))
     for kind, size, tensors in (("produces", 0, producers), ("reads", -1, readers)):
         for tensor in tensors:
-            if tensor.shape[size] != d:
-                raise PruneError(f"a tensor {tuple(tensor.shape)} {kind} {tensor.shape[size]} channels, not {d}")
+            if (found := tensor.shape[size] if tensor.ndim else 0) != d:
+                raise PruneError(f"a tensor {tuple(tensor.shape)} {kind} {found} channels, not {d}")
     for tensor in producers:
         tensor.copy_(tensor[order])
     for tensor in readers:
@@ -155,5 +155,5 @@ def fold_permutation(producers: Sequence[Tensor], readers: Sequence[Tensor], ord
 
 
 def _check_order(order: Tensor, d: int) -> None:
-    if order.shape != (d,) or not torch.equal(order.sort().values, torch.arange(d, device=order.device)):
+    if order.dtype not in (torch.int64, torch.int32) or order.sort().values.tolist() != list(range(d)):
         raise PruneError(f"the order does not hold each of the {d} channels once")

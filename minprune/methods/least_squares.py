@@ -60,7 +60,8 @@ def exact(
     Raises
     ------
     PruneError
-        If the pattern does not fit the shape, or the statistics cannot be used.
+        If the pattern does not fit the shape, the statistics cannot be used, an option is out of range, or the layer
+        would take longer than `hours`.
 
     Examples
     --------

@@ -40,6 +40,12 @@ class Method:
     start : Method or None, default None
         The method whose mask this one is given, as in "wanda+sparsegpt". None if it chooses by itself.
 
+    Raises
+    ------
+    PruneError
+        By a call whose weights are no finite matrix, whose statistics are not of its inputs, or with an option of
+        another kind; a method says the rest.
+
     Examples
     --------
     >>> import minprune as mp

@@ -73,7 +73,7 @@ def obs(
     Raises
     ------
     PruneError
-        If the pattern does not fit the shape, the statistics cannot be used, or an option is out of range.
+        If pattern or statistics do not fit, an option is out of range, or it would take longer than `hours`.
 
     Examples
     --------

@@ -28,6 +28,11 @@ class Removal:
     count : int, optional
         A number of them, if no share is given.
 
+    Raises
+    ------
+    PruneError
+        For an unknown kind, both a share and a number or neither, or one out of range.
+
     Examples
     --------
     >>> from minprune.structured.removals import removal

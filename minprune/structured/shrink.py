@@ -89,7 +89,8 @@ def shrink(
     Raises
     ------
     PruneError
-        For an unknown removal, method or option, and if no configuration of the model's family describes the result.
+        For an unknown removal, method or option, a choice or repair that needs calibration and has none, and if no
+        configuration of the model's family describes the result.
 
     Examples
     --------

@@ -73,7 +73,7 @@ def shares(rate: float, rounds: int) -> list[float]:
     Raises
     ------
     PruneError
-        For a rate outside 0..1 or no round.
+        For a rate outside 0..1, no round, or more than 10,000.
 
     Examples
     --------

@@ -112,7 +112,7 @@ def magnitude_masks(
     Raises
     ------
     PruneError
-        For an unknown scope, or a pattern that does not fit.
+        For an unknown scope, a pattern that does not fit, no weights at all, or `alive` without a mask of one of them.
 
     Examples
     --------
@@ -124,6 +124,11 @@ def magnitude_masks(
     """
     pattern = read_pattern(pattern)
     check_scope(scope)
+    if not weights:
+        raise PruneError("there is no weight to rank: pass those of the layers that find_layers or linear_layers found")
+    for layer, W in weights.items():
+        if alive is not None and (layer not in alive or alive[layer].shape != W.shape):
+            raise PruneError(f"{layer.name} has no mask of its shape in alive: take the masks of the same layers")
     scores = {layer: W.abs() for layer, W in weights.items()}
     if alive is not None:
         scores = {layer: score.masked_fill(~alive[layer], -1) for layer, score in scores.items()}
@@ -153,9 +158,9 @@ def _below_one_threshold(scores: dict[Layer, Tensor], pattern: Pattern) -> dict[
 
 
 def sparsity_of(masks: Masks) -> float:
-    """The fraction of weights that the masks prune."""
+    """The fraction of weights that the masks prune; 0 of none."""
     total = sum(keep.numel() for keep in masks.values())
-    return 1 - sum(int(keep.count_nonzero()) for keep in masks.values()) / total
+    return sum(keep.numel() - int(keep.count_nonzero()) for keep in masks.values()) / max(total, 1)
 
 
 def stored_masks(masks: Masks) -> dict[tuple[nn.Module, str], Tensor]:
@@ -225,7 +230,7 @@ def maintain_sparsity(masks: Masks, optimizer: torch.optim.Optimizer) -> Iterato
     Raises
     ------
     PruneError
-        If a weight that could learn is missing from the optimizer.
+        If a weight that could learn is missing from the optimizer, or a mask is not bool and as large as its weight.
 
     Examples
     --------

@@ -92,6 +92,11 @@ def remove_parametrizations(masks: Masks) -> None:
     masks : mapping of Layer to Tensor (d_out, d_in), bool
         Those that `parametrise` was given.
 
+    Raises
+    ------
+    PruneError
+        For a weight that is not parametrised; nothing is changed then.
+
     Examples
     --------
     See `parametrise`:
@@ -106,6 +111,10 @@ def remove_parametrizations(masks: Masks) -> None:
     >>> type(network).__name__
     'Linear'
     """
-    for owner, name in stored_masks(masks):
+    places = stored_masks(masks)
+    for layer in masks:
+        if not parametrize.is_parametrized(layer.module, layer.parameter):
+            raise PruneError(f"{layer.name} has no mask or adapter in front of its weight: there is nothing to remove")
+    for owner, name in places:
         with torch.no_grad():
             parametrize.remove_parametrizations(owner, name, leave_parametrized=True)

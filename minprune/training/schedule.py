@@ -108,6 +108,11 @@ class Gradual:
     straight_through : bool, default False
         Whether pruned weights go on learning, see `Masked`. Otherwise they wait as they are.
 
+    Raises
+    ------
+    PruneError
+        For an unknown scope, or a layer that has a mask already.
+
     Examples
     --------
     >>> import torch

@@ -242,3 +242,15 @@ def test_in_inference_mode_a_rule_chooses_and_a_sensitivity_is_what_it_is_outsid
     outside, model = found(tiny_model("llama")), tiny_model("llama")
     with torch.inference_mode():
         assert found(model) == outside
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_convex_hull_of_a_curve_is_the_lowest_chord_above_each_of_its_points(seed):
+    draw = np.random.default_rng(seed)
+    x, y = np.sort(draw.random(9)), draw.normal(size=9)
+    hull = y[0] + np.append(0, np.cumsum(rules._convex_slopes(x, y) * np.diff(x)))
+    for k in range(9):
+        chords = [
+            y[i] + (y[j] - y[i]) * (x[k] - x[i]) / (x[j] - x[i]) for i in range(k + 1) for j in range(k, 9) if i < j
+        ]
+        assert hull[k] == pytest.approx(min([y[k], *chords]))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from minprune import PruneError
-from minprune.compress.grids import BITS, make_grid
+from minprune.compress.grids import BITS, GRIDS, make_grid
+from minprune.compress.low_rank import low_rank
 
 SIZES = [(bits, group, kind) for bits in BITS for group in (8, 32, 0) for kind in ("symmetric", "asymmetric")]
 
@@ -95,3 +96,17 @@ def test_a_group_of_zeros_has_a_scale():
 def test_an_impossible_grid_is_refused_with_its_value(bits, group, kind, said):
     with pytest.raises(PruneError, match=said):
         make_grid(weights(), bits, group, kind)
+
+
+@pytest.mark.parametrize("W", [torch.zeros(2, 0), torch.zeros(0, 4)])
+def test_a_matrix_without_weights_has_no_grid_and_no_factors(W):
+    for make in (lambda: make_grid(W, 4, 0, "symmetric"), lambda: low_rank(W, torch.eye(W.shape[1]), 1)):
+        with pytest.raises(PruneError, match="1 x 1 or more"):
+            make()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", GRIDS)
+def test_a_range_that_is_none_has_no_grid(number, kind):
+    with pytest.raises(PruneError, match="NaN or infinity"):
+        make_grid(torch.tensor([[1.0, number]]), 4, 0, kind)

@@ -233,7 +233,9 @@ def test_orders_and_sizes_that_do_not_fit_are_refused_and_nothing_is_changed(gen
     for producers, readers, order, reason in [
         ([W, bias], [reader], shuffled(8), r"\(7,\) produces 7 channels, not 8"),
         ([W], [reader.T], shuffled(8), r"\(8, 5\) reads 5 channels, not 8"),
+        ([W, torch.tensor(1.0)], [reader], shuffled(8), "produces 0 channels, not 8"),
         ([W], [reader], torch.zeros(8, dtype=torch.int64), "each of the 8 channels once"),
+        ([W], [reader], shuffled(8).float(), "each of the 8 channels once"),
     ]:
         with pytest.raises(mp.PruneError, match=reason):
             fold_permutation(producers, readers, order)

@@ -403,3 +403,20 @@ def test_one_threshold_for_all_brings_back_nothing_either():
     alive[layers[0]][0, 0] = True
     found = magnitude_masks({layer: layer.weight for layer in layers}, "10%", "global", alive=alive)
     assert all(torch.equal(found[layer], alive[layer]) for layer in layers)
+
+
+def test_masks_of_nothing_and_of_other_layers_are_refused_by_name():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    one, other = linear_layers(network)
+    weights = {layer: layer.weight for layer in (one, other)}
+    for scope in ("layer", "global"):
+        with pytest.raises(mp.PruneError, match="no weight to rank"):
+            magnitude_masks({}, "50%", scope)
+    for alive in ({one: one.weight != 0}, {one: one.weight != 0, other: one.weight != 0}, {}):
+        with pytest.raises(mp.PruneError, match=r"\d has no mask of its shape"):
+            magnitude_masks(weights, "50%", alive=alive)
+    parametrise({one: one.weight != 0})
+    with pytest.raises(mp.PruneError, match="1 has no mask or adapter"):
+        remove_parametrizations(masks_of([one, other]))
+    assert torch.nn.utils.parametrize.is_parametrized(network[0])  # nothing was changed
+    assert sparsity_of({}) == 0
