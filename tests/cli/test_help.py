@@ -1,5 +1,6 @@
 """The command line helps: without words, with mistyped ones, with what it knows of the methods, and in a shell."""
 
+import argparse
 import json
 import re
 import shlex
@@ -9,7 +10,7 @@ import pytest
 
 import minprune as mp
 from minprune.cli.catalogue import described_methods
-from minprune.cli.main import COMMANDS, main
+from minprune.cli.main import COMMANDS, _parser, main
 from minprune.structured.removals import removal
 
 
@@ -103,3 +104,15 @@ def test_a_command_line_of_a_page_is_read(monkeypatch, in_an_empty_folder, line,
     read = []
     monkeypatch.setattr(module, "run", read.append)
     assert main([command, *words]) == 0 and read, page
+
+
+def test_a_number_that_a_help_gives_as_the_default_is_the_default():
+    (commands,) = (action.choices for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    told = 0
+    for command, parser in commands.items():
+        for action in parser._actions:
+            said = re.search(r"\((\d[\d.]*)\)", action.help or "")
+            if said and isinstance(action.default, (int, float)):
+                assert float(said[1]) == action.default, (command, action.dest)
+                told += 1
+    assert told > 30
