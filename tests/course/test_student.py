@@ -137,6 +137,39 @@ def test_a_cell_that_needs_an_answer_asks_for_it(capsys):
     assert capsys.readouterr().out == "2 'two\\nlines'\n2\n[1]\n"
 
 
+def test_what_a_cell_shows_is_shown_when_the_answer_is_right():
+    """Jupyter shows a last value at the top of a cell, and not below an `if`; what it never showed stays hidden."""
+    nbclient = pytest.importorskip("nbclient")
+    shown = "import torch\n'ä'; torch.cat([\n    cut_windows(torch.arange(4), 2)])  # (2, 2), 'ä'"
+    hidden = "cut_windows(torch.arange(4), 2);"
+    notebook = small("from minprune import checks", START, STUB, END, OPEN, SOLVED, CLOSE, shown, hidden)
+    notebook.cells[-2].outputs = [nbformat.v4.new_output("execute_result", data={"text/plain": ""})]
+    made = student_edition(notebook)
+    made.cells[2].source = SOLVED
+    nbclient.NotebookClient(made, timeout=60).execute()
+    assert [len(cell.outputs) for cell in made.cells[-2:]] == [1, 0]
+    assert made.cells[-2].outputs[0]["data"]["text/plain"] == "tensor([[0, 1],\n        [2, 3]])"
+
+
+def test_every_chapter_shows_all_that_waits_for_an_answer():
+    waiting = 0
+    for name in CHAPTERS:
+        notebook = chapter(name)
+        values = {c.id for c in notebook.cells for out in c.get("outputs", ()) if out.output_type == "execute_result"}
+        for cell in student_edition(notebook).cells:
+            if cell.source.startswith("if checks.") and cell.id in values:
+                waiting += 1
+                assert re.search(r"^    display\(", cell.source, re.M), (name, cell.source)
+    assert waiting
+
+
+def test_code_that_waits_is_indented_and_only_texts_in_three_quotes_stay():
+    code = "n = len(cut_windows)\nprint(\n    f'{n}'\n    ' in ' f'''{n}\nof''' 'all'\n)\ntext = '''a\nb'''"
+    lines = edition(code).cells[-1].source.splitlines()[1:-2]
+    assert [line for line in lines if not line.startswith("    ")] == ["of''' 'all'", "b'''"]
+    assert [line.removeprefix("    ") for line in lines] == code.splitlines()
+
+
 def test_what_a_cell_binds_before_it_needs_the_answer_is_missing_as_well():
     made = edition(
         "import torch\nids = torch.arange(7)",

@@ -6,8 +6,11 @@ python -m minprune.course.classroom.student FOLDER NOTEBOOK...     # what `make 
 import argparse
 import ast
 import copy
+import io
 import re
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +36,11 @@ def student_edition(notebook: "NotebookNode") -> "NotebookNode":
     runs. All else stays. Raises `PruneError` if a later cell uses a name that only a solution defines.
     """
     student = copy.deepcopy(notebook)
-    guards = {cell.number: _guarded(cell, needs) for cell, needs in _dependent(code_cells(notebook))}
+    guards = {
+        cell.number: _guarded(cell, needs, any(out.output_type == "execute_result" for out in original.outputs))
+        for cell, needs in _dependent(code_cells(notebook))
+        for original in [notebook.cells[cell.number - 1]]
+    }
     kept, in_quiz = [], False
     for number, (cell, region) in enumerate(zip(student.cells, regions(notebook), strict=True), 1):
         if region == "solution":
@@ -103,18 +110,16 @@ def _dependent(cells: list[Cell]) -> list[tuple[Cell, list[str]]]:
     return found
 
 
-def _guarded(cell: Cell, needs: list[str]) -> str:
-    """The cell's code under the condition that the checks are passed."""
+def _guarded(cell: Cell, needs: list[str], shows: bool) -> str:
+    """The cell's code under the condition that the checks are passed.
+
+    shows: whether Jupyter shows the value of its last line, which it does at the top of a cell only.
+    """
     condition = " and ".join(f"{check}.passed" for check in needs)
     names = ", ".join(check.partition("(")[0].rpartition(".")[2] for check in needs)
-    inside = {
-        line
-        for statement in cell.statements
-        for part in ast.walk(statement.node)
-        if isinstance(part, (ast.Constant, ast.JoinedStr)) and part.end_lineno
-        for line in range(part.lineno + 1, part.end_lineno + 1)
-    }  # the lines of a text in several lines are not to be moved
-    lines = cell.source.rstrip().splitlines()
+    source = _displayed(cell) if shows else cell.source
+    inside = set(_within_texts(cell.code))  # these lines are not to be moved
+    lines = source.rstrip().splitlines()
     moved = [
         line if number in inside or not line else f"    {line}" for number, line in enumerate(lines, 1) if line != MARK
     ]
@@ -126,6 +131,29 @@ def _guarded(cell: Cell, needs: list[str]) -> str:
             f'    print("This cell needs a right answer to: {names}. Then run it again.")',
         ]
     )
+
+
+def _displayed(cell: Cell) -> str:
+    """The cell's source with its last expression, a value, as a call of IPython's `display`."""
+    node = cell.statements[-1].node
+    lines = [line.encode() for line in cell.source.splitlines()]  # offsets in a tree count bytes
+    end = node.end_lineno or 0, node.end_col_offset or 0
+    for (number, offset), text in ((end, b")"), ((node.lineno, node.col_offset), b"display(")):
+        line = lines[number - 1]
+        lines[number - 1] = line[:offset] + text + line[offset:]
+    return b"\n".join(lines).decode()
+
+
+def _within_texts(code: str) -> Iterator[int]:
+    """The lines that begin inside of a text: one in three quotes, plain or (tokens of its own since 3.12) formatted."""
+    opened = []
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        name = tokenize.tok_name[token.type]
+        if name == "FSTRING_START":
+            opened.append(token.start[0])
+        elif name in ("STRING", "FSTRING_END"):
+            first = opened.pop() if name == "FSTRING_END" else token.start[0]
+            yield from range(first + 1, token.end[0] + 1)
 
 
 def main(argv: list[str]) -> None:
