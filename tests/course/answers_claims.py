@@ -1,6 +1,7 @@
 """Answers to the exercises of chapter 23, for test_checks.py: right ones in other words, and unforeseen wrong ones."""
 
 import math
+from decimal import ROUND_HALF_DOWN, ROUND_HALF_UP, Decimal
 
 import numpy as np
 import torch
@@ -61,7 +62,20 @@ def find_flaws_by_masks(experiments):
     return found
 
 
+def agrees_decimal(value, number):
+    """With decimal fractions, which know halves."""
+    quoted = Decimal(value.replace(",", ""))
+    return abs(quoted - Decimal(str(number))) * 2 <= Decimal(1).scaleb(quoted.as_tuple().exponent)
+
+
+def agrees_by_rounding(value, number):
+    """Up or down: one of the two roundings is what is quoted."""
+    quoted = Decimal(value.replace(",", ""))
+    return any(Decimal(str(number)).quantize(quoted, way) == quoted for way in (ROUND_HALF_DOWN, ROUND_HALF_UP))
+
+
 RIGHT = {
+    "agrees": [agrees_decimal, agrees_by_rounding],
     "lead": [lead_scipy, lead_loop],
     "kept": [kept_means, kept_loop],
     "honest_best": [honest_best_numpy, honest_best_loop],
@@ -69,6 +83,12 @@ RIGHT = {
 }
 
 REJECTED = {
+    "agrees": [
+        lambda value, number: True,
+        lambda value, number: value in str(number),
+        lambda value, number: agrees_decimal(value.lstrip("-"), abs(number)),
+        lambda value, number: str(round(number, len(value.partition(".")[2]))) == value,
+    ],
     "lead": [
         lambda a, b: lead_scipy(a[:1], b[:1]),
         lambda a, b: -lead_scipy(a, b) * math.sqrt(a.shape[1]),  # two at once

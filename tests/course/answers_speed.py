@@ -7,6 +7,28 @@ import numpy as np
 import torch
 
 
+def by_bits_iterator(values, bits, x):
+    """The values as an iterator, and the bits as text."""
+    left, y = iter(values.tolist()), []
+    for row in bits:
+        text = "".join(f"{byte:08b}"[::-1] for byte in row)
+        y.append(sum(next(left) * x[j] for j, bit in enumerate(text) if bit == "1"))
+    return y
+
+
+def by_bits_nonzero(values, bits, x):
+    """No loop: the places of all bits that are set, and a sum for each row."""
+    rows, columns = np.nonzero(np.unpackbits(bits, axis=1, bitorder="little"))
+    return np.bincount(rows, values * x[columns], minlength=len(bits))
+
+
+def by_table_unpacked(values, bits, x):
+    where = np.unpackbits(bits, axis=1, bitorder="little", count=len(x)).astype(bool)
+    W = torch.zeros(where.shape)
+    W.masked_scatter_(torch.from_numpy(where), torch.from_numpy(values))
+    return W @ torch.from_numpy(x)
+
+
 def needed_sparsity_by_halving(bits, head, gain):
     """The smallest share that is enough, by halving an interval: no formula is solved."""
     found = []
@@ -68,12 +90,26 @@ def from_memory_by_time(sizes, visits, cache):
 
 
 RIGHT = {
+    "by_bits": [by_bits_iterator, by_bits_nonzero],
+    "by_table": [by_table_unpacked, by_bits_nonzero],
     "needed_sparsity": [needed_sparsity_by_halving, needed_sparsity_numpy],
     "two_of_four": [two_of_four_numpy, two_of_four_gather],
     "from_memory": [from_memory_ordered, from_memory_by_time],
 }
 
 REJECTED = {
+    "by_bits": [
+        lambda values, bits, x: by_bits_nonzero(values, bits[:, ::-1].copy(), np.resize(x, 8 * bits.shape[1])),
+        lambda values, bits, x: by_bits_nonzero(values[::-1], bits, x),
+        lambda values, bits, x: by_bits_nonzero(values, bits, np.ones_like(x)),
+        lambda values, bits, x: by_bits_nonzero(abs(values), bits, x),
+    ],
+    "by_table": [
+        lambda values, bits, x: by_bits_nonzero(values[::-1], bits, x),
+        lambda values, bits, x: np.roll(by_bits_nonzero(values, bits, x), 1) + 1,
+        lambda values, bits, x: np.zeros(len(bits)),
+        lambda values, bits, x: by_bits_nonzero(values, bits, x).sum(),
+    ],
     "needed_sparsity": [
         lambda bits, head, gain: 1 - 1 / (gain * bits),
         lambda bits, head, gain: needed_sparsity_numpy(bits - 1, head, gain),

@@ -2,6 +2,9 @@
 
 ORDER = "the order in which they are gone through makes no difference"
 NUMBER = "the same numbers in another type"
+DISTANCE = "a distance is the same from either end"
+ROOM = "what lies behind the values is looked up and never used, one place of it is enough"
+MISSING = "NumPy takes any negative size for the one that is missing"
 DISTINCT = "no two of what is sorted are equal, or so few that any sort is stable"
 RANKS = "what is not negative ranks like its square"
 SCALE = "the same factor for all of what is compared"
@@ -416,5 +419,22 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "growth": {
         "torch.tensor(seconds, dtype=torch.float64) -> torch.tensor(seconds)": NUMBER,
         "torch.float64 -> torch.float16": NUMBER,
+    },
+    "by_bits": {
+        "range(8) -> range(9)": "a byte has no ninth bit",
+        "in_row = 0 -> in_row = 1": FLAG,
+        "in_row = 0 -> in_row = -1": FLAG,
+        "self.add(y[i], weight * x[self.fetch(self.column(k, j), in_row)]) -> self.add(weight * x[self.fetch(self.column(k, j), in_row)], y[i])": EXCHANGED,  # noqa: E501
+    },
+    "by_table": {
+        "room: int = 1 -> room: int = 2": ROOM,
+        "np.where(self.bit, self.bit.cumsum(1) - self.first, 0) -> np.where(self.bit, self.bit.cumsum(1) - self.first, -1)": ROOM,  # noqa: E501
+        "np.zeros(self.room, values.dtype) -> np.ones(self.room, values.dtype)": ROOM,
+        "-1 -> -2": MISSING,
+        "(W[:, :len(x)] if self.cut else W) @ x -> (W[:, :len(x)] if self.cut else W) @ x.T": SYMMETRIC,
+    },
+    "agrees": {
+        "number - quoted -> quoted - number": DISTANCE,
+        "self.distance(number, self.read(value)) -> self.distance(self.read(value), number)": DISTANCE,
     },
 }

@@ -324,7 +324,8 @@ def test_generic_mistakes_are_told_plainly(exercise):
     def todo(*args):
         raise NotImplementedError
 
-    assert "changed its argument" in exercise(changes_its_input).message
+    if not isinstance(exercise.cases()[0].args[0], str):  # a text cannot be changed
+        assert "changed its argument" in exercise(changes_its_input).message
     assert "returned None" in exercise(lambda *args: None).message
     assert "raised KeyError in its line 2: 'lost'" in exercise(raises).message
     assert "Nothing is written yet" in exercise(todo).message

@@ -1,15 +1,224 @@
-"""The exercises of chapter 20: how sparse for a gain, a product of 2:4 as it is stored, which visits read memory."""
+"""The exercises of chapter 20: products of bitmasks and of 2:4, how sparse for a gain, which visits read memory."""
 
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.mutations import complement, given, inverted, scaled, then, transposed
 from minprune.course.checks.values import normal
+
+
+# by_bits(values, bits, x): a product with a bitmask, bit by bit; and by_table, a byte at a time
+def _low_first(byte: int) -> list[int]:
+    return [j for j in range(8) if byte >> j & 1]
+
+
+@dataclass(frozen=True)
+class _Visited:
+    """W x out of values and bits, each bit that is set taking the next value; the defaults are right.
+
+    columns: those of a byte whose bits are set, in the order of their values. column: of column j of byte k. place: the
+    number of a value, from how many were taken before it in all and in its row. fetch: the input, from its column and
+    how many were taken in the row. add: a product to what is there.
+    """
+
+    columns: Callable[[int], list[int]] = _low_first
+    column: Callable[[int, int], int] = lambda k, j: 8 * k + j
+    place: Callable[[int, int], int] = lambda taken, in_row: taken
+    fetch: Callable[[int, int], int] = lambda column, in_row: column
+    weigh: Callable[[float], float] = lambda value: value
+    add: Callable[[float, float], float] = lambda total, product: total + product
+
+    def __call__(self, values: np.ndarray, bits: np.ndarray, x: np.ndarray) -> np.ndarray:
+        y, taken = np.zeros(len(bits)), 0
+        for i, row in enumerate(bits.tolist()):
+            in_row = 0
+            for k, byte in enumerate(row):
+                for j in self.columns(byte):
+                    weight = self.weigh(values[self.place(taken, in_row)])
+                    y[i] = self.add(y[i], weight * x[self.fetch(self.column(k, j), in_row)])
+                    taken, in_row = taken + 1, in_row + 1
+        return y
+
+
+def _multiplied(values: np.ndarray, bits: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The dense matrix (d_out, d_in), and its product."""
+    where = np.unpackbits(bits, axis=1, bitorder="little")[:, : len(x)] == 1
+    W = np.zeros(where.shape, values.dtype)
+    W[where] = values
+    with np.errstate(invalid="ignore"):
+        return (W * x).sum(1)
+
+
+def _a_value_for_each_weight(values: np.ndarray, bits: np.ndarray, x: np.ndarray) -> np.ndarray:
+    where = np.unpackbits(bits, axis=1, bitorder="little")[:, : len(x)] == 1
+    rows = range(len(bits))
+    return np.array([sum(values[i * len(x) + j] * x[j] for j in where[i].nonzero()[0]) for i in rows])
+
+
+by_bits = Exercise(
+    name="by_bits",
+    chapter=20,
+    title="the product of a matrix in a bitmask with a vector: every bit that is set takes the next value",
+    reference=_Visited(),
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "bits from the high end": [
+                _Visited(columns=lambda byte: [7 - j for j in reversed(_low_first(byte))]),
+                _Visited(column=lambda k, j: 8 * k + 7 - j),
+            ],
+            "values from the high end": _Visited(columns=lambda byte: _low_first(byte)[::-1]),
+            "always the first byte": _Visited(column=lambda k, j: j),
+            "bytes one column wide": _Visited(column=lambda k, j: k + j),
+            "lowest bit only": _Visited(columns=lambda byte: _low_first(byte)[:1]),
+            "values begin anew in each row": _Visited(place=lambda taken, in_row: in_row),
+            "a value for each weight": _a_value_for_each_weight,
+            "inputs in order": _Visited(fetch=lambda column, in_row: in_row),
+            "values forgotten": _Visited(weigh=lambda value: 1.0),
+            "last product only": _Visited(add=lambda total, product: product),
+            "the dense matrix multiplied": _multiplied,
+        },
+        """
+        bits from the high end: The columns of each byte were read from its high end. Here bit j of a byte, counted from
+          the low end, is its column j.
+        values from the high end: In each byte the values were dealt out from the highest bit down. They follow each
+          other as their columns do.
+        always the first byte: Every byte was taken for the first of its row. Which column is bit j of byte k?
+        bytes one column wide: The bytes of a row begin one column apart. They are eight columns wide.
+        lowest bit only: One value was taken from each byte. There may be eight: go on until no bit is left.
+        values begin anew in each row: Each row began with the first value of all. The rows share one list of values:
+          the counter goes on.
+        a value for each weight: Your counter went on at bits that are not set, too. What is not stored has no value.
+        inputs in order: The values of a row were multiplied with the first inputs there are. Their bits say which.
+        values forgotten: The right inputs were added, but without their weights.
+        last product only: Only the last product of each row is left. They are to be added.
+        the dense matrix multiplied: Inputs that no bit asks for were multiplied, too, and zero times infinity is not
+          zero. That is the next step; this one visits bits that are set, and nothing else.
+        """,
+    ),
+    cases=lambda: [
+        *_bitmasks(),
+        Case("inputs that no weight reads, infinity and NaN among them", _unread_bits()),
+    ],
+)
+
+_BIT = np.arange(256)[:, None] >> np.arange(8) & 1  # (256, 8): is column j set?
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """W x by a look-up of each byte; the defaults are right.
+
+    bit: the table of columns that are set. first: what is subtracted from a running sum of these. before: how many
+    values stand before each byte, from the counts (d_out, bytes). room: zeros behind the values. chosen: whether
+    columns that are not set are zero. cut: whether there are no more columns than inputs.
+    """
+
+    bit: np.ndarray = field(default_factory=lambda: _BIT)
+    first: int = 1
+    before: Callable[[np.ndarray], np.ndarray] = lambda counts: counts.cumsum().reshape(counts.shape) - counts
+    room: int = 1
+    chosen: bool = True
+    cut: bool = True
+
+    def __call__(self, values: np.ndarray, bits: np.ndarray, x: np.ndarray) -> np.ndarray:
+        place = np.where(self.bit, self.bit.cumsum(1) - self.first, 0)
+        memory = np.append(values, np.zeros(self.room, values.dtype))
+        W = memory[self.before(self.bit.sum(1)[bits])[..., None] + place[bits]]  # (d_out, bytes, 8)
+        W = np.where(self.bit[bits] if self.chosen else True, W, 0).reshape(len(bits), -1)
+        return (W[:, : len(x)] if self.cut else W) @ x
+
+
+def _down_the_columns(counts: np.ndarray) -> np.ndarray:
+    return counts.T.cumsum().reshape(counts.T.shape).T - counts
+
+
+by_table = Exercise(
+    name="by_table",
+    chapter=20,
+    title="the same product a byte at a time: a table says where the eight columns of a byte find their values",
+    reference=_Looked(),
+    difficulty=4,
+    wrong=mistakes(
+        {
+            "the byte's own values counted": [
+                _Looked(before=lambda counts: counts.cumsum().reshape(counts.shape), room=room) for room in (1, 8)
+            ],
+            "values begin anew in each row": _Looked(before=lambda counts: counts.cumsum(1) - counts),
+            "bytes counted, not values": _Looked(
+                before=lambda counts: np.arange(counts.size).reshape(counts.shape), room=64
+            ),
+            "every byte begins at the first value": _Looked(before=np.zeros_like),
+            "down the columns": _Looked(before=_down_the_columns),
+            "no place is 0": _Looked(first=0),
+            "no column is empty": _Looked(chosen=False),
+            "bits from the high end": _Looked(bit=_BIT[:, ::-1]),
+            "past the end": _Looked(room=0),
+            "more columns than inputs": _Looked(cut=False),
+        },
+        """
+        the byte's own values counted: Your running sum includes the byte itself. Wanted is how many values stand
+          *before* it, and before the first byte there are none.
+        values begin anew in each row: Your running sum begins anew in each row. The rows share one list of values.
+        bytes counted, not values: You counted the bytes before each byte. How many *values* do they have together?
+        every byte begins at the first value: Every byte took the first values there are. A place in the table is
+          counted from the byte's own first value.
+        down the columns: Your running sum goes down the columns of bytes. The values follow each other row by row.
+        no place is 0: In each byte the first column that is set took the second value. Places are counted from 0.
+        no column is empty: Columns that are not set kept what they were given at their place in the table, the byte's
+          first value. They are zero.
+        bits from the high end: The columns of each byte were read from its high end. Here bit j of a byte, counted from
+          the low end, is its column j.
+        past the end: An IndexError on an empty byte behind the last value: its places are looked up as well, and there
+          is nothing. Give the values a neighbour.
+        more columns than inputs: Eight columns for each byte are more than there are inputs, if their number is no
+          multiple of eight. Which of them are real?
+        """,
+    ),
+    cases=lambda: _bitmasks(),
+)
+
+
+def _bits(W: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A matrix as it is stored, and inputs."""
+    dense = W.numpy()
+    x = normal(W.shape[1], seed=seed).numpy()
+    return dense[dense != 0], np.packbits(dense != 0, axis=1, bitorder="little"), x
+
+
+def _random_bits(d_out: int, d_in: int, seed: int, empty: tuple[int, ...] = ()) -> tuple:
+    """Half of the weights are zero, and some rows all over."""
+    W = normal(d_out, d_in, seed=seed) * (normal(d_out, d_in, seed=seed + 1) > 0)
+    W[list(empty)] = 0
+    return _bits(W, seed + 2)
+
+
+def _bitmasks() -> list[Case]:
+    return [
+        Case("one byte", _random_bits(1, 8, 2060)),
+        Case("one row of several bytes", _random_bits(1, 40, 2070)),
+        Case("several rows of one byte", _random_bits(5, 8, 2080)),
+        Case("several rows", _random_bits(4, 24, 2090)),
+        Case("a width that is no multiple of eight", _random_bits(3, 13, 2100)),
+        Case("an empty row between others", _random_bits(3, 16, 2110, (1,))),
+        Case("empty rows first and last", _random_bits(4, 16, 2120, (0, 3))),
+        Case("nothing stored", _random_bits(2, 16, 2130, (0, 1))),
+        Case("everything stored", _bits(normal(3, 24, seed=2140), 2141)),
+    ]
+
+
+def _unread_bits() -> tuple:
+    W = normal(2, 12, seed=2150)
+    W[:, [1, 6, 11]] = 0
+    values, bits, x = _bits(W, 2151)
+    x[[1, 6, 11]] = np.inf, np.nan, -np.inf
+    return values, bits, x
 
 
 # needed_sparsity(bits, head, gain): the share of zeros with which a model is read that much faster
@@ -350,4 +559,4 @@ def _visits(number: int, matrices: int, seed: int) -> Tensor:
     return torch.randint(matrices, (number,), generator=torch.Generator().manual_seed(seed))
 
 
-EXERCISES = [needed_sparsity, two_of_four, from_memory]
+EXERCISES = [by_bits, by_table, needed_sparsity, two_of_four, from_memory]

@@ -1,5 +1,6 @@
-"""The exercises of chapter 23: an order with its error, accuracy above chance, an honest best, and flaws by number."""
+"""The exercises of chapter 23: rounded numbers, an order with its error, accuracy above chance, an honest best."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,6 +10,105 @@ from torch import Tensor
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.mutations import negated, scaled
 from minprune.course.checks.values import normal
+
+
+# agrees(value, number): whether a quoted number is what the number at its place rounds to
+def _decimals(value: str) -> int:
+    return len(value.partition(".")[2])
+
+
+@dataclass(frozen=True)
+class _Quoted:
+    """Right unless a field says otherwise. read: the text as a number. decimals: how many it has. unit: how far off it
+    may be, in units of the last digit, which `within` compares; distance: from the number to what is quoted.
+    """
+
+    read: Callable[[str], float] = lambda value: float(value.replace(",", ""))
+    decimals: Callable[[str], int] = _decimals
+    unit: float = 0.5
+    distance: Callable[[float, float], float] = lambda number, quoted: abs(number - quoted)
+    within: Callable[[float, float], bool] = lambda far, allowed: far <= allowed
+
+    def __call__(self, value: str, number: float) -> bool:
+        allowed = self.unit * 10.0 ** -self.decimals(value)
+        return self.within(self.distance(number, self.read(value)), allowed)
+
+
+def _cut_off(value: str, number: float) -> bool:
+    return math.trunc(number * 10 ** _decimals(value)) == round(_Quoted().read(value) * 10 ** _decimals(value))
+
+
+agrees = Exercise(
+    name="agrees",
+    chapter=23,
+    title="whether a quoted number is what the number at its place rounds to",
+    reference=_Quoted(),
+    difficulty=2,
+    wrong=mistakes(
+        {
+            "equal to all digits": _Quoted(unit=0.0),
+            "trailing zeros lost": _Quoted(decimals=lambda value: len(value.partition(".")[2].rstrip("0"))),
+            "a whole unit": _Quoted(unit=1.0),
+            "a half refused": _Quoted(within=lambda far, allowed: far < allowed),
+            "a half to one side": lambda value, number: round(number, _decimals(value)) == _Quoted().read(value),
+            "cut off, not rounded": _cut_off,
+            "only from above": _Quoted(distance=lambda number, quoted: quoted - number),
+            "only from below": _Quoted(distance=lambda number, quoted: number - quoted),
+            "one decimal for all": _Quoted(decimals=lambda value: 1),
+            "the point counted": _Quoted(decimals=lambda value: len(value[value.find(".") :]) if "." in value else 0),
+            "digits instead of decimals": _Quoted(decimals=lambda value: sum(map(str.isdigit, value))),
+            "half a per cent": lambda value, number: abs(number / _Quoted().read(value) - 1) <= 0.005,
+            "comma as a point": _Quoted(read=lambda value: float(value.replace(",", "."))),
+            "commas refused": _Quoted(read=float),
+            "inverted": lambda value, number: not _Quoted()(value, number),
+        },
+        """
+        equal to all digits: You asked for equality. A quoted number has been rounded, so the number at its place has
+          digits that it lacks.
+        trailing zeros lost: A zero at the end says something: "5.10" promises two decimals. As a float it is 5.1. Count
+          in the text.
+        a whole unit: You allowed a whole unit of the last digit. What is rounded is off by half of one at most, and
+          with your test a slip by one in the last digit may go unnoticed.
+        a half refused: Exactly half a unit was refused. The equation has ≤ there, since a half is rounded up by some
+          and down by others.
+        a half to one side: Exactly half a unit was taken in one direction only. Python's `round` takes a half to the
+          even neighbour, others round it up, and the equation takes both.
+        cut off, not rounded: You cut the digits off. 2.7 is quoted as "3", not as "2".
+        only from above: A number that is far above what is quoted was taken, too. The distance counts to both sides.
+        only from below: A number that is far below what is quoted was taken, too. The distance counts to both sides.
+        one decimal for all: The same distance was allowed for all. It depends on how many decimals are quoted.
+        the point counted: You counted one decimal too many. Is the point among them?
+        digits instead of decimals: You counted all digits. Only those behind the point say how finely it was rounded.
+        half a per cent: You allowed a share of the number. Rounding is off by half a unit of the last digit, whatever
+          the number.
+        comma as a point: A comma was read as the point. In this file commas set off thousands.
+        commas refused: A number with a comma cannot be read by your function. Commas set off thousands.
+        inverted: True and False are exchanged.
+        """,
+    ),
+    cases=lambda: [
+        Case("two digits", ("5.1", 5.12)),
+        Case("a zero at the end", ("5.10", 5.12)),
+        Case("a zero at the end that is right", ("5.10", 5.1037)),
+        Case("nearly a half above", ("5.10", 5.1045)),
+        Case("more than a half above", ("5.10", 5.1056)),
+        Case("a whole number", ("13", 13.42)),
+        Case("a whole number that is close", ("5", 5.04)),
+        Case("a whole number, to be rounded up", ("3", 2.7)),
+        Case("a half above", ("2", 2.5)),
+        Case("a half below", ("3", 2.5)),
+        Case("far above", ("0.61", 6.1)),
+        Case("far below", ("17.09", 1.709)),
+        Case("the last digit one too high", ("0.45", 0.4405)),
+        Case("thousands", ("20,736", 20736.4)),
+        Case("thousands, one too many", ("1,025", 1023.8)),
+        Case("a million with decimals", ("1,234,567.5", 1234567.48)),
+        Case("below zero", ("-3.2", -3.23)),
+        Case("below zero, rounded the wrong way", ("-3.3", -3.23)),
+        Case("the other side of zero", ("-0.5", 0.52)),
+        Case("the same to all digits", ("0.25", 0.25)),
+    ],
+)
 
 
 # lead(a, b): by how many standard errors method a is ahead of method b on the same windows
@@ -270,4 +370,4 @@ find_flaws = Exercise(
     ],
 )
 
-EXERCISES = [lead, kept, honest_best, find_flaws]
+EXERCISES = [agrees, lead, kept, honest_best, find_flaws]

@@ -73,7 +73,8 @@ def difference(name: str, part: Any, target: Tensor, value: Tensor, close: Tenso
         if target.numel() > 1 and (count := int(target.sum())) != int(value.sum()):
             return f"{name} should hold {count} True of {target.numel()}, not {int(value.sum())}."
     if not target.ndim:
-        return f"{name} should be {in_digits(target)}, not {in_digits(value)}."
+        want, have = (bool(t) if torch.as_tensor(part).dtype == torch.bool else in_digits(t) for t in (target, value))
+        return f"{name} should be {want}, not {have}."
     place = tuple(map(int, (~close).nonzero()[0]))
     which = ", ".join(map(str, place))
     want, have = (
