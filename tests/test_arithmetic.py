@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import minprune as mp
 from minprune.allocation.sensitivity import sensitivity
-from minprune.arithmetic import clock, exact_arithmetic, random_devices
+from minprune.arithmetic import WideProducts, clock, exact_arithmetic, random_devices
 from minprune.formats import save_model
 from minprune.methods import Method, magnitude
 from minprune.pipeline.recipes import Recipe
@@ -368,3 +368,66 @@ def test_reading_and_writing_a_model_leaves_a_callers_random_numbers_alone(famil
     save_model(model, tokenizer, tmp_path / "export")
     mp.load_model(tmp_path / "export")
     assert torch.equal(torch.rand(4), expected)
+
+
+HALVES = [torch.bfloat16, torch.float16]
+WIDENED = {  # each of factors x (rows, 24), W (16, 24), b (16,)
+    "linear": lambda x, W, b: torch.nn.functional.linear(x, W, b),
+    "named": lambda x, W, b: torch.nn.functional.linear(input=x, weight=W),
+    "operator": lambda x, W, b: x @ W.T,
+    "addmm": lambda x, W, b: torch.addmm(b, x, W.T),
+    "bmm": lambda x, W, b: torch.bmm(x[None], W.T[None]),
+    "attention": lambda x, W, b: torch.nn.functional.scaled_dot_product_attention(
+        *(x[None, None] for _ in range(3)), is_causal=True
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_widened_product_is_the_exact_one_rounded(name, kind, generator):
+    x, W, b = (torch.randn(shape, generator=generator).to(kind) for shape in [(40, 24), (16, 24), (16,)])
+    with WideProducts():
+        found = WIDENED[name](x, W, b)
+    exact = WIDENED[name](x.double(), W.double(), b.double())
+    assert found.dtype == kind
+    slack = exact.abs() * torch.finfo(kind).eps / 2 + 1e-5  # half a unit in the last place, and float32's own sums
+    assert ((found.double() - exact).abs() <= slack).all()
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_products_of_few_rows_several_types_and_an_autocast_are_left_alone(rows, generator):
+    x, W = torch.randn(rows, 24, generator=generator).bfloat16(), torch.randn(16, 24, generator=generator).bfloat16()
+    many, own = x.repeat(8, 1), x @ W.T
+    with WideProducts():
+        assert torch.equal(x @ W.T, own)
+        with pytest.raises(RuntimeError, match="dtype"):
+            torch.nn.functional.linear(many, W.float())
+        with torch.autocast("cpu", torch.float16):
+            assert torch.nn.functional.linear(many, W).dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_a_slope_goes_through_a_widened_product(kind, generator):
+    x, W = torch.randn(40, 24, generator=generator).to(kind), torch.randn(16, 24, generator=generator).to(kind)
+    W.requires_grad_()
+    with WideProducts():
+        torch.nn.functional.linear(x, W).float().sum().backward()
+    assert W.grad.dtype == kind
+    torch.testing.assert_close(W.grad.double(), x.double().sum(0).expand(16, 24), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_a_narrow_model_is_read_and_pruned_alike_by_any_processor(kind, monkeypatch):
+    tokens, found = tiny_tokens(), []
+    for able in (True, False):
+        monkeypatch.setattr(
+            "minprune.models.modes.cpu_multiplies", lambda given, able=able: able or given not in HALVES
+        )
+        model = tiny_model("llama", kind)
+        report = mp.prune(model, tokens, "wanda", "50%")
+        assert report.precision == str(kind).removeprefix("torch.")
+        assert {parameter.dtype for parameter in model.parameters()} == {kind}
+        assert torch._C._len_torch_function_stack() == 0
+        found.append((mp.perplexity(tiny_model("llama", kind), tokens), sum(row.error for row in report.layers)))
+    assert found[0] == pytest.approx(found[1], rel=4 * torch.finfo(kind).eps)

@@ -1,18 +1,22 @@
 """Training or not: each module of a model has a flag of its own, and a caller may have set them apart on purpose."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
+
+from minprune.arithmetic import WideProducts, cpu_multiplies
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """While open, nothing in the model trains, so there is no dropout; afterwards every module has its own mode again.
 
-    Some stay in eval mode while the rest learns, a norm with running means, say.
+    Some stay in eval mode while the rest learns, a norm with running means, say. A model in bfloat16 or float16 takes
+    its products in float32 meanwhile, and rounds them, if that is what the processor is faster at.
     """
-    with own_modes(model):
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.device.type in ("cpu", "meta")}
+    with own_modes(model), nullcontext() if all(map(cpu_multiplies, kinds)) else WideProducts():
         model.eval()
         yield
 

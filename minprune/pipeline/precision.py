@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minprune.arithmetic import type_around
+from minprune.arithmetic import cpu_multiplies, type_around
 from minprune.errors import PruneError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -41,6 +41,5 @@ def narrow_products(device: str, narrow: bool) -> AbstractContextManager[Any]:
 def multiplies_bfloat16(device: str) -> bool:
     """Whether the hardware is made for products in bfloat16."""
     if device == "cpu":
-        known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
-        return any(known.get(name) for name in ("amx_bf16", "avx512_bf16"))
+        return cpu_multiplies(torch.bfloat16)
     return device == "cuda" and torch.cuda.is_bf16_supported()

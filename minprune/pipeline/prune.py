@@ -91,7 +91,8 @@ def prune(
     precision : str, default "auto"
         The type of matrix products in forward passes of a float32 model: "float32", "bfloat16" (faster where the
         hardware knows it), or "auto": float32, but for a recipe or a `torch.autocast` around the call that says
-        otherwise. Statistics, solves and weights stay in float32 in any case, and the report says which it was.
+        otherwise. Statistics, solves and weights stay in float32 in any case, and the report says which it was. A
+        model in bfloat16 or float16 keeps its type; a CPU that is not made for it widens each product's factors.
     progress : bool, default False
         Whether to show a bar on stderr.
     **options
