@@ -73,7 +73,8 @@ class WideProducts(TorchFunctionMode):
     """While open, a CPU takes products of bfloat16 or float16 in float32, and rounds what comes out.
 
     For processors that are not made for these types: in float32 they are three to five times as fast. To widen a factor
-    is exact, and hardware that is made for narrow factors adds their products up in float32, too.
+    is exact, and hardware that is made for narrow factors adds their products up in float32, too. If an autocast asks
+    for such products, factors are rounded first.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -81,22 +82,28 @@ class WideProducts(TorchFunctionMode):
         kind = _narrow_type((*args, *kwargs.values())) if func in _PRODUCTS else None
         if kind is None:
             return func(*args, **kwargs)
-        named = {name: _widened(value) for name, value in kwargs.items()}
-        return func(*map(_widened, args), **named).to(kind)
+
+        def widened(value: Any) -> Any:
+            return value.to(kind).float() if isinstance(value, Tensor) and value.dtype != torch.bool else value
+
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(widened, args), **{name: widened(value) for name, value in kwargs.items()}).to(kind)
+
+
+def narrow_around(device: str = "cpu") -> torch.dtype | None:
+    """The narrow type in which an autocast around this takes products on that device, if one does."""
+    kind = type_around(torch.float32, device)
+    return kind if kind in _UNITS else None
 
 
 def _narrow_type(factors: tuple) -> torch.dtype | None:
-    """The type of all numbers in a product that is worth widening: on the CPU, of many rows, outside any autocast."""
+    """In which type a product is asked for, if it is worth widening: on the CPU, of more than a few rows."""
     tensors = [part for part in factors if isinstance(part, Tensor)]
-    kinds = {part.dtype for part in tensors} - {torch.bool}
     rows = max((part.numel() // max(part.shape[-1], 1) for part in tensors[:1]), default=0)
-    if len(kinds) > 1 or rows < _FEW or tensors[0].device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    kinds = {part.dtype for part in tensors} - {torch.bool}
+    if rows < _FEW or tensors[0].device.type != "cpu" or not kinds <= {torch.float32, *_UNITS}:
         return None
-    return next(iter(kinds & set(_UNITS)), None)
-
-
-def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype in _UNITS else value
+    return narrow_around() or (next(iter(kinds & set(_UNITS)), None) if len(kinds) == 1 else None)
 
 
 def is_finite(W: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from minprune.allocation.sensitivity import sensitivity
 from minprune.arithmetic import WideProducts, clock, exact_arithmetic, random_devices
 from minprune.formats import save_model
 from minprune.methods import Method, magnitude
+from minprune.pipeline.precision import narrow_products
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
 from minprune.training.recipe import Recipe as RecoveryRecipe
@@ -395,16 +396,42 @@ def test_a_widened_product_is_the_exact_one_rounded(name, kind, generator):
     assert ((found.double() - exact).abs() <= slack).all()
 
 
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("name", WIDENED)
+def test_under_an_autocast_a_widened_product_is_that_of_rounded_factors_rounded(name, kind, generator):
+    x, W, b = (torch.randn(shape, generator=generator) for shape in [(40, 24), (16, 24), (16,)])
+    with WideProducts(), torch.autocast("cpu", kind):
+        found = WIDENED[name](x, W, b)
+    with torch.autocast("cpu", kind):
+        assert WIDENED[name](x, W, b).dtype == found.dtype == kind
+    exact = WIDENED[name](*(factor.to(kind).double() for factor in (x, W, b)))
+    assert ((found.double() - exact).abs() <= exact.abs() * torch.finfo(kind).eps / 2 + 1e-5).all()
+
+
 @pytest.mark.parametrize("rows", [1, 7])
-def test_products_of_few_rows_several_types_and_an_autocast_are_left_alone(rows, generator):
+def test_products_of_few_rows_of_wide_numbers_and_of_several_types_are_left_alone(rows, generator):
     x, W = torch.randn(rows, 24, generator=generator).bfloat16(), torch.randn(16, 24, generator=generator).bfloat16()
     many, own = x.repeat(8, 1), x @ W.T
     with WideProducts():
         assert torch.equal(x @ W.T, own)
+        assert torch.equal(many.double() @ W.double().T, torch.mm(many.double(), W.double().T))
+        assert (many.float() @ W.float().T).dtype == torch.float32
         with pytest.raises(RuntimeError, match="dtype"):
             torch.nn.functional.linear(many, W.float())
-        with torch.autocast("cpu", torch.float16):
-            assert torch.nn.functional.linear(many, W).dtype == torch.float16
+
+
+def test_narrow_products_are_the_same_on_any_processor(monkeypatch, generator):
+    x, W = torch.randn(40, 24, generator=generator), torch.randn(16, 24, generator=generator, requires_grad=True)
+    found = []
+    for able in (True, False):
+        monkeypatch.setattr("minprune.pipeline.precision.cpu_multiplies", lambda kind, able=able: able)
+        with narrow_products("cpu", True):
+            out = torch.nn.functional.linear(x, W)
+        (slope,) = torch.autograd.grad(out.float().square().sum(), W)
+        assert out.dtype == torch.bfloat16
+        found.append((out.detach().float(), slope))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7 * float(one.abs().max()) / 8)
 
 
 @pytest.mark.parametrize("kind", HALVES)

@@ -3,12 +3,12 @@
 Statistics, solves, sums and weights keep their own.
 """
 
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
-from minprune.arithmetic import cpu_multiplies, type_around
+from minprune.arithmetic import WideProducts, cpu_multiplies, type_around
 from minprune.errors import PruneError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -30,12 +30,17 @@ def type_of_products(own: torch.dtype, device: str, precision: str) -> torch.dty
     return type_around(own, device) if precision == "auto" else own
 
 
-def narrow_products(device: str, narrow: bool) -> AbstractContextManager[Any]:
+@contextmanager
+def narrow_products(device: str, narrow: bool) -> Iterator[None]:
     """While open, a float32 model takes its products in bfloat16, if `narrow`.
 
-    Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`.
+    Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`. A
+    CPU that is not made for such products takes them in float32, of rounded factors.
     """
-    return torch.autocast(device, torch.bfloat16, enabled=narrow, cache_enabled=False)
+    wide = narrow and device == "cpu" and not cpu_multiplies(torch.bfloat16)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=narrow, cache_enabled=False)
+    with autocast, WideProducts() if wide else nullcontext():
+        yield
 
 
 def multiplies_bfloat16(device: str) -> bool:

@@ -39,6 +39,7 @@ NO_WAY = "there is no way to choose more than all"
 WRITERS = "what reads no stream and is no table has a place in the other list"
 ONE_TENSOR = "the matrices of a group have one width"
 BYTE = "a byte more changes no answer"
+LAST_OF_TWO = "the last of two axes, counted from the front"
 FIRST = "below the scores of all weights that count, so these weights go first"
 
 # exercise -> what stood there and what stands there now -> why it changes nothing
@@ -376,6 +377,12 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "from_memory": {
         "between is None -> between == None": "a list is equal to None in no case",
     },
+    "influences": {
+        "influence(h, after) -> influence(after, h)": DISTANCE,
+        "cosine_similarity(h, after, dim=-1) -> cosine_similarity(after, h, dim=-1)": DISTANCE,
+        "_cosine(h, after) -> _cosine(after, h)": DISTANCE,
+    },
+    "made_to_order": {"-1 -> 1": LAST_OF_TWO},
     "fold": {
         "strength |= {'trace': damp * gram.trace(), 'each': damp * gram.diagonal()} -> pass": FLAG,
         "torch.eye(len(gram), dtype=gram.dtype) -> torch.eye(len(gram))": NUMBER,
