@@ -38,7 +38,7 @@ class LanguageModel(Protocol):
 
 
 class Tokenizer:
-    """Stands for what a tokenizer of any library is: something to be called, and no class or network."""
+    """Stands for what a tokenizer of any library is: an object to be called, and no class, network or function."""
 
 
 _WORDS: Mapping[Any, list[str]] = {
@@ -122,7 +122,7 @@ def conforms(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if kind is Tokenizer:
-        return callable(value) and not isinstance(value, (type, nn.Module))
+        return callable(value) and not isinstance(value, (type, nn.Module)) and not inspect.isroutine(value)
     if kind is Path:
         return isinstance(value, os.PathLike)
     if kind is Tensor:

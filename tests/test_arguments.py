@@ -1,8 +1,10 @@
 """What public functions are given: each argument in turn is something else, and that is used or refused in a line."""
 
 import copy
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,12 +16,17 @@ from tiny import tiny_model, tiny_tokens
 from torch import Tensor, nn
 
 import minprune as mp
+from minprune import formats
 from minprune.allocation import rules
 from minprune.arguments import LanguageModel, checked, conforms, words
+from minprune.compress.grids import make_grid
 from minprune.compress.low_rank import low_rank
 from minprune.compress.sharing import shared_values
+from minprune.course.checks.quizzes import quiz
+from minprune.evaluation.measurement import Protocol
 from minprune.evaluation.minimal_pairs import Pair
 from minprune.methods import channel_permutation, least_squares, ria, sparsegpt
+from minprune.structured.removals import Removal
 from minprune.training import recipe, schedule
 from minprune.training.distill import Distillation
 from minprune.training.masks import linear_layers, masks_of
@@ -197,6 +204,97 @@ def test_each_argument_in_turn_is_something_else_and_is_used_or_refused_in_a_lin
             function(**make() | {parameter: foreign})
         except mp.PruneError as error:
             assert "\n" not in str(error) and 10 < len(str(error)) <= 1100, (kind, str(error))
+        except Exception as error:
+            raise AssertionError(f"{parameter} is {kind}: {type(error).__name__}: {error}") from error
+
+
+def measured():
+    protocol = {field.name: "x" for field in fields(Protocol)} | {"window": 8, "stride": 8, "tokens": 9, "bytes": 9}
+    return mp.Measurement(1.5, Protocol(**protocol))
+
+
+def grid():
+    return make_grid(matrix(), bits=4, group=8, kind="asymmetric")
+
+
+METHODS = {  # a method of a public class -> an object that has it, and its arguments as they should be
+    "Statistics.update": lambda: (seen(), {"X": matrix()}),
+    "Statistics.merge": lambda: (seen(), {"other": seen()}),
+    "Report.to_json": lambda: (mp.Report("magnitude", "50%", {}, {}), {"path": "report.json"}),
+    "Measurement.ratio": lambda: (measured(), {"other": measured(), "per": "token"}),
+    "course.checks.quizzes.Quiz.answer": lambda: (quiz("05"), {"question": 1, "letter": "a"}),
+    "structured.removals.Removal.of": lambda: (Removal("blocks", count=1), {"total": 4}),
+    "compress.grids.Grid.codes": lambda: (grid(), {"W": matrix()}),
+    "compress.grids.Grid.values": lambda: (grid(), {"codes": grid().codes(matrix())}),
+    "compress.grids.Grid.round": lambda: (grid(), {"W": matrix()}),
+    "formats.Dense.from_dense": lambda: (formats.Dense, {"W": matrix(), "keep": None}),
+    "formats.Bitmask.from_dense": lambda: (formats.Bitmask, {"W": matrix(), "keep": matrix() != 0}),
+    "formats.CSR.from_dense": lambda: (formats.CSR, {"W": matrix(), "keep": None, "index": torch.int64}),
+    "formats.CSC.from_dense": lambda: (formats.CSC, {"W": matrix(), "keep": None, "pointer": torch.int64}),
+    "formats.BSR.from_dense": lambda: (formats.BSR, {"W": matrix(), "keep": None, "size": 4}),
+    "formats.NMPacked.from_dense": lambda: (formats.NMPacked, {"W": matrix(), "keep": None, "n": 4, "m": 4}),
+    "formats.Integers.from_dense": lambda: (
+        formats.Integers, {"W": grid().round(matrix()), "keep": None, "bits": 4, "group": 8}
+    ),
+    "formats.Integers.astype": lambda: (
+        formats.Integers.from_dense(torch.ones(2, 4), group=4), {"dtype": torch.float16}
+    ),
+    "formats.SparseMatrix.matmul": lambda: (formats.Bitmask.from_dense(matrix()), {"X": torch.rand(3, 16)}),
+    "formats.SparseMatrix.astype": lambda: (formats.Bitmask.from_dense(matrix()), {"dtype": torch.float64}),
+    "training.recipe.Recipe.rate": lambda: (recipe.Recipe(5), {"step": 1}),
+    "training.recipe.Recipe.windows": lambda: (recipe.Recipe(5), {"step": 1, "available": 10}),
+    "training.schedule.Schedule.sparsity": lambda: (schedule.Schedule("cubic", 0.5, 0, 9), {"step": 1}),
+    "training.schedule.Schedule.due": lambda: (schedule.Schedule("cubic", 0.5, 0, 9), {"step": 1}),
+    "training.schedule.Gradual.update": lambda: (
+        schedule.Gradual(linear_layers(nn.Linear(8, 4)), schedule.Schedule("cubic", 0.5, 0, 9)), {"step": 1}
+    ),
+}  # fmt: skip
+NOT_FOR_USERS = {  # the package, torch or transformers calls these, not the reader of the course
+    *(f"{kind}.{name}" for kind in ("Unstructured", "NM", "Block") for name in ("check", "with_default", "keep")),
+    *(f"methods.Method.{name}" for name in ("after", "check_values", "check_options", "check_names")),
+    *(f"training.callback.KeepZeros.on_{moment}" for moment in ("train_begin", "optimizer_step", "train_end")),
+    "NM.keep_places",
+    *(f"Statistics.{name}" for name in ("unpacked", "permuted", "to")),
+    "kernels.linear.SparseLinear.forward",
+    "compress.grids.Grid.codes_at",
+    "compress.grids.Grid.columns",
+    "course.checks.core.Exercise.judge",
+    "course.checks.core.Exercise.agree",
+}
+
+
+def methods():
+    """Every method with arguments that a public class has itself, but for tiles(), which are rows of a matrix."""
+    for kind, value in public().items():
+        if not inspect.isclass(value) or kind in ("Method", "formats.Lines"):
+            continue
+        for name in vars(value):
+            method = getattr(value, name)
+            told = name[0] != "_" and name != "tiles" and inspect.isroutine(method)
+            if told and set(inspect.signature(method).parameters) - {"self"}:
+                yield f"{kind}.{name}"
+
+
+def test_all_methods_of_public_classes_that_take_arguments_are_tried():
+    inherited = {"formats.CSR.from_dense", "formats.CSC.from_dense"}  # of the class of both
+    abstract = {"formats.SparseMatrix.from_dense"}
+    assert set(methods()) - abstract - NOT_FOR_USERS == METHODS.keys() - inherited
+
+
+@pytest.mark.parametrize(
+    "name, parameter", [(name, key) for name, make in METHODS.items() for key in make()[1]], ids=lambda value: value
+)
+def test_each_argument_of_a_method_is_something_else_and_is_used_or_refused_in_a_line(
+    name, parameter, in_an_empty_folder
+):
+    for kind, foreign in FOREIGN.items():
+        owner, given = METHODS[name]()
+        try:
+            getattr(owner, name.rpartition(".")[2])(**given | {parameter: foreign})
+        except mp.PruneError as error:
+            assert "\n" not in str(error) and 10 < len(str(error)) <= 1100, (kind, str(error))
+        except OSError as error:  # of a path: what the system says
+            assert parameter == "path" and error.filename
         except Exception as error:
             raise AssertionError(f"{parameter} is {kind}: {type(error).__name__}: {error}") from error
 

@@ -61,22 +61,34 @@ class Grid:
     lowest: int
     highest: int
 
+    @checked()
     def codes(self, W: Tensor) -> Tensor:
         """The code of the level next to each weight of W (d_out, d_in), as whole numbers in the dtype of the scales."""
-        return self.codes_at(W, *self.columns(W.shape[1]))
+        return self.codes_at(W, *self._columns_of(W))
 
     def codes_at(self, w: Tensor, scales: Tensor, zeros: Tensor, offsets: Tensor) -> Tensor:
         """The same for weights of any shape, each with the scale, zero and offset in its place."""
         return ((w - offsets) / scales).round_().add_(zeros).clamp_(self.lowest, self.highest)
 
+    @checked()
     def values(self, codes: Tensor) -> Tensor:
         """The weights of these codes (d_out, d_in)."""
-        scales, zeros, offsets = self.columns(codes.shape[1])
+        scales, zeros, offsets = self._columns_of(codes)
         return offsets + scales * (codes - zeros)
 
+    @checked()
     def round(self, W: Tensor) -> Tensor:
         """The level next to each weight of W (d_out, d_in)."""
         return self.values(self.codes(W))
+
+    def _columns_of(self, W: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        d_out, groups = self.scales.shape
+        if W.ndim != 2 or len(W) != d_out or W.shape[1] % max(groups, 1) or W.is_complex():
+            raise PruneError(
+                f"a grid of {d_out} rows of {groups} groups does not fit {W.dtype} {tuple(W.shape)}: give a matrix as "
+                "large as its own"
+            )
+        return self.columns(W.shape[1])
 
     def columns(self, d_in: int) -> tuple[Tensor, Tensor, Tensor]:
         """scales, zeros and offsets of each weight: (d_out, d_in) each."""

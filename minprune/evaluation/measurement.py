@@ -9,6 +9,7 @@ of different tokenizers do not even count the same things. bits per byte count t
 import math
 from dataclasses import asdict, dataclass, field
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.evaluation.perplexity import exp
 
@@ -94,6 +95,7 @@ class Measurement:
         """-log2 p of the counted tokens over the bytes of text in them: compares tokenizers, too."""
         return self.nats * self.protocol.tokens / math.log(2) / self.protocol.bytes
 
+    @checked()
     def ratio(self, other: "Measurement", per: str = "token") -> float:
         """How many times as large this one is as the other.
 

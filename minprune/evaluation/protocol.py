@@ -16,7 +16,7 @@ from minprune.arguments import checked
 from minprune.arithmetic import ordinary_tensors, type_around
 from minprune.data.documents import has_splits
 from minprune.data.tokens import check_normalizer, cut, fingerprint, load_text, load_tokens, prefix_of, window_starts
-from minprune.errors import PruneError, check_kind
+from minprune.errors import PruneError
 from minprune.evaluation.measurement import Measurement, Protocol
 from minprune.evaluation.perplexity import token_nll
 from minprune.models.tokenizer import tokenize
@@ -85,15 +85,19 @@ def measure(
     >>> found.protocol.tokens, 1 < found.perplexity < 1000
     (62, True)
     """
-    if samples is not None and samples < 1:
-        raise PruneError(f"asked for {samples} windows: there must be at least 1")
-    if length < 2:
-        raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
+    _check_shape(samples, length)
     text = load_text(source, split, tokenizer)
     dtype = str(type_around(model.dtype, model.device.type)).removeprefix("torch.")
     windows, counted, protocol = plan(tokenizer, text, source, split, samples, length, stride, bos, dtype)
     nats = token_nll(model, windows, batch_size, progress)[counted[:, 1:]].double()
     return Measurement(float(nats.mean()), protocol)
+
+
+def _check_shape(samples: int | None, length: int) -> None:
+    if samples is not None and samples < 1:
+        raise PruneError(f"asked for {samples} windows: there must be at least 1")
+    if length < 2:
+        raise PruneError(f"windows of {length} token predict nothing: use length 2 or more")
 
 
 def plan(
@@ -159,8 +163,7 @@ def windows_of(
     That is the `Protocol` of `perplexity`, as a dict. If the tokenizer cannot map tokens to bytes, it holds only the
     text, its split and the windows' shape.
     """
-    check_kind("samples", samples, int)
-    check_kind("length", length, int)
+    _check_shape(samples, length)
     if not getattr(tokenizer, "is_fast", False):
         windows = load_tokens(tokenizer, source, split, samples, length)
         known = {"text": str(source), "split": split if has_splits(source) else None}

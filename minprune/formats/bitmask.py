@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.formats.stored import (
     TILE_ROWS,
     SparseMatrix,
@@ -48,6 +49,7 @@ class Bitmask(SparseMatrix):
     bits: Tensor
 
     @classmethod
+    @checked()
     def from_dense(cls, W: Tensor, keep: Tensor | None = None) -> Self:
         keep = stored_mask(W, keep)
         return cls((W.shape[0], W.shape[1]), W[keep], pack(keep, 1))

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.formats.csr import line_of_each, lines_problem
 from minprune.formats.stored import TILE_ROWS, SparseMatrix, index_dtype, stored_mask
@@ -48,6 +49,7 @@ class BSR(SparseMatrix):
     size: int
 
     @classmethod
+    @checked()
     def from_dense(cls, W: Tensor, keep: Tensor | None = None, size: int = 16) -> Self:
         """As for every format; size: the side of a block, which must divide both sides of W."""
         keep = stored_mask(W, keep)

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.formats.stored import TILE_ROWS, UNSIGNED, SparseMatrix, index_dtype, stored_mask
 
 _PRODUCTS = 2**22  # at a time
@@ -40,6 +41,7 @@ class Lines(SparseMatrix):
     pointers: Tensor
 
     @classmethod
+    @checked()
     def from_dense(
         cls, W: Tensor, keep: Tensor | None = None, index: torch.dtype | None = None, pointer: torch.dtype | None = None
     ) -> Self:

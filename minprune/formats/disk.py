@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minprune.arguments import checked
-from minprune.errors import PruneError
+from minprune.errors import PruneError, shown
 from minprune.files import read_json, sha256, to_json, write_text
 from minprune.formats.choose import STORED_FORMATS, store
 from minprune.formats.described import other_tensors, write_description
@@ -100,6 +100,8 @@ def save_model(
     >>> {row.format for row in save_model(model, tokenizer, "exported", "nm")}
     {'nm 2:4'}
     """
+    if not callable(getattr(tokenizer, "save_pretrained", None)) or isinstance(tokenizer, nn.Module):
+        raise PruneError(f"tokenizer is {shown(tokenizer)}: it must be the model's, whose files are written beside it")
     with OutputFolder(Path(path), overwrite=overwrite).open() as folder:
         return write_exported(folder, model, tokenizer, form, grid=grid)
 

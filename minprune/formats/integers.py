@@ -19,7 +19,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from minprune.errors import PruneError, own_number
+from minprune.arguments import checked
+from minprune.errors import PruneError
 from minprune.formats.bitmask import Bitmask
 from minprune.formats.nm import NMPacked
 from minprune.formats.stored import TILE_ROWS, SparseMatrix, pack, packed_bytes, stored_mask, unpack
@@ -73,13 +74,14 @@ class Integers(SparseMatrix):
     dtype: str
 
     @classmethod
+    @checked()
     def from_dense(cls, W: Tensor, keep: Tensor | None = None, bits: int = 4, group: int = 64) -> Self:
         """As for every format, in the layout that takes the fewest bytes.
 
         W : Tensor (d_out, d_in), floating, each group of inputs on a uniform grid of 2^bits levels with one at 0.
         group : neighbouring inputs that share a grid, 0 for a whole row. Raises `PruneError` if W is on no such grid.
         """
-        keep, bits, group = stored_mask(W, keep), own_number(bits), own_number(group)
+        keep = stored_mask(W, keep)
         scales, whole = whole_numbers(W, bits, group)  # (d_out, groups), (d_out, groups, width)
         low, high = whole.amin(2).clamp(max=0), whole.amax(2).clamp(min=0)
         middle = 2 ** (bits - 1) - 1
@@ -130,6 +132,7 @@ class Integers(SparseMatrix):
     def weight_dtype(self) -> torch.dtype:
         return _DTYPES[self.dtype]
 
+    @checked()
     def astype(self, dtype: torch.dtype) -> Self:
         return replace(self, dtype=str(dtype).removeprefix("torch."))
 
@@ -179,8 +182,10 @@ def whole_numbers(W: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     The smallest weight of a group that is not zero is 1, 2, ... steps from zero; the largest scale that explains all
     others is taken. Raises `PruneError` if there is none.
     """
+    if not 2 <= bits <= 8:
+        raise PruneError(f"integers: {bits} bits are not possible: choose from 2 to 8")
     width = group or W.shape[1]
-    if W.dtype not in _DTYPES.values() or not width or W.shape[1] % width:
+    if W.dtype not in _DTYPES.values() or width < 1 or W.shape[1] % width:
         raise PruneError(f"integers: groups of {group} inputs do not fit a matrix of {W.dtype} {tuple(W.shape)}")
     parts = W.float().unflatten(1, (W.shape[1] // width, width))  # (d_out, groups, width)
     size = parts.abs()

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 from minprune.formats.stored import (
     TILE_ROWS,
@@ -55,6 +56,7 @@ class NMPacked(SparseMatrix):
     m: int
 
     @classmethod
+    @checked()
     def from_dense(cls, W: Tensor, keep: Tensor | None = None, n: int = 2, m: int = 4) -> Self:
         """As for every format; `PruneError` names the first group of m inputs that has more than n to store."""
         keep = stored_mask(W, keep)

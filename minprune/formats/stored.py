@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NoReturn, Self
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.errors import PruneError
 
 UNSIGNED = {torch.uint8: 2**8 - 1, torch.uint16: 2**16 - 1, torch.uint32: 2**32 - 1, torch.int64: 2**63 - 1}
@@ -90,6 +91,7 @@ class SparseMatrix(ABC):
         """The matrix (d_out, d_in), in the dtype of the weights."""
         return torch.cat(list(self.tiles()))
 
+    @checked()
     def matmul(self, X: Tensor) -> Tensor:
         """The product X W^T.
 
@@ -146,6 +148,7 @@ class SparseMatrix(ABC):
         """Of the weights that come back."""
         return self.values.dtype
 
+    @checked()
     def astype(self, dtype: torch.dtype) -> Self:
         """The same matrix with its weights in another dtype."""
         return replace(self, values=self.values.to(dtype))
@@ -186,6 +189,7 @@ class Dense(SparseMatrix):
     name = "dense"
 
     @classmethod
+    @checked()
     def from_dense(cls, W: Tensor, keep: Tensor | None = None) -> Self:
         stored_mask(W, keep)
         return cls((W.shape[0], W.shape[1]), W.contiguous())

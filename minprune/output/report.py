@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from minprune.arguments import checked
 from minprune.files import to_json, write_text
 
 BEFORE_RECONSTRUCTION = "the layer errors are from before the blocks were reconstructed"
@@ -118,6 +119,7 @@ class Report:
         """Everything, with the versions that made it, ready for JSON."""
         return {"versions": versions(), "sparsity": self.sparsity, **asdict(self)}
 
+    @checked()
     def to_json(self, path: str | Path) -> None:
         """Write everything to a JSON file."""
         write_text(Path(path), to_json(self.as_dict(), 2))

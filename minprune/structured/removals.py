@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minprune.arguments import check_fields
+from minprune.arguments import check_fields, checked
 from minprune.errors import PruneError
 from minprune.structured.depth import DEPTH_SCORES
 from minprune.structured.slicing import WAYS
@@ -58,6 +58,7 @@ class Removal:
     def __str__(self) -> str:
         return f"{self.what}:{self.count}" if self.share is None else f"{self.what}:{100 * self.share:.4g}%"
 
+    @checked()
     def of(self, total: int) -> int:
         """How many of `total` go. Raises `PruneError` if that is none of them or all."""
         gone = round(self.share * total) if self.share is not None else int(self.count or 0)

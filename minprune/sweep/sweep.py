@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minprune.arguments import checked
 from minprune.arithmetic import type_around
 from minprune.data.tokens import fingerprint, load_tokens
 from minprune.errors import PruneError, check_seed
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+@checked()
 def sweep(
     model: "PreTrainedModel",
     tokenizer,
@@ -51,7 +53,7 @@ def sweep(
     seeds: Iterable[int] = (0,),
     *,
     name: str | None = None,
-    calibration: str = "wikipedia",
+    calibration: str | Path = "wikipedia",
     samples: int = 64,
     length: int = 512,
     texts: Iterable[str] = ("wikipedia", "news"),
@@ -165,8 +167,6 @@ def _seed(seed: int) -> int:
 
 
 def _needs(name: str) -> str:
-    if not isinstance(name, str):
-        raise PruneError(f"{name!r} is no name of a method, by which the file of a sweep could call it: give its name")
     try:
         return "tokens" if name in RECIPES else get_method(name).needs
     except PruneError as error:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minprune.arguments import check_fields
+from minprune.arguments import check_fields, checked
 from minprune.errors import PruneError
 
 MODES = ("full", "adapters")
@@ -87,17 +87,21 @@ class Recipe:
             if not 0 < getattr(self, name) < math.inf:
                 raise PruneError(f"{name} {getattr(self, name)} is not a positive number")
 
+    @checked()
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup)))
 
+    @checked()
     def windows(self, step: int, available: int) -> Tensor:
         """Which of the training windows a step takes, (batch_size,): each once, in a random order, then anew."""
         turns = available // self.batch_size
-        if turns == 0:
+        if turns < 1:
             raise PruneError(f"{available} windows are too few for batches of {self.batch_size}: use more or smaller")
+        if not 0 <= step <= self.steps or available > _LARGEST_SEED:
+            raise PruneError(f"step {step} of {self.steps} takes none of {available} windows: steps count from 0")
         generator = torch.Generator().manual_seed(self.seed + step // turns)
         start = step % turns * self.batch_size
         return torch.randperm(available, generator=generator)[start : start + self.batch_size]

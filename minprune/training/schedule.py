@@ -71,6 +71,7 @@ class Schedule:
                 "after the beginning, and updates at least 1 step apart"
             )
 
+    @checked()
     def sparsity(self, step: int) -> float:
         """The formula at any step: 0 before `begin`, `final` from `end` on."""
         if step < self.begin:
@@ -80,6 +81,7 @@ class Schedule:
         left = 1 - (step - self.begin) / (self.end - self.begin)
         return self.final + (self.initial - self.final) * left ** EXPONENTS[self.kind]
 
+    @checked()
     def due(self, step: int) -> bool:
         """Whether the masks are to be updated before this step."""
         if self.kind == "one-shot" or step == self.begin:
@@ -144,6 +146,7 @@ class Gradual:
         self.returned = 0  # how many weights have come back so far
         parametrise(self.masks, straight_through)
 
+    @checked()
     @torch.no_grad()
     def update(self, step: int) -> bool:
         """Choose new masks if the schedule says so before this step; whether it did."""

@@ -160,7 +160,7 @@ def test_a_quiz_or_an_answer_that_is_not_there_is_refused_with_those_that_are():
         checks.quiz("99")
     quiz = checks.quiz(int(FILES[0][:2]))
     for question in (0, 4, "1", None):
-        with pytest.raises(PruneError, match="from 1 to 3"):
+        with pytest.raises(PruneError, match="from 1 to 3" if isinstance(question, int) else "a whole number"):
             quiz.answer(question, "a")
     with pytest.raises(PruneError, match="a, b, c"):
         quiz.answer(1, "x")

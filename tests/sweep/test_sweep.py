@@ -196,9 +196,9 @@ def test_mistakes_show_before_anything_is_measured(run, tmp_path):
         ({"methods": "wander"}, "unknown method 'wander'"),
         ({"patterns": "5:4"}, "5:4"),
         ({"texts": "nowhere.txt"}, "no text 'nowhere.txt'"),
-        ({"seeds": [0.5]}, "seed is 0.5: it must be a whole number"),
+        ({"seeds": [0.5]}, "seeds is .0.5.: it must be a list, each of it a whole number"),
         ({"seeds": [-1]}, "seed -1 is negative"),
-        ({"methods": [mp.METHODS["wanda"]]}, "is no name of a method"),
+        ({"methods": [mp.METHODS["wanda"]]}, "each of it a text"),
     ]:
         with pytest.raises(mp.PruneError, match=match):
             run(**changes)

@@ -21,6 +21,7 @@ from typing import Annotated
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from minprune.arguments import checked
 from minprune.course.checks.core import Verdict
 from minprune.errors import PruneError
 
@@ -86,6 +87,7 @@ class Quiz:
     chapter: str
     questions: tuple[Question, ...]
 
+    @checked()
     def answer(self, question: int, letter: str) -> Verdict:
         """What the answer with that letter is worth, and why. Raises `PruneError` if there is no such answer."""
         if question not in range(1, len(self.questions) + 1):
