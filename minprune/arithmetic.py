@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+_SUMS = {torch.addmm, torch.baddbmm}  # of a term and a product
 _PRODUCTS = {
-    linear,
-    scaled_dot_product_attention,
-    *(torch.mm, torch.bmm, torch.matmul, torch.addmm, torch.baddbmm),
+    *(linear, scaled_dot_product_attention, *_SUMS),
+    *(torch.mm, torch.bmm, torch.matmul),
     *(Tensor.mm, Tensor.bmm, Tensor.matmul, Tensor.__matmul__),
 }
 _UNITS = {torch.bfloat16: ("amx_bf16", "avx512_bf16"), torch.float16: ("amx_fp16", "avx512_fp16")}
@@ -63,10 +63,11 @@ def type_around(own: torch.dtype, device: str) -> torch.dtype:
     return torch.get_autocast_dtype(device) if known and torch.is_autocast_enabled(device) else own
 
 
-def cpu_multiplies(kind: torch.dtype) -> bool:
-    """Whether this processor is made for products of bfloat16 or float16; True for any other type."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
-    return kind not in _UNITS or any(known.get(name) for name in _UNITS[kind])
+def cpu_multiplies(kind: torch.dtype) -> bool | None:
+    """Whether this processor is made for products of that type; None if torch cannot tell, as on ARM."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # which older versions do not have
+    told = [known[name] for name in _UNITS.get(kind, ()) if name in known]
+    return any(told) if told else None if kind in _UNITS else True
 
 
 class WideProducts(TorchFunctionMode):
@@ -79,7 +80,7 @@ class WideProducts(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        kind = _narrow_type((*args, *kwargs.values())) if func in _PRODUCTS else None
+        kind = _narrow_type([*args, *kwargs.values()], func in _SUMS) if func in _PRODUCTS else None
         if kind is None:
             return func(*args, **kwargs)
 
@@ -96,10 +97,13 @@ def narrow_around(device: str = "cpu") -> torch.dtype | None:
     return kind if kind in _UNITS else None
 
 
-def _narrow_type(factors: tuple) -> torch.dtype | None:
-    """In which type a product is asked for, if it is worth widening: on the CPU, of more than a few rows."""
-    tensors = [part for part in factors if isinstance(part, Tensor)]
-    rows = max((part.numel() // max(part.shape[-1], 1) for part in tensors[:1]), default=0)
+def _narrow_type(given: list, behind_a_term: bool) -> torch.dtype | None:
+    """In which type a product is asked for, if it is worth widening: on the CPU, of more than a few rows.
+
+    behind_a_term: whether the factors stand behind something that their product is added to.
+    """
+    tensors = [part for part in given if isinstance(part, Tensor)]
+    rows = max((part.numel() // max(part.shape[-1], 1) for part in tensors[behind_a_term:][:1]), default=0)
     kinds = {part.dtype for part in tensors} - {torch.bool}
     if rows < _FEW or tensors[0].device.type != "cpu" or not kinds <= {torch.float32, *_UNITS}:
         return None

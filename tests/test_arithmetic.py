@@ -9,13 +9,15 @@ from samples import lifelike
 from test_checkpoint import write_tokenizer
 from tiny import tiny_model, tiny_tokens
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch.overrides import TorchFunctionMode
 
 import minprune as mp
 from minprune.allocation.sensitivity import sensitivity
 from minprune.arithmetic import WideProducts, clock, exact_arithmetic, random_devices
 from minprune.formats import save_model
 from minprune.methods import Method, magnitude
-from minprune.pipeline.precision import narrow_products
+from minprune.models.modes import eval_mode
+from minprune.pipeline.precision import multiplies_bfloat16, narrow_products
 from minprune.pipeline.recipes import Recipe
 from minprune.pipeline.reconstruction import Reconstruction
 from minprune.training.recipe import Recipe as RecoveryRecipe
@@ -394,6 +396,45 @@ def test_a_widened_product_is_the_exact_one_rounded(name, kind, generator):
     assert found.dtype == kind
     slack = exact.abs() * torch.finfo(kind).eps / 2 + 1e-5  # half a unit in the last place, and float32's own sums
     assert ((found.double() - exact).abs() <= slack).all()
+
+
+class Seen(TorchFunctionMode):
+    """The types of tensors in every product that goes through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in {
+            "linear",
+            "matmul",
+            "__matmul__",
+            "addmm",
+            "bmm",
+            "scaled_dot_product_attention",
+        }:
+            self.kinds |= {part.dtype for part in (*args, *(kwargs or {}).values()) if isinstance(part, torch.Tensor)}
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_every_form_of_a_narrow_product_is_taken_in_float32(name, generator):
+    x, W, b = (torch.randn(shape, generator=generator).bfloat16() for shape in [(40, 24), (16, 24), (16,)])
+    with Seen() as seen, WideProducts():
+        WIDENED[name](x, W, b)
+    assert seen.kinds == {torch.float32}
+
+
+def test_a_processor_that_says_nothing_of_its_units_is_left_alone(monkeypatch):
+    said = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: said, raising=False)
+    found = []
+    for answer in ({}, {"amx_bf16": False, "avx512_bf16": False}, {"amx_bf16": False, "avx512_bf16": True}):
+        said = answer
+        with eval_mode(tiny_model("llama", torch.bfloat16)):
+            found.append((multiplies_bfloat16("cpu"), torch._C._len_torch_function_stack()))
+    assert found == [(False, 0), (False, 1), (True, 0)]
 
 
 @pytest.mark.parametrize("kind", HALVES)

@@ -14,11 +14,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """While open, nothing in the model trains, so there is no dropout; afterwards every module has its own mode again.
 
     Some stay in eval mode while the rest learns, a norm with running means, say. A model in bfloat16 or float16, or in
-    an autocast to these, takes its products in float32 meanwhile, and rounds them, if the processor is faster at that.
+    an autocast to these, takes its products in float32 meanwhile, and rounds them, if the processor says that
+    it has no units for them.
     """
     kinds = {parameter.dtype for parameter in model.parameters() if parameter.device.type in ("cpu", "meta")}
     kinds.add(narrow_around() or torch.float32)
-    with own_modes(model), nullcontext() if all(map(cpu_multiplies, kinds)) else WideProducts():
+    with own_modes(model), WideProducts() if False in map(cpu_multiplies, kinds) else nullcontext():
         model.eval()
         yield
 

@@ -37,7 +37,7 @@ def narrow_products(device: str, narrow: bool) -> Iterator[None]:
     Without a cache, as weights change while it is open. What is solved meanwhile leaves it, see `exact_arithmetic`. A
     CPU that is not made for such products takes them in float32, of rounded factors.
     """
-    wide = narrow and device == "cpu" and not cpu_multiplies(torch.bfloat16)
+    wide = narrow and device == "cpu" and cpu_multiplies(torch.bfloat16) is False
     autocast = torch.autocast(device, torch.bfloat16, enabled=narrow, cache_enabled=False)
     with autocast, WideProducts() if wide else nullcontext():
         yield
@@ -46,5 +46,5 @@ def narrow_products(device: str, narrow: bool) -> Iterator[None]:
 def multiplies_bfloat16(device: str) -> bool:
     """Whether the hardware is made for products in bfloat16."""
     if device == "cpu":
-        return cpu_multiplies(torch.bfloat16)
+        return bool(cpu_multiplies(torch.bfloat16))
     return device == "cuda" and torch.cuda.is_bf16_supported()
