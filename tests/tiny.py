@@ -126,11 +126,13 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, *
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)  # warnings about the tiny sizes
     make, arguments = (FAMILIES | HANDING_ON | UNSUPPORTED_EXPERTS | ROUTED | SHARED | NOT_ON_META)[family]
-    model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)), dtype=dtype)
+    with torch.random.fork_rng():  # the library draws what is not drawn below
+        torch.manual_seed(seed)
+        model = hf.AutoModelForCausalLM.from_config(make(**(arguments | changes)), dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in ((n, p) for n, p in model.named_parameters() if not n.endswith("A_log")):
-            width = 0.2 if parameter.ndim >= 2 else 0.1 if name.endswith(("bias", "output_scale")) else None
+            width = 0.2 if parameter.ndim >= 2 else 0.1 if name.endswith(("bias", "output_scale", "sinks")) else None
             if width:
                 parameter.copy_(width * torch.randn(parameter.shape, generator=generator))  # the same in every dtype
     return model.eval()

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from test_checkpoint import write_tokenizer
-from tiny import FAMILIES, LENGTH, ROUTED, WINDOWS, tiny_model, tiny_tokens
+from tiny import FAMILIES, HANDING_ON, LENGTH, ROUTED, SHARED, UNSUPPORTED_EXPERTS, WINDOWS, tiny_model, tiny_tokens
 from torch import nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
@@ -358,3 +358,13 @@ def test_blocks_that_share_weights_are_not_trained_and_not_pruned_from_disk_to_d
     mp.prune(model, calib, "wanda", exclude=shared)
     found = mp.load_model(tmp_path / "out")[0]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), found.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES | HANDING_ON | ROUTED | SHARED | UNSUPPORTED_EXPERTS)
+def test_a_tiny_model_of_a_family_has_the_same_weights_each_time_and_in_each_type(family):
+    torch.manual_seed(1)
+    one = dict(tiny_model(family).named_parameters())
+    torch.manual_seed(2)
+    for other in (tiny_model(family), tiny_model(family, torch.float64)):
+        for name, parameter in other.named_parameters():
+            torch.testing.assert_close(parameter.float(), one[name], rtol=1e-6, atol=1e-7, msg=name)
