@@ -30,6 +30,7 @@ from minprune.errors import PruneError, check_kind
 from minprune.methods import Method
 from minprune.models.hooks import eager_experts
 from minprune.models.layers import Layer, check_windows
+from minprune.models.modes import eval_mode
 from minprune.models.notes import layer_notes
 from minprune.output.model_files import check_space, rehearse, write_errors, write_model
 from minprune.output.page import write_page
@@ -224,7 +225,7 @@ def prune_checkpoint(
             announce(source, whole, test, ranks.size, how is not None, seen)
         if not source.streamed and ranks.first:
             _log.warning(source.notes[0])
-        with eager_experts(source.model, plan.layers):
+        with eager_experts(source.model, plan.layers), eval_mode(source.model):
             guide = (how, skipped) if how else None
             job = DiskRun(source, pruner_of(ranks, plan, log), journal, test, sequential, guide, start)
             perplexities = job.all_blocks()

@@ -22,6 +22,7 @@ from scipy.optimize import nnls
 
 from minprune.arithmetic import exact_arithmetic
 from minprune.methods import get_method
+from minprune.models.modes import eval_mode
 from minprune.output.shards import Shards
 from minprune.output.target import WORK
 from minprune.patterns import Pattern
@@ -136,10 +137,11 @@ def forward_rate(dtype: torch.dtype, length: int, clock: Clock = time.perf_count
     width, inner = 512, 1408
     size: Any = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": 2, "num_attention_heads": 8}
     model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=64, **size))
-    model = model.to(dtype).eval()
+    model = model.to(dtype)
     windows = max(1, _TOKENS // length)
     tokens = torch.zeros(windows, length, dtype=torch.long)
-    taken = _best(lambda: model.model(input_ids=tokens, use_cache=False), clock)
+    with eval_mode(model):  # in which a run takes its products
+        taken = _best(lambda: model.model(input_ids=tokens, use_cache=False), clock)
     return 2 * windows * length * (2 * (4 * width**2 + 3 * width * inner) + 4 * length * width) / taken
 
 
