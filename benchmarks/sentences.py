@@ -72,7 +72,7 @@ def _drawn_network() -> Any:
         return LlamaForCausalLM(config)
 
 
-def _tokens(tokenizer: Any, split: str) -> Tensor:
+def tokens_of(tokenizer: Any, split: str) -> Tensor:
     """All tokens of a split, (n,)."""
     return torch.tensor(tokenizer(mp.load_text("wikipedia", split), verbose=False)["input_ids"])
 
@@ -125,10 +125,11 @@ def nats(network: Any, windows: Tensor) -> float:
     return float(_read_nll(network.eval(), windows, 16, False).double().mean())
 
 
+@torch.enable_grad()
 def _build(folder: Path) -> None:
     tokenizer = _learnt_tokenizer(mp.load_text("wikipedia", "train"))
     network = _drawn_network()
-    _train(network, _tokens(tokenizer, "train"), evenly(_tokens(tokenizer, "validation"), 64, LENGTH))
+    _train(network, tokens_of(tokenizer, "train"), evenly(tokens_of(tokenizer, "validation"), 64, LENGTH))
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -145,9 +146,9 @@ def recompute(model: str) -> dict[str, Any]:
     network, tokenizer = mp.load_model(sentences_folder())
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in network.parameters())}
     for split in ("train", "validation", "test"):
-        found[split] = short(nats(network, evenly(_tokens(tokenizer, split), 64, LENGTH)))
+        found[split] = short(nats(network, evenly(tokens_of(tokenizer, split), 64, LENGTH)))
     test = mp.load_text("wikipedia", "test")
-    tokens_a_byte = len(_tokens(tokenizer, "test")) / len(test.encode())
+    tokens_a_byte = len(tokens_of(tokenizer, "test")) / len(test.encode())
     found["bits"] = short(found["test"] * tokens_a_byte / torch.log(torch.tensor(2.0)).item())
     with torch.random.fork_rng():
         torch.manual_seed(0)
