@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError, own_number
 from minprune.methods.damping import check_finite
-from minprune.methods.result import Result
+from minprune.methods.result import Result, checked_result
 from minprune.patterns import Pattern
 from minprune.patterns import pattern as read_pattern
 from minprune.statistics import Statistics
@@ -43,8 +44,8 @@ class Method:
     Raises
     ------
     PruneError
-        By a call whose weights are no finite matrix, whose statistics are not of its inputs, or with an option of
-        another kind; a method says the rest.
+        If the function cannot be called, or `needs` is another word. By a call whose weights are no finite matrix,
+        whose statistics are not of its inputs, or with an option of another kind; a method says the rest.
 
     Examples
     --------
@@ -57,6 +58,12 @@ class Method:
     needs: str
     start: "Method | None" = None
 
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise PruneError(f"a method's function is function(W, stats, pattern, **options), not {self.function!r}")
+        if self.needs not in _NEEDS:
+            raise PruneError(f"needs is one of {', '.join(_NEEDS)}, not {self.needs!r}")
+
     @exact_arithmetic()
     def __call__(self, W: Tensor, stats: Statistics | None, pattern: str | Pattern, **options: Any) -> Result:
         pattern = read_pattern(pattern)
@@ -67,10 +74,10 @@ class Method:
         if isinstance(stats, Statistics):
             stats = stats.to(W.device)
         if self.start is None:
-            return self.function(W, stats, pattern, **options)
+            return checked_result(self.function(W, stats, pattern, **options))
         first = self.start(W, stats, pattern, **{o: options[o] for o in options if o in self.start.options})
         own = {o: options[o] for o in options if o in self._parameters} | {"keep": first.keep}
-        result = self.function(W, stats, pattern, **own)
+        result = checked_result(self.function(W, stats, pattern, **own))
         return replace(result, note="; ".join(note for note in (first.note, result.note) if note))
 
     def _check(self, W: Any, stats: Any) -> None:
@@ -106,6 +113,14 @@ class Method:
             return float(value)
         except OverflowError:
             raise PruneError(f"{option} is too large a number") from None
+
+    @property
+    def name(self) -> str:
+        """What the function is called; of a partial the function inside, of an object that is callable its class."""
+        function = self.function
+        while isinstance(function, partial):
+            function = function.func
+        return getattr(function, "__name__", type(function).__name__)
 
     @property
     def _parameters(self) -> dict[str, type]:

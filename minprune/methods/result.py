@@ -1,8 +1,11 @@
 """What every method returns."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from minprune.errors import PruneError
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,11 @@ class Result:
     weight: Tensor
     keep: Tensor
     note: str = ""
+
+
+def checked_result(found: Any) -> Result:
+    """What a function gave, if it is a `Result` of tensors; else `PruneError` is raised."""
+    if not (isinstance(found, Result) and isinstance(found.weight, Tensor)):
+        what = f"a Result of {type(found.weight).__name__}" if isinstance(found, Result) else type(found).__name__
+        raise PruneError(f"the method gave {what}, not a Result(weight, keep) of tensors: mend the method")
+    return found

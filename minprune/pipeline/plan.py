@@ -102,7 +102,7 @@ def make_plan(
     check_forward(model)
     check_precision(precision)
     chosen, options = get_method(recipe.method), dict(recipe.options)
-    name = recipe.method if isinstance(recipe.method, str) else chosen.function.__name__
+    name = recipe.method if isinstance(recipe.method, str) else chosen.name
     chosen.check_options(name, options)
     layers = find_layers(model, include, exclude)
     patterns = allocate(layers, read_pattern(pattern), recipe.allocation, model, calib)

@@ -1,5 +1,7 @@
 """GPTQ against the surgeon's own steps, written here with explicit inverses, and against rounding alone."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokens
@@ -189,3 +191,24 @@ def test_an_option_of_pruning_alone_is_refused_before_any_weight_moves(option):
     with pytest.raises(mp.PruneError, match=f"'gptq' does not know the option '{next(iter(option))}'"):
         mp.quantize(model, tiny_tokens(), bits=3, group=16, pattern="60%", **option)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_parts_of_a_joint_sweep_are_those_of_the_sweep(bits, monkeypatch):
+    """benchmarks/quantize.py: with its own mask and grid it is the joint sweep, with SparseGPT's it is one after the
+    other, and a sweep that zeroes and rounds at once under a given mask is the same as two on one grid."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from quantize import by_parts
+
+    W, X, stats = correlated(dtype=torch.float64)
+    half, first = mp.pattern("50%"), mp.METHODS["sparsegpt"](W, stats, "50%")
+    grid = make_grid(W, bits, 64, "asymmetric")
+    at_once = by_surgery(W, X, grid, list(range(64)), 0.01, first.keep)
+    expected = {
+        (True, False): gptq(W, stats, half, bits=bits).weight,
+        (False, True): gptq(first.weight, stats, NONE, bits=bits).weight,
+        (False, False): at_once,
+    }
+    for (own_mask, later_grid), weight in expected.items():
+        found = by_parts(W, stats, half, bits=bits, own_mask=own_mask, later_grid=later_grid)
+        torch.testing.assert_close(found.weight, weight, rtol=0, atol=1e-9)

@@ -2,14 +2,17 @@
 
 import math
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from peak import Peak
+from tiny import tiny_model, tiny_tokens
 
 import minprune as mp
-from minprune.methods import get_method
+from minprune.methods import Method, Result, get_method
+from minprune.methods.wanda import wanda
 
 W = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 METHODS = pytest.mark.parametrize("method", mp.METHODS)
@@ -173,3 +176,50 @@ def test_an_option_may_be_a_number_of_any_library(value):
         assert torch.equal(found.weight, mp.METHODS[method](W, seen(), "50%", damp=float(value)).weight)
     by_size = mp.METHODS["sparsegpt"](W, seen(), "50%", block_size=np.int64(4))
     assert torch.equal(by_size.weight, mp.METHODS["sparsegpt"](W, seen(), "50%", block_size=4).weight)
+
+
+class Halves:
+    """A method that is an object, with the threshold that it was made with."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, W, stats, pattern):
+        return self.function(W, stats, pattern)
+
+
+@pytest.mark.parametrize(
+    "wrapped, name",
+    [
+        (wanda, "wanda"),
+        (partial(wanda), "wanda"),
+        (partial(partial(wanda)), "wanda"),
+        (Halves(wanda), "Halves"),
+        (lambda W, stats, pattern: wanda(W, stats, pattern), "<lambda>"),
+    ],
+)
+def test_a_method_of_ones_own_may_be_whatever_can_be_called(wrapped, name):
+    """A partial or an object prunes as the function inside it does, and the report says what it is called."""
+    model, twin = tiny_model("llama"), tiny_model("llama")
+    method = Method(wrapped, needs="norms")
+    report = mp.prune(model, tiny_tokens(), method, "2:4")
+    mp.prune(twin, tiny_tokens(), "wanda", "2:4")
+    assert method.name == report.method == name
+    assert all(torch.equal(value, other) for value, other in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("arguments, reason", [((3, "norms"), "function"), ((wanda, "norm"), "nothing, norms, gram")])
+def test_a_method_that_could_not_run_is_refused_when_it_is_made(arguments, reason):
+    with pytest.raises(mp.PruneError, match=reason):
+        Method(*arguments)
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda W: W * 0, lambda W: None, lambda W: (W * 0, W == 0), lambda W: Result(None, W == 0)]
+)
+def test_a_method_that_gives_no_result_is_an_error_that_names_it(answer):
+    model = tiny_model("llama")
+    dense = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(mp.PruneError, match="Result"):
+        mp.prune(model, None, Method(lambda W, stats, pattern: answer(W), needs="nothing"), "50%")
+    assert all(torch.equal(value, other) for value, other in zip(model.parameters(), dense, strict=True))
