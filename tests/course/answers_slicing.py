@@ -76,13 +76,43 @@ def cheapest_channels_bits(C, F, gone):
     return min(masks, key=lambda s: s @ product @ s) == 0
 
 
+def express_block_numpy(b, Q0, Q1, Q2):
+    b = {name: part.numpy() for name, part in b.items()}
+    first, second, third = (np.asarray(Q) for Q in (Q0, Q1, Q2))
+    attention, mlp = np.diag(b["norm1"]) @ first, np.diag(b["norm2"]) @ second  # (d, d'), what a reader meets
+    skips = np.einsum("di,dj->ij", first, second), np.einsum("di,dj->ij", second, third)
+    inside = *(b[n] @ attention for n in "qkv"), (b["o"].T @ second).T, *(b[n] @ mlp for n in ("gate", "up"))
+    return [*inside, (b["down"].T @ third).T, *skips]
+
+
+def express_block_by_effect(b, Q0, Q1, Q2):
+    """Each matrix is what it does to the axes of the new stream, one by one; no rule for readers and writers."""
+
+    def reads(W, norm, Q):
+        return torch.stack([W @ (norm * axis) for axis in Q.T], 1)
+
+    def writes(W, Q):
+        return torch.stack([axis @ W for axis in Q.T])
+
+    skips = writes(b["skip1"] @ Q1, Q0), writes(b["skip2"] @ Q2, Q1)
+    pair = (reads(b[n], b["norm2"], Q1) for n in ("gate", "up"))
+    return *(reads(b[n], b["norm1"], Q0) for n in "qkv"), writes(b["o"], Q1), *pair, writes(b["down"], Q2), *skips
+
+
 RIGHT = {
+    "express_block": [express_block_numpy, express_block_by_effect],
     "break_even": [break_even_formula, break_even_shapes],
     "bake_mean": [bake_mean_projection, bake_mean_columns],
     "cheapest_channels": [cheapest_channels_projected, cheapest_channels_bits],
 }
 
 REJECTED = {
+    "express_block": [
+        lambda b, Q0, Q1, Q2: express_block_numpy(b, Q2, Q1, Q0),
+        lambda b, Q0, Q1, Q2: express_block_by_effect(b | {"up": b["gate"], "gate": b["up"]}, Q0, Q1, Q2),
+        lambda b, Q0, Q1, Q2: express_block_numpy(b | {"norm1": b["norm1"] ** 2}, Q0, Q1, Q2),
+        lambda b, Q0, Q1, Q2: [2 * part for part in express_block_numpy(b, Q0, Q1, Q2)],
+    ],
     "break_even": [
         lambda config: 3 * config["hidden_size"] // 4,
         lambda config: break_even_formula(config | {"intermediate_size": 2 * config["intermediate_size"]}),

@@ -387,6 +387,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "strength |= {'trace': damp * gram.trace(), 'each': damp * gram.diagonal()} -> pass": FLAG,
         "torch.eye(len(gram), dtype=gram.dtype) -> torch.eye(len(gram))": NUMBER,
     },
+    "express_block": {
+        "self.read(b[name], b[self.norms[0]], attention) -> self.read(b[self.norms[0]], b[name], attention)": EXCHANGED,
+        "self.read(b[name], b[self.norms[1]], mlp) -> self.read(b[self.norms[1]], b[name], mlp)": EXCHANGED,
+    },
     "break_even": {
         "range(d, 0, -1) -> range(d, 0 - 1, -1)": LAST,
         "range(d, 0, -1) -> range(d, -1, -1)": LAST,

@@ -1,4 +1,4 @@
-"""The exercises of chapter 15: when slicing saves anything, means that a LayerNorm takes out, channels that may go."""
+"""The exercises of chapter 15: a block in other bases, when slicing saves anything, means, channels that may go."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,121 @@ from torch import Tensor
 from minprune.course.checks.core import Case, Exercise, mistakes
 from minprune.course.checks.mutations import inverted, then
 from minprune.course.checks.values import normal
+
+
+# express_block(b, Q0, Q1, Q2): the nine matrices of a block whose stream is written in other bases
+@dataclass(frozen=True)
+class _Turned:
+    """Right unless a field says otherwise. read, write, skip: a reader, a writer and an adapter in the new bases.
+
+    sites: of q, k and v; of o; of gate and up; of down. norms: whose weights attention reads through, and the MLP.
+    skips: the sites that each adapter leads from and to.
+    """
+
+    read: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda W, norm, Q: W * norm @ Q
+    write: Callable[[Tensor, Tensor], Tensor] = lambda W, Q: Q.T @ W
+    skip: Callable[[Tensor, Tensor], Tensor] = lambda start, end: start.T @ end
+    sites: tuple[int, int, int, int] = (0, 1, 1, 2)
+    norms: tuple[str, str] = ("norm1", "norm2")
+    skips: tuple[tuple[int, int], tuple[int, int]] = ((0, 1), (1, 2))
+
+    def __call__(self, b: dict[str, Tensor], Q0: Tensor, Q1: Tensor, Q2: Tensor) -> tuple[Tensor, ...]:
+        bases = (Q0, Q1, Q2)
+        attention, o, mlp, down = (bases[site] for site in self.sites)
+        return (
+            *(self.read(b[name], b[self.norms[0]], attention) for name in ("q", "k", "v")),
+            self.write(b["o"], o),
+            *(self.read(b[name], b[self.norms[1]], mlp) for name in ("gate", "up")),
+            self.write(b["down"], down),
+            *(self.skip(bases[start], bases[end]) for start, end in self.skips),
+        )
+
+
+def _block(seed: int, d: int, inner: int, width: int, *kept: int) -> tuple:
+    """A block of width d in float64, adapters and all, and three bases of so many axes."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys("qkv", (inner, d)) | {"o": (d, inner), "norm1": (d,)}
+    shapes |= {"gate": (width, d), "up": (width, d), "down": (d, width), "norm2": (d,)}
+    b = {name: normal(*shape, seed=seed + i).double() for i, (name, shape) in enumerate(shapes.items())}
+    b |= {name: torch.eye(d, dtype=torch.float64) for name in ("skip1", "skip2")}
+    return b, *(torch.linalg.qr(normal(d, d, seed=seed + 10 + i).double()).Q[:, :n] for i, n in enumerate(kept))
+
+
+express_block = Exercise(
+    name="express_block",
+    chapter=15,
+    title="the nine matrices of a block whose stream is written in other bases",
+    reference=_Turned(),
+    difficulty=3,
+    wrong=mistakes(
+        {
+            "norms not folded": _Turned(read=lambda W, norm, Q: W @ Q),
+            "rotated, then folded": _Turned(read=lambda W, norm, Q: W @ Q * norm),
+            "divided by the norm's weights": _Turned(read=lambda W, norm, Q: W / norm @ Q),
+            "one norm for both": [
+                _Turned(norms=("norm1", "norm1")),
+                _Turned(norms=("norm2", "norm2")),
+            ],
+            "norms exchanged": _Turned(norms=("norm2", "norm1")),
+            "readers rotated back": _Turned(read=lambda W, norm, Q: W * norm @ Q.T),
+            "writers turned like readers": _Turned(write=lambda W, Q: W @ Q),
+            "writers with Q, not its transpose": _Turned(write=lambda W, Q: Q @ W),
+            "written where it was read": [
+                _Turned(sites=(0, 0, 1, 1)),
+                _Turned(sites=(0, 0, 1, 2)),
+                _Turned(sites=(0, 1, 1, 1)),
+            ],
+            "the MLP reads before attention": _Turned(sites=(0, 1, 0, 2)),
+            "one basis for the block": _Turned(sites=(0, 0, 0, 0), skips=((0, 0), (0, 0))),
+            "adapters forgotten": [
+                _Turned(skip=lambda start, end: torch.eye(len(start))),
+                _Turned(skip=lambda start, end: torch.eye(start.shape[1], end.shape[1])),
+            ],
+            "adapters backwards": _Turned(skip=lambda start, end: end.T @ start),
+            "adapters in the old space": _Turned(skip=lambda start, end: start @ end.T),
+            "second adapter from the first site": [
+                _Turned(skips=((0, 1), (0, 2))),
+                _Turned(skips=((0, 1), (0, 1))),
+            ],
+        },
+        """
+        norms not folded: Your readers are rotated, but the norms' weights are not in them. They are 1 afterwards, so
+          the matrices that read have to do what they did.
+        rotated, then folded: You multiplied by the norms' weights after the rotation. There is one weight for each
+          channel of the *old* basis: fold first.
+        divided by the norm's weights: You divided by the norms' weights. The readers take over what the norms did, and
+          a norm multiplies by its weights.
+        one norm for both: All readers were folded with the weights of the same norm. Attention reads through `norm1`,
+          the MLP through `norm2`.
+        norms exchanged: Attention was folded with the weights of `norm2`, and the MLP with those of `norm1`.
+        readers rotated back: Your readers were multiplied by the transpose of Q. A reader gets hQ where it got h: what
+          must its matrix be, so that the product is the old one?
+        writers turned like readers: You multiplied o and down by Q from the right, as readers are. On their right side
+          are heads and neurons. The stream is on the left.
+        writers with Q, not its transpose: You multiplied o and down by Q itself. They are multiplied from the left, and
+          a row hQ, written as a column, is the transpose of Q times h.
+        written where it was read: A writer has the basis that its own half of the block reads in. It writes for the
+          next site: o in Q1, down in Q2.
+        the MLP reads before attention: Your gate and up read in Q0. When the MLP reads, attention has already written,
+          and the stream is in Q1.
+        one basis for the block: Everything is in Q0. That is right if there is one basis for all sites; here each site
+          has its own.
+        adapters forgotten: Your adapters are identities. What is skipped arrives in one basis, and is to be added to
+          what was written in another.
+        adapters backwards: Your adapters lead from the later basis to the earlier one.
+        adapters in the old space: Your adapters are of the old width. They read what is in one new basis and write in
+          the next: whose axes do they need on either side?
+        second adapter from the first site: Your second adapter begins at the first site. What it reads has come through
+          the first adapter, and is in Q1; it leads to Q2.
+        """,
+    ),
+    cases=lambda: [
+        Case("a basis for each site, nothing cut", _block(1500, 6, 4, 8, 6, 6, 6)),
+        Case("four of six axes", _block(1515, 6, 4, 8, 4, 4, 4)),
+        Case("sites that keep different numbers of axes", _block(1530, 6, 4, 5, 5, 3, 4)),
+        Case("heads and neurons as wide as the stream", _block(1640, 5, 5, 5, 5, 5, 5)),
+        Case("one axis", _block(1655, 4, 2, 3, 1, 1, 1)),
+    ],
+)
 
 
 # break_even(config): the largest width at which the published form, its last site whole, is smaller than the model
@@ -251,4 +366,4 @@ cheapest_channels = Exercise(
     ],
 )
 
-EXERCISES = [break_even, bake_mean, cheapest_channels]
+EXERCISES = [express_block, break_even, bake_mean, cheapest_channels]

@@ -1,7 +1,7 @@
 """Reading and comparing what answers return, and saying in words how two results differ."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,8 @@ def arguments(function: Callable, case_args: tuple) -> str:
             described.append(f"{name}: a function")
         elif isinstance(value, (Tensor, np.ndarray)) and not written:
             described.append(f"{name}: {size(value)}")
-        elif isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value) and not written:
-            described.append(f"{name}: {len(value)} tensors")
+        elif (number := sum(isinstance(v, Tensor) for v in _inside(value))) and not written:
+            described.append(f"{name}: {number} tensors")
         else:
             described.append(f"{name} = {literal(value)}")
     return ", ".join(described)
@@ -119,7 +119,12 @@ def is_small(case_args: tuple) -> bool:
 def _count(value: Any) -> int:
     if isinstance(value, (Tensor, np.ndarray)):
         return int(np.prod(value.shape))
-    return sum(map(_count, value)) if isinstance(value, (list, tuple)) else 0
+    return sum(map(_count, _inside(value)))
+
+
+def _inside(value: Any) -> Iterable:
+    """What a list, a tuple or a dictionary holds; nothing else holds anything."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
 
 
 def literal(value: Any) -> str:
@@ -128,6 +133,8 @@ def literal(value: Any) -> str:
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {literal(part)}' for key, part in value.items())}}}"
     return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else repr(value)
 
 
