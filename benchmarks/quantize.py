@@ -79,8 +79,8 @@ def _cells() -> list[dict[str, Any]]:
         "smollm2 rotated": [*core[:2], core[3]],
     }
     apart = [_cell("gptq", bits, sgpt, part) for bits in (4, 3) for part in PARTS]
-    small = [*core, *visit, *three, *orders, *apart]
-    tables |= {name: small for name in (*SMALL, SENTENCES)}
+    small = [*core, *visit, *three, *orders]
+    tables |= {name: small for name in SMALL} | {SENTENCES: [*small, *apart]}
     order = (SMALL[0], *PATIENTS[:2], *SMALL[1:], SENTENCES, PATIENTS[2])
     return [{"model": name, **cell} for name in order for cell in tables[name]]
 

@@ -1,5 +1,6 @@
 """The measured data that pages quote can be measured again."""
 
+import importlib
 import json
 import re
 import statistics
@@ -432,6 +433,23 @@ def test_every_file_of_results_is_listed_and_made_by_make_results():
     for path in MEASURED:
         script = re.search(r"python (\S+\.py)", json.loads(path.read_text())["command"])[1]
         assert (ROOT / script).exists() and script in recipe, (path.name, script)
+
+
+@pytest.mark.parametrize("name", ["atlas.jsonl", "frontier.json", "quantize.json", "structured.json"])
+def test_how_far_a_file_was_filled_is_what_its_row_says(name, monkeypatch):
+    """Which of the cells of its script it holds; a row of a file that holds them all says nothing of it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    wanted = importlib.import_module(name.split(".")[0])._cells()
+    folder = ROOT / "book" / "results"
+    if name.endswith("l"):
+        cells = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    else:
+        cells = json.loads((folder / name).read_text())["cells"]
+    there = sum(any(asked.items() <= cell.items() for cell in cells) for asked in wanted)
+    row = next(line for line in (folder / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` | "))
+    said = re.search(r"stopped after (\d+) of its (\d+)", row)
+    assert there == len(cells)
+    assert (there, len(wanted)) == (tuple(map(int, said.groups())) if said else (len(wanted),) * 2)
 
 
 def test_make_results_makes_every_method_and_pattern_of_the_layers(monkeypatch):
