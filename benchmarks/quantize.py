@@ -32,7 +32,7 @@ from minprune.structured.slicing import rotated
 
 WIDTH, STEPS = 128, 2400
 SPREAD = 0.25
-SMALL = tuple(f"bytes, seed {seed}" for seed in range(3))
+SMALL = tuple(f"bytes, seed {seed}" for seed in range(6))
 PATIENTS = ("smollm2 rescaled", "smollm2", "smollm2 rotated")
 SENTENCES = "sentences"
 PARTS = {  # of a joint sweep in one pass: whose mask, and is the grid that of the dense matrix or of the pruned one
@@ -45,7 +45,8 @@ PROTOCOL = {
     "smollm2 rescaled": f"the same function: the channels between matrices times exp(u), u uniform in +-{SPREAD}, what "
     "reads them divided by it; seed 0",
     "smollm2 rotated": "the same function: the residual stream in a random orthonormal basis, seed 0",
-    "bytes": f"never rounded: the models of benchmarks/small.py, d = {WIDTH}, {STEPS} steps at {0.32 / WIDTH}; 3 seeds",
+    "bytes": f"never rounded: the models of benchmarks/small.py, d = {WIDTH}, {STEPS} steps at {0.32 / WIDTH}; 3 "
+    "seeds, and 3 others for the joint sweep taken apart",
     "sentences": "never rounded: the model of benchmarks/sentences.py, 3.5 million parameters",
     "calibration": "wikipedia train, 32 x 256 tokens, seed 0, forward products in bfloat16; bytes: 256 x 64, float32; "
     "sentences: 64 x 256 tokens at random places, float32",
@@ -80,7 +81,8 @@ def _cells() -> list[dict[str, Any]]:
     }
     apart = [_cell("gptq", bits, sgpt, part) for bits in (4, 3) for part in PARTS]
     small = [*core, *visit, *three, *orders]
-    tables |= {name: small for name in SMALL} | {SENTENCES: [*small, *apart]}
+    tables |= {name: small for name in SMALL[:3]} | {SENTENCES: [*small, *apart]}
+    tables |= {name: [core[0], core[3], core[4], core[6], *three[2:4], *apart] for name in SMALL[3:]}
     order = (SMALL[0], *PATIENTS[:2], *SMALL[1:], SENTENCES, PATIENTS[2])
     return [{"model": name, **cell} for name in order for cell in tables[name]]
 
