@@ -8,6 +8,7 @@ to 8 bits gives other weights, and nothing would say so.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import RLock
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def exact_arithmetic() -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         for kind in {"cpu", accelerator.type if accelerator else "cpu"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_full_products())
+        stack.enter_context(_full_products)
         yield
 
 
@@ -75,12 +76,15 @@ class WideProducts(TorchFunctionMode):
 
     For processors that are not made for these types: in float32 they are three to five times as fast. To widen a factor
     is exact, and hardware that is made for narrow factors adds their products up in float32, too. If an autocast asks
-    for such products, factors are rounded first.
+    for such products, factors are rounded first. What is compiled stays as its compiler makes it, and a product that is
+    written into a tensor of the caller's as the caller asked for it.
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        kind = _narrow_type([*args, *kwargs.values()], func in _SUMS) if func in _PRODUCTS else None
+        if torch.compiler.is_compiling() or func not in _PRODUCTS or "out" in kwargs:
+            return func(*args, **kwargs)
+        kind = _narrow_type([*args, *kwargs.values()], func in _SUMS)
         if kind is None:
             return func(*args, **kwargs)
 
@@ -103,6 +107,8 @@ def _narrow_type(given: list, behind_a_term: bool) -> torch.dtype | None:
     behind_a_term: whether the factors stand behind something that their product is added to.
     """
     tensors = [part for part in given if isinstance(part, Tensor)]
+    if any(part.is_nested for part in tensors):  # of which not even the size may be asked
+        return None
     rows = max((part.numel() // max(part.shape[-1], 1) for part in tensors[behind_a_term:][:1]), default=0)
     kinds = {part.dtype for part in tensors} - {torch.bool}
     if rows < _FEW or tensors[0].device.type != "cpu" or not kinds <= {torch.float32, *_UNITS}:
@@ -136,21 +142,45 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-@contextmanager
-def _full_products() -> Iterator[None]:
-    """While open, float32 products are not taken in TF32 or bfloat16."""
+class _FullProducts:
+    """While open anywhere, float32 products are not taken in TF32 or bfloat16.
+
+    The setting is one for all threads: the first that comes makes it, and the last that goes puts back what was there.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.open, self.before = RLock(), 0, _precisions()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.open:
+                self.before = _precisions()
+                torch.set_float32_matmul_precision("highest")
+            self.open += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.open -= 1
+            if not self.open:
+                _set_precisions(*self.before)
+
+
+def _precisions() -> tuple[str | None, list[tuple[Any, str]]]:
+    """What is set for all backends together, None if that cannot be said, and for each by itself."""
     known: Any = torch.backends
     matmuls = [known.cuda.matmul, known.mkldnn.matmul] if hasattr(known, "fp32_precision") else []  # since torch 2.9
-    before = [matmul.fp32_precision for matmul in matmuls]
     try:
         common = torch.get_float32_matmul_precision()
     except RuntimeError:  # it cannot say what was set for one backend
         common = None
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        if common:
-            torch.set_float32_matmul_precision(common)
-        for matmul, precision in zip(matmuls, before, strict=True):
-            matmul.fp32_precision = precision
+    return common, [(matmul, matmul.fp32_precision) for matmul in matmuls]
+
+
+def _set_precisions(common: str | None, each: list[tuple[Any, str]]) -> None:
+    if common:
+        torch.set_float32_matmul_precision(common)
+    for matmul, precision in each:
+        matmul.fp32_precision = precision
+
+
+_full_products = _FullProducts()

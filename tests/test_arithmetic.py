@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager, nullcontext
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -499,3 +500,49 @@ def test_a_narrow_model_is_read_and_pruned_alike_by_any_processor(kind, monkeypa
         assert torch._C._len_torch_function_stack() == 0
         found.append((mp.perplexity(tiny_model("llama", kind), tokens), sum(row.error for row in report.layers)))
     assert found[0] == pytest.approx(found[1], rel=4 * torch.finfo(kind).eps)
+
+
+def test_a_product_that_is_written_into_a_callers_tensor_stands_there(generator):
+    x, W = torch.randn(40, 24, generator=generator).bfloat16(), torch.randn(24, 16, generator=generator).bfloat16()
+    for product in (torch.mm, torch.matmul):
+        there = torch.zeros(40, 16, dtype=torch.bfloat16)
+        with WideProducts():
+            assert product(x, W, out=there) is there
+        assert torch.equal(there, product(x, W))
+
+
+def test_products_of_nested_tensors_are_left_alone(generator):
+    x, W = torch.randn(30, 24, generator=generator).bfloat16(), torch.randn(16, 24, generator=generator).bfloat16()
+    with WideProducts():
+        found = torch.nn.functional.linear(torch.nested.nested_tensor([x[:10], x[10:]]), W)
+    assert torch.equal(torch.cat(found.unbind()), torch.nn.functional.linear(x, W))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_model_is_read_as_it_is_where_products_would_be_widened(whole, monkeypatch):
+    """Dynamo would look into the widening, and not come out of it."""
+    monkeypatch.setattr("minprune.models.modes.cpu_multiplies", lambda given: given not in HALVES)
+    model = tiny_model("llama", torch.bfloat16)
+    expected = mp.perplexity(model, tiny_tokens())
+    compiled = torch.compile(model, backend="eager", fullgraph=whole)
+    assert mp.perplexity(compiled, tiny_tokens()) == pytest.approx(expected, rel=4 * torch.finfo(torch.bfloat16).eps)
+
+
+def test_exact_arithmetic_holds_in_each_thread_until_the_last_is_done():
+    """Which precision float32 products have is one setting for all threads."""
+    entered, left, found = Event(), Event(), []
+
+    def other():
+        with exact_arithmetic():
+            entered.set()
+            left.wait(10)
+            found.append(torch.get_float32_matmul_precision())
+
+    thread = Thread(target=other)
+    with precision("medium"):
+        with exact_arithmetic():
+            thread.start()
+            entered.wait(10)
+        left.set()
+        thread.join()
+        assert found == ["highest"] and torch.get_float32_matmul_precision() == "medium"
