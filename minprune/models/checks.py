@@ -8,7 +8,7 @@ dense and real; and if anything could interfere while the model runs, the model 
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +46,28 @@ def check_weights(model: "PreTrainedModel", layers: list[Layer]) -> None:
 
     The weights themselves must be finite. A model that cannot interfere with its weights is not run.
     """
+    check_stored(layers)
     for layer in layers:
-        if problem := _problem(layer.module, layer.parameter):
-            raise PruneError(f"{layer.name}: {problem}")
         if not is_finite(layer.weight):
             raise PruneError(f"{layer.name}: its weights hold NaN or infinity: the checkpoint is damaged")
     _check_unwrapped(model, layers)
     if _can_interfere(model, layers):
         with _marked(layers) as marks:
             _run_watched(model, layers, lambda layer: torch.equal(_corner(layer), marks[layer]))
+
+
+def check_stored(layers: Iterable[Layer]) -> None:
+    """Raise `PruneError`, with the layer's name and the remedy, for a weight that is no plain parameter in memory."""
+    for layer in layers:
+        if problem := _problem(layer.module, layer.parameter):
+            raise PruneError(f"{layer.name}: {problem}")
+
+
+def check_changeable(model: nn.Module) -> None:
+    """Raise `PruneError` for a parameter, of a norm or the embeddings, say, that has no numbers or is made to stay."""
+    for name, parameter in model.named_parameters():
+        if problem := _unchangeable(parameter):
+            raise PruneError(f"{name} {problem}")
 
 
 def zeros_in_use(model: "PreTrainedModel", layers: list[Layer]) -> dict[Layer, int]:
@@ -146,18 +159,27 @@ def _problem(owner: nn.Module, name: str) -> str | None:
         remedy = next((text for key, text in _REMEDIES.items() if key in kept), "make it an ordinary parameter first")
         return f"its {name} is computed from {', '.join(sorted(kept)) or 'something else'}: {remedy}"
     if stored.is_meta:
-        return f"its {name} is elsewhere (offloaded, on the meta device): load the model without offloading"
+        return f"its {name} {_unchangeable(stored)}"
     if type(stored) is not nn.Parameter or stored.layout is not torch.strided or stored.dtype not in _FLOATS:
         kind = type(stored).__name__ if type(stored) is not nn.Parameter else f"{stored.dtype}, {stored.layout}"
         return f"its {name} is stored as {kind}: load the model in {', '.join(DTYPES)}, not quantised and not sparse"
     if getattr(owner, name) is not stored:
         return f"its {name} is computed by {type(owner).__name__}: make it an ordinary parameter first"
     if stored.is_inference():
-        return "its weight was made under torch.inference_mode(), which forbids changes: load the model outside of it"
+        return f"its {name} {_unchangeable(stored)}"
     if not stored.numel():
         return f"its {name} is empty, {tuple(stored.shape)}: leave it out"
     if any(step == 0 and size > 1 for step, size in zip(stored.stride(), stored.shape, strict=True)):
         return f"several entries of its {name} are one number in memory: make it contiguous first"
+    return None
+
+
+def _unchangeable(stored: Tensor) -> str | None:
+    """Why the numbers of a parameter cannot be changed, and the remedy."""
+    if stored.is_meta:
+        return "is elsewhere (offloaded, on the meta device): load the model without offloading"
+    if stored.is_inference():
+        return "was made under torch.inference_mode(), which forbids changes: load the model outside of it"
     return None
 
 

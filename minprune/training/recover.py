@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils.parametrize import is_parametrized
 from tqdm.auto import tqdm
 
 from minprune.arguments import checked
@@ -23,11 +24,12 @@ from minprune.arithmetic import ordinary_tensors, random_devices
 from minprune.data.tokens import fingerprint
 from minprune.errors import PruneError
 from minprune.evaluation.perplexity import perplexity
-from minprune.models.checks import sparse_layers
+from minprune.models.checks import check_changeable, check_stored, sparse_layers
 from minprune.models.dtypes import check_dtypes
 from minprune.models.layers import check_windows
 from minprune.models.modes import own_modes
-from minprune.pipeline.precision import narrow_products
+from minprune.models.skeleton import plain_outputs
+from minprune.pipeline.precision import narrow_products, widened_checkpoints
 from minprune.training.adapters import add_adapters
 from minprune.training.distill import Distillation, language_loss
 from minprune.training.masks import Masks, check_owned, maintain_sparsity, masks_of
@@ -50,7 +52,7 @@ def recover(
     test: Mapping[str, Tensor] | None = None,
     teacher: Distillation | None = None,
     state: Path | None = None,
-    save_every: int = 100,
+    save_every: int = 50,
     progress: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> Recovery:
@@ -73,7 +75,7 @@ def recover(
     state : Path, optional
         A file that holds the run after every `save_every` steps, and from which the same call goes on. The caller
         removes it in the end.
-    save_every : int, default 100
+    save_every : int, default 50
         Steps.
     progress : bool, default False
         Whether to show a bar on stderr.
@@ -87,7 +89,7 @@ def recover(
     Raises
     ------
     PruneError
-        For an invalid setting, or if the state belongs to another run.
+        For an invalid setting, weights that are computed or cannot change, or if the state belongs to another run.
 
     Examples
     --------
@@ -101,12 +103,13 @@ def recover(
     >>> recover(model, torch.randint(50, (8, 8)), Recipe(steps=2)).zeros
     0.5
     """
+    check_changeable(model)
     check_windows(model, tokens)
     if tokens.shape[1] < 2:
         raise PruneError("windows of 1 token teach nothing: use length 2 or more")
     recipe.windows(0, len(tokens))  # which says if they are too few
     if save_every < 1:
-        raise PruneError(f"a state after every {save_every} steps cannot be saved: use 100")
+        raise PruneError(f"a state after every {save_every} steps cannot be saved: use 50")
     if state and not state.parent.is_dir():
         raise PruneError(f"there is no folder {state.parent} to keep the state of the run in: make it, or name another")
     if model.dtype in (torch.float16, torch.bfloat16):
@@ -114,6 +117,7 @@ def recover(
     with narrow_products(model.device.type, recipe.bfloat16):
         check_dtypes(model)
     masks = masks_of(sparse_layers(model)) if masks is None else masks
+    check_stored(masks)
     check_owned(masks, model.parameters(), "the model has not got")
     identity = _identity(model, tokens, recipe, masks, test or {}, teacher)
     saved = load_state(state, identity) if state else None
@@ -123,9 +127,11 @@ def recover(
         after.callback(_restore, model, learnable)
         after.enter_context(torch.autocast(model.device.type, enabled=False))  # a caller's would round in backward()
         after.enter_context(torch.enable_grad())  # whatever a caller has set
+        after.enter_context(plain_outputs(model))
+        after.enter_context(widened_checkpoints(model, recipe.bfloat16))
         if recipe.mode == "adapters":
+            after.callback(_merge, masks)  # before the first is added: Ctrl-C may come amid them
             trained = add_adapters(model, masks, recipe.rank, recipe.alpha, recipe.seed)
-            after.callback(remove_parametrizations, masks)
         else:
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trained:
@@ -225,6 +231,12 @@ class _Run:
             raise PruneError(f"there is no perplexity after step {self.step}: use a lower lr than {lr}") from error
         self.done.rows.append({"step": self.step, "tokens": self.tokens, "loss": loss, "perplexity": found})
         self.losses = []
+
+
+def _merge(masks: Masks) -> None:
+    """Make the adapters that are there a part of their weights."""
+    added = {layer: keep for layer, keep in masks.items() if is_parametrized(layer.module, layer.parameter)}
+    remove_parametrizations(added)
 
 
 def _restore(model: "PreTrainedModel", learnable: dict[str, bool]) -> None:

@@ -1,6 +1,7 @@
 """recover(): it learns, its zeros stay, a killed run ends with the same bits, and distillation is what it says."""
 
 import copy
+import itertools
 import multiprocessing
 import os
 import random
@@ -12,6 +13,7 @@ import pytest
 import scipy.special
 import torch
 from tiny import VOCABULARY, tiny_model, tiny_tokens
+from torch.nn.utils import parametrizations, parametrize
 from torch.testing import assert_close
 
 import minprune as mp
@@ -317,6 +319,76 @@ def test_a_callers_autocast_changes_nothing(way, bfloat16):
             recover(model, counting(), recipe, test={"counting": counting(2)})
         found.append(bits(model))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("way", ["full", "adapters"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_checkpoints_of_activations_save_memory_and_change_nothing(way, reentrant, bfloat16, monkeypatch):
+    """What is computed anew in the backward pass is computed as it was: in widened products, too."""
+    monkeypatch.setattr("minprune.pipeline.precision.cpu_multiplies", lambda kind: False)
+    found = []
+    for checkpoints in (False, True):
+        model = pruned()
+        if checkpoints:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        recover(model, counting(), replace(SHORT, mode=way, bfloat16=bfloat16))
+        assert model.is_gradient_checkpointing == checkpoints
+        found.append(bits(model))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("flags", [{"return_dict": False}, {"output_hidden_states": True, "use_cache": True}])
+def test_what_a_configuration_has_a_model_answer_changes_nothing_and_stays(flags):
+    found = []
+    for changes in ({}, flags):
+        model = pruned(**changes)
+        recover(model, counting(), SHORT)
+        assert all(getattr(model.config, key) == value for key, value in changes.items())
+        found.append(bits(model))
+    assert found[0] == found[1]
+
+
+UNFIT = {
+    "on no device": (lambda m: m.to("meta"), r"embed_tokens\.weight is elsewhere"),
+    "a head on no device": (lambda m: m.lm_head.to("meta"), r"lm_head\.weight is elsewhere"),
+    "a parametrised matrix": (
+        lambda m: parametrizations.spectral_norm(m.model.layers[1].mlp.up_proj),
+        r"layers\.1\.mlp\.up_proj: its weight is computed by a parametrisation",
+    ),
+    "a head of inference mode": (
+        lambda m: torch.inference_mode()(
+            lambda: setattr(m.lm_head, "weight", torch.nn.Parameter(m.lm_head.weight.clone(), requires_grad=False))
+        )(),
+        r"lm_head\.weight was made under torch\.inference_mode",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["full", "adapters"])
+@pytest.mark.parametrize("what", UNFIT)
+def test_numbers_that_cannot_change_are_refused_by_name(what, way):
+    change, said = UNFIT[what]
+    model = pruned(tie_word_embeddings=False)
+    change(model)
+    with pytest.raises(mp.PruneError, match=said):
+        recover(model, counting(), replace(SHORT, mode=way))
+
+
+def test_ctrl_c_while_adapters_are_put_in_leaves_an_ordinary_model(monkeypatch):
+    model, register, count = pruned(), parametrize.register_parametrization, itertools.count()
+    before, learnable = bits(model), [p.requires_grad for p in model.parameters()]
+
+    def stopped(*given):
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return register(*given)
+
+    monkeypatch.setattr(parametrize, "register_parametrization", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        recover(model, counting(), replace(SHORT, mode="adapters"))
+    assert bits(model) == before and [p.requires_grad for p in model.parameters()] == learnable
+    assert not any(map(parametrize.is_parametrized, model.modules()))
 
 
 # --- distillation
