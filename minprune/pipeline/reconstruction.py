@@ -276,14 +276,15 @@ def _size(tensor: Tensor) -> float:
 
 @contextmanager
 def _learning(block: nn.Module, trained: dict[nn.Parameter, Tensor]) -> Iterator[None]:
-    """While open, gradients reach these parameters of the block and no others."""
-    before = {parameter: parameter.requires_grad for parameter in block.parameters()}
+    """While open, gradients reach these parameters of the block and no others; a caller's do not count among them."""
+    before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in block.parameters()}
     try:
         for parameter in before:
             parameter.requires_grad_(parameter in trained)
+            parameter.grad = None
         with torch.enable_grad():
             yield
     finally:
-        for parameter, required in before.items():
+        for parameter, (required, gradient) in before.items():
             parameter.requires_grad_(required)
-            parameter.grad = None
+            parameter.grad = gradient

@@ -125,6 +125,17 @@ def test_it_leaves_gradients_mode_and_freezing_as_they_were():
     assert [p.requires_grad for p in trained.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
+def test_gradients_that_a_caller_has_do_not_count_in_the_training_and_stay():
+    """They would be added to those of a block's first step."""
+    with_gradients, without = tiny_model("llama"), tiny_model("llama")
+    with_gradients(tiny_tokens()).logits.square().sum().backward()
+    before = {name: parameter.grad.clone() for name, parameter in with_gradients.named_parameters()}
+    for model in (with_gradients, without):
+        mp.prune(model, tiny_tokens(), recipe=Recipe("wanda", reconstruction=Reconstruction(epochs=1)), pattern="60%")
+    for (name, value), other in zip(with_gradients.named_parameters(), without.parameters(), strict=True):
+        assert torch.equal(value, other) and torch.equal(value.grad, before[name]), name
+
+
 def test_batches_of_calibration_windows_change_nothing_but_rounding():
     """In float64, and with windows that do not divide evenly into steps or batches."""
     model = tiny_model("llama", dtype=torch.float64)
