@@ -147,6 +147,14 @@ def _all(values: Iterable[Any], kind: Any) -> bool:
         return False
 
 
+def known_device(device: str | torch.device) -> torch.device:
+    """The device of that name; `PruneError` if there is none."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise PruneError(f"device {shown(device)} is not available here ({error}): try cpu") from None
+
+
 def words(kind: Any) -> str:
     """An annotation in words."""
     parts = _parts(kind)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from minprune.arguments import check_fields
 from minprune.errors import PruneError
-from minprune.selection import FEW, as_matrix, keep_of_few, refuse_nan
+from minprune.selection import FEW, as_matrix, column_blocks, keep_of_few, refuse_nan
 from minprune.selection import keep_largest as keep_largest
 
 GROUPS = ("row", "layer", "block")
@@ -69,7 +69,7 @@ class Unstructured:
             flat = as_matrix(scores).reshape(1, -1)  # (1, d_out * d_in)
             return keep_largest(flat, round(self.sparsity * flat.shape[1])).view(scores.shape)
         if self.group == "block":
-            parts = as_matrix(scores).split(block_size, dim=1)
+            parts = column_blocks(scores, block_size)
             return torch.cat([replace(self, group="layer").keep(columns) for columns in parts], dim=1)
         raise PruneError(f"pattern {self} has no comparison group: say {self}:row, {self}:layer or {self}:block")
 

@@ -5,6 +5,7 @@ mask on every machine.
 """
 
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,20 @@ def as_matrix(scores: Any, what: str = "scores") -> Tensor:
         if not (narrow or scores.dtype.is_complex):
             return scores
     raise PruneError(f"{what} are {shown(scores)}: they must be a dense matrix (d_out, d_in) of real numbers in memory")
+
+
+def column_blocks(scores: Tensor, block_size: int) -> tuple[Tensor, ...]:
+    """The scores (d_out, d_in) in blocks of so many columns, of which the last may be narrower."""
+    if not isinstance(block_size, Integral) or isinstance(block_size, bool) or block_size < 1:
+        raise PruneError(f"block size {shown(block_size)} is not a positive whole number: 128 is the published one")
+    return as_matrix(scores).split(int(block_size), dim=1)
+
+
+def check_order(order: Any, d_in: int) -> None:
+    """Raise `PruneError` unless an order (d_in,) names each of so many columns once."""
+    plain = isinstance(order, Tensor) and order.layout is torch.strided and not order.is_meta
+    if not (plain and order.ndim == 1 and order.dtype == torch.int64 and sorted(order.tolist()) == list(range(d_in))):
+        raise PruneError(f"order is {shown(order)}: it must name each of the {d_in} inputs once, in int64")
 
 
 def keep_of_few(scores: Any, n: int) -> Any:

@@ -9,9 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from minprune.arguments import checked
+from minprune.arguments import checked, known_device
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError, check_kind, short, shown
+from minprune.selection import check_order
 
 _EXACT = (torch.float32, torch.float64)  # sums of squares leave the range of float16, and stand still in bfloat16
 PANEL = 144  # columns per panel of a symmetric product: narrower ones save more, but make slower matrix products
@@ -66,10 +67,8 @@ class Statistics:
         if dtype not in _EXACT or not 1 <= d_in < 2**31:
             raise PruneError(f"no statistics of {short(d_in)} inputs in {dtype}: give 1 up, in float32 or float64")
         self.d_in, self.tokens = d_in, 0
-        try:
-            self._sum = torch.zeros(d_in, dtype=dtype, device=device)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise PruneError(f"device {shown(device)} is not available here ({error}): try cpu") from None
+        device = known_device(device)
+        self._sum = torch.zeros(d_in, dtype=dtype, device=device)
         self._sq_norm = torch.zeros(d_in, dtype=dtype, device=device)
         self._gram = torch.zeros(d_in, d_in, dtype=dtype, device=device) if gram else None
         self._upper_is_stale = False
@@ -175,12 +174,14 @@ class Statistics:
     @exact_arithmetic()
     def permuted(self, order: Tensor) -> "Statistics":
         """New statistics, those of the same inputs in another order, X[:, order]. order (d_in,) int64."""
+        check_order(order, self.d_in)
         gram = None if self._gram is None else self.gram[order][:, order]
         return self._with(self._sum[order], self._sq_norm[order], gram)
 
     @exact_arithmetic()
-    def to(self, device: torch.device) -> "Statistics":
+    def to(self, device: str | torch.device) -> "Statistics":
         """These statistics on that device: themselves if they lie there, else new ones."""
+        device = known_device(device)
         if self._sum.device == device:
             return self
         dtype = torch.float32 if device.type == "mps" else self._sum.dtype  # which has no float64

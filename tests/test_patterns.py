@@ -231,3 +231,9 @@ def test_large_groups_keep_exactly_n_whatever_is_set_around_them(n, m, generator
 def test_a_pattern_of_something_else_than_numbers_is_refused(make):
     with pytest.raises(mp.PruneError, match=r"(sparsity|n|m|size) is .*: it must be a"):
         make()
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "128", True, None])
+def test_blocks_of_no_columns_are_refused(size):
+    with pytest.raises(mp.PruneError, match=r"block size .* is not a positive whole number"):
+        mp.pattern("50%:block").keep(torch.rand(2, 4), block_size=size)

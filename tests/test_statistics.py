@@ -244,3 +244,25 @@ def test_sums_are_in_float32_or_wider_and_nothing_else(dtype):
         mp.Statistics(4, dtype=dtype)
     with pytest.raises(mp.PruneError, match=r"float32 or float64\).* Tensor \(4, 4\)"):
         mp.layer_error(torch.ones(2, 4), torch.zeros(2, 4), torch.eye(4).to(dtype))
+
+
+NO_ORDERS = [
+    *([0, 1, 2], None, "021", torch.tensor(0), torch.tensor([[0, 1, 2]]), torch.tensor([0.0, 1.0, 2.0])),
+    *map(torch.tensor, ([0, 1], [0, 1, 1], [1, 2, 3], [0, 1, -1])),
+    torch.empty(3, dtype=torch.long, device="meta"),
+]
+
+
+@pytest.mark.parametrize("order", NO_ORDERS, ids=str)
+def test_an_order_that_does_not_name_each_input_once_is_refused(order):
+    with pytest.raises(mp.PruneError, match="it must name each of the 3 inputs once"):
+        mp.Statistics(3).permuted(order)
+
+
+@pytest.mark.parametrize("device", ["nowhere", 3.5, "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_by_name(device):
+    stats = mp.Statistics(3)
+    for use in (stats.to, lambda device: mp.Statistics(3, device=device)):
+        with pytest.raises(mp.PruneError, match=r"^device .* (is not available here|must be)"):
+            use(device)
+    assert stats.to("cpu") is stats

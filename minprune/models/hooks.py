@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 InputCallback = Callable[[Layer, Tensor], None]
 
 _CHUNKS = ("chunk_size_feed_forward", "chunk_size_lm_head")  # as in BERT: tokens that go through a part at a time
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook"),
+)
 _MATMULS = {torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__}
 
 
@@ -80,12 +85,26 @@ def once(receive: InputCallback) -> InputCallback:
 def check_compiled(model: nn.Module) -> None:
     """Raise `PruneError` if the model or a part of it is compiled: what runs compiled cannot be watched."""
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
-        forward = vars(module).get("forward")
-        if "_orig_mod" in module._modules or module._compiled_call_impl or hasattr(forward, "_torchdynamo_inline"):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise PruneError(f"{name or 'the model'} is compiled by TorchScript: put back what it was made from")
+        if (
+            "_orig_mod" in module._modules
+            or module._compiled_call_impl
+            or hasattr(module.forward, "_torchdynamo_inline")
+        ):
             raise PruneError(
                 f"{name or 'the model'} is compiled, so that minprune cannot see what its layers read: prune the model "
                 "before it is compiled, or what torch.compile left as it was (model._orig_mod)"
             )
+
+
+def hand_on_hooks(old: nn.Module, new: nn.Module, copied: Callable[[Any], Any] = lambda hooks: hooks) -> None:
+    """Give the hooks of a module to what takes its place: the very same, so that their handles still remove them.
+
+    copied: what makes other ones of them, for a module that stands beside the old one.
+    """
+    for key in _HOOKS:
+        setattr(new, key, copied(getattr(old, key)))
 
 
 class _AtTheHeadError(Exception):

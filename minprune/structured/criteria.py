@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from minprune.errors import PruneError
 from minprune.models.layers import Layer
+from minprune.models.skeleton import plain_outputs
 from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.structured.units import Units
 
@@ -102,7 +103,7 @@ def gradients(
         for parameter in required:
             parameter.grad = None
             parameter.requires_grad_(parameter in wanted)
-        with torch.enable_grad():
+        with torch.enable_grad(), plain_outputs(model):
             mine = ranks.part(calib).to(model.device).clone()  # made in inference mode it could not be learnt from
             for window in mine:
                 logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]

@@ -7,7 +7,10 @@ is taken from the old one, whole or in part, and a shape that does not fit is a 
 """
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +19,20 @@ from torch import Tensor, nn
 from minprune.arithmetic import exact_arithmetic
 from minprune.errors import PruneError
 from minprune.models.causality import evaluating
-from minprune.models.layers import decoder_blocks
+from minprune.models.checks import check_changeable, check_weights
+from minprune.models.hooks import hand_on_hooks
+from minprune.models.layers import block_layers, decoder_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 _TOKENS = 8  # with which a smaller model is tried
+_ONE = Lock()
+_SWITCHES = (  # what the library notes on its modules when somebody switches something on
+    *("gradient_checkpointing", "_gradient_checkpointing_func", "_require_grads_hook", "_require_grads_hooks"),
+    "_output_capturing_hooks_installed",
+)
 
 
 @dataclass
@@ -43,7 +53,7 @@ def apply_cut(model: "PreTrainedModel", cut: Cut) -> None:
 
     Raises `PruneError`, before anything changes, if no configuration of this family describes what is left.
     """
-    become(model, built(model, cut))
+    become(model, built(model, cut), cut.blocks)
 
 
 def built(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
@@ -60,6 +70,9 @@ def built(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         parameter.requires_grad_(sources[name] not in frozen)
     smaller.tie_weights()
     smaller = nn.Module.to(smaller, model.device).train(model.training)
+    for new, old in _pairs(model, smaller, cut.blocks):
+        hand_on_hooks(old, new, copy.copy)
+        _hand_on_switches(old, new)
     if cut.blocks is not None:
         _check_runs(smaller)
     return smaller
@@ -81,10 +94,68 @@ def _check_runs(smaller: "PreTrainedModel") -> None:
         ) from error
 
 
-def become(model: "PreTrainedModel", smaller: "PreTrainedModel") -> None:
-    """The model is the smaller one from now on."""
+def become(model: "PreTrainedModel", smaller: "PreTrainedModel", blocks: list[int] | None = None) -> None:
+    """The model is the smaller one from now on. blocks: the former numbers of its blocks, None if they are the same.
+
+    It has the hooks of the larger one, so that the handles by which somebody may remove them still do.
+    """
+    for new, old in _pairs(model, smaller, blocks):
+        hand_on_hooks(old, new)
     vars(model).clear()
     vars(model).update(vars(smaller))
+
+
+@contextmanager
+def modes_by_name(model: "PreTrainedModel", blocks: Callable[[], list[int]]) -> Iterator[None]:
+    """Whatever becomes of the model while it is open, its modules train or not as those of their names did before.
+
+    blocks: tells the former numbers of those that are left.
+    """
+    prefix, modes = decoder_blocks(model)[0], {name: module.training for name, module in model.named_modules()}
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes.get(former_name(name, prefix, blocks()), model.training)
+
+
+def _pairs(
+    model: "PreTrainedModel", smaller: "PreTrainedModel", blocks: list[int] | None
+) -> list[tuple[nn.Module, nn.Module]]:
+    """The modules of the smaller model, each with that which it was in the larger one."""
+    before, prefix = dict(model.named_modules(remove_duplicate=False)), decoder_blocks(model)[0]
+    names = [(former_name(name, prefix, blocks), module) for name, module in smaller.named_modules()]
+    return [(module, before[name]) for name, module in names if name in before]
+
+
+def _hand_on_switches(old: nn.Module, new: nn.Module) -> None:
+    """Switch on in a module what the library has switched on in the one whose place it takes."""
+    for key in _SWITCHES:
+        if key in vars(old):
+            setattr(new, key, vars(old)[key])
+
+
+def check_described(model: "PreTrainedModel") -> None:
+    """Raise `PruneError` unless the model is what its configuration describes: a smaller one has nothing else.
+
+    And unless its weights are its own numbers, which may be changed.
+    """
+    check_changeable(model)
+    check_weights(model, block_layers(model))
+    described, remedy = empty_model(model, Cut()), "which a smaller model would not have"
+    there = dict(model.named_modules(remove_duplicate=False))
+    made = {name: type(module) for name, module in described.named_modules(remove_duplicate=False)}
+    for name, module in there.items():
+        if (kind := type(module)) is not made.get(name):
+            usual = f", not the {made[name].__name__} of its configuration" if name in made else ""
+            raise PruneError(f"{name} is a {kind.__name__}{usual}, {remedy}: take it out, merge it or unwrap it first")
+        if "forward" in vars(module) and "_hf_hook" not in vars(module):
+            raise PruneError(
+                f"{name or 'the model'} has a forward of its own, {remedy}: delete it (del module.forward)"
+            )
+    own = described.state_dict().keys()
+    if more := next((name for name in model.state_dict() if name not in own), None):
+        raise PruneError(f"{more} is not of the model's configuration, {remedy}: take it out first")
 
 
 def check_cut(model: "PreTrainedModel", cut: Cut) -> tuple["PreTrainedModel", dict[str, str]]:
@@ -137,8 +208,6 @@ def check_same(model: "PreTrainedModel", smaller: "PreTrainedModel", window: Ten
 
 def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
     """A model of the same class and number type, of the changed configuration, with its parameters on no device."""
-    from accelerate import init_empty_weights
-
     config = copy.deepcopy(model.config)
     text, changes = config.get_text_config(), dict(cut.config)
     if cut.blocks is not None:
@@ -150,12 +219,36 @@ def empty_model(model: "PreTrainedModel", cut: Cut) -> "PreTrainedModel":
         for name, value in changes.items():
             setattr(text, name, value)  # some families compute a value, and let nobody set it
         type(text).from_dict(text.to_dict())  # what checks there are run when it is made, as whoever loads it will
-        with init_empty_weights(include_buffers=False), torch.random.fork_rng(devices=[]):  # which stays the caller's
+        with _shapes_alone(), torch.random.fork_rng(devices=[]):  # which stays the caller's
             smaller = type(model)._from_config(config, dtype=model.dtype)
     except Exception as error:  # of many kinds, for each check of a family's configuration
         raise PruneError(f"{type(model).__name__} cannot be cut like this: {error}") from error
     smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller
+
+
+@contextmanager
+def _shapes_alone() -> Iterator[None]:
+    """While open, the parameters of what this thread makes have a shape and no numbers; tables of numbers are made.
+
+    accelerate's `init_empty_weights` would do so to every thread, and to all of the process for good if two come out of
+    it in the order in which they went in.
+    """
+    kind: Any = nn.Module
+    here = get_ident()
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        own(module, name, parameter)
+        if parameter is not None and get_ident() == here:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    with _ONE:
+        own = kind.register_parameter
+        try:
+            kind.register_parameter = register
+            yield
+        finally:
+            kind.register_parameter = own
 
 
 def _goes(name: str, prefix: str, blocks: list[int] | None) -> bool:

@@ -141,9 +141,10 @@ def without(model: "PreTrainedModel", gone: set[int]) -> Iterator[None]:
     Blocks that are taken out of the list alone would go on counting themselves as they were numbered. Raises
     `PruneError` if no configuration of the family describes what is left.
     """
-    smaller = built(model, Cut(blocks=[block for block in range(len(decoder_blocks(model)[1])) if block not in gone]))
+    left = [block for block in range(len(decoder_blocks(model)[1])) if block not in gone]
+    smaller = built(model, Cut(blocks=left))
     before = dict(vars(model))
-    become(model, smaller)
+    become(model, smaller, left)
     try:
         yield
     finally:

@@ -82,7 +82,7 @@ def removal(text: "str | Removal") -> Removal:
     Raises
     ------
     PruneError
-        For anything else, and for a share that removes nothing or everything.
+        For anything else, and for what removes nothing, or everything.
 
     Examples
     --------
@@ -97,8 +97,8 @@ def removal(text: "str | Removal") -> Removal:
         raise PruneError(f"cannot remove {text!r}: write neurons:25%, heads:1/3, blocks:4 or hidden:25%")
     what, percent, upper, lower, count = match.groups()
     share = float(percent) / 100 if percent else int(upper) / int(lower) if upper and int(lower) else None
-    if (upper and share is None) or (share is not None and not 0 < share < 1):
-        raise PruneError(f"{text!r} removes nothing or everything: ask for a share between the two")
+    if (upper and share is None) or (share is not None and not 0 < share < 1) or (count and not int(count)):
+        raise PruneError(f"{text!r} removes nothing or everything: ask for what lies between the two")
     return Removal(what, share, int(count) if count else None)
 
 

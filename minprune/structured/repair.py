@@ -10,6 +10,7 @@ follows the rounding and leaves the target. So a part of the windows is not trai
 does not fall is put back as it was.
 """
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from minprune.errors import PruneError
 from minprune.models.layers import Layer, decoder_blocks
+from minprune.models.weight_files import one_line
 from minprune.pipeline.precision import multiplies_bfloat16, narrow_products
 from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.pipeline.reconstruction import (
@@ -36,6 +39,17 @@ if TYPE_CHECKING:
 
 After = Callable[[int, list[float]], None]
 _JUDGES = 8  # one step of windows in so many is not trained on
+
+
+def copied(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The model as it is, for what its smaller self is trained towards; `PruneError` if it holds what has no copy."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # of whatever somebody has left in it
+        raise PruneError(
+            f"{type(model).__name__} cannot be copied ({one_line(error)}), as its dense self is needed for "
+            "reconstruction: take that out of it, or choose another repair"
+        ) from error
 
 
 @torch.no_grad()

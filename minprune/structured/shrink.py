@@ -6,7 +6,6 @@ two steps: each removal is followed by a regression of its own, and at the end, 
 trained towards the dense model once.
 """
 
-import copy
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -22,18 +21,17 @@ from minprune.errors import PruneError
 from minprune.methods import METHODS
 from minprune.methods.damping import check_damp
 from minprune.models.causality import check_causal, evaluating
-from minprune.models.checks import check_weights
 from minprune.models.dtypes import check_dtypes
 from minprune.models.layers import block_layers, check_windows, decoder_blocks
 from minprune.output.report import Report
 from minprune.pipeline.plan import check_model
 from minprune.pipeline.ranks import ALONE, Ranks
 from minprune.pipeline.reconstruction import Reconstruction
-from minprune.structured.cut import Cut, apply_cut, check_cut, empty_model, former_name
+from minprune.structured.cut import Cut, apply_cut, check_cut, check_described, empty_model, modes_by_name
 from minprune.structured.depth import changed_by_number, choose_blocks, repair_cuts
 from minprune.structured.progress import Progress
 from minprune.structured.removals import REPAIRS, Removal, removals
-from minprune.structured.repair import reconstruct
+from minprune.structured.repair import copied, reconstruct
 from minprune.structured.slicing import rotated, slice_stream
 from minprune.structured.width import Width
 
@@ -90,7 +88,8 @@ def shrink(
     ------
     PruneError
         For an unknown removal, method or option, a choice or repair that needs calibration and has none, and if no
-        configuration of the model's family describes the result.
+        configuration of the model's family describes the result, or this one the model: what else is in it, such as a
+        module of another class, would be lost. Hooks stay, and are on the smaller model's modules.
 
     Examples
     --------
@@ -130,37 +129,34 @@ def run_removals(
     if calib is not None and len(calib) < ranks.size:
         raise PruneError(f"{len(calib)} windows are too few for {ranks.size} processes: each needs one")
     start, zeros = time.perf_counter(), _zeros(model)
-    modes = {name: module.training for name, module in model.named_modules()}
-    dense = copy.deepcopy(model) if repair == "reconstruct" else None
+    dense = copied(model) if repair == "reconstruct" else None
     kept: list[int] = list(range(len(decoder_blocks(model)[1])))
-    basis, reports, finished = None, [], 0
-    if progress and progress.removed:
-        progress.restore(model)
-        kept, basis, reports, finished = progress.kept, progress.basis, list(progress.reports), progress.removed
-    ranks.gather(None)  # all have read what is there before the first goes on to write
-    writes = progress if ranks.first else None
-    for one, chosen in plan[finished:]:
-        report, left, axes = remove_one(model, calib, one, chosen, repair, ranks, **options)
-        kept, basis = left or kept, axes if axes is not None else basis
-        reports.append(report)
-        if writes:
-            writes.after_removal(model, kept, basis, report)
-    report = merged(reports, plan)
-    if (remain := _zeros(model)) < zeros - _FEW:
-        report.notes.append(
-            f"{zeros:.1%} of the blocks' weights were zero, {remain:.1%} are: matrices that are solved anew or rotated "
-            "have no zeros, so prune last"
-        )
-    if dense is not None and calib is not None:
-        note = partial(writes.after_block, model) if writes else None
-        done = progress.errors if progress else {}
-        with evaluating(model), evaluating(dense):
-            report.reconstruction = reconstruct(
-                model, dense, calib, kept, reconstruction, basis, done, after=note, ranks=ranks
+    with modes_by_name(model, lambda: kept):
+        basis, reports, finished = None, [], 0
+        if progress and progress.removed:
+            progress.restore(model)
+            kept, basis, reports, finished = progress.kept, progress.basis, list(progress.reports), progress.removed
+        ranks.gather(None)  # all have read what is there before the first goes on to write
+        writes = progress if ranks.first else None
+        for one, chosen in plan[finished:]:
+            report, left, axes = remove_one(model, calib, one, chosen, repair, ranks, **options)
+            kept, basis = left or kept, axes if axes is not None else basis
+            reports.append(report)
+            if writes:
+                writes.after_removal(model, kept, basis, report)
+        report = merged(reports, plan)
+        if (remain := _zeros(model)) < zeros - _FEW:
+            report.notes.append(
+                f"{zeros:.1%} of the blocks' weights were zero, {remain:.1%} are: matrices that are solved anew or "
+                "rotated have no zeros, so prune last"
             )
-    prefix = decoder_blocks(model)[0]
-    for name, module in model.named_modules():  # they are others than before
-        module.training = modes.get(former_name(name, prefix, kept), model.training)
+        if dense is not None and calib is not None:
+            note = partial(writes.after_block, model) if writes else None
+            done = progress.errors if progress else {}
+            with evaluating(model), evaluating(dense):
+                report.reconstruction = reconstruct(
+                    model, dense, calib, kept, reconstruction, basis, done, after=note, ranks=ranks
+                )
     report.notes += [f"by {ranks.size} processes"] if ranks.size > 1 else []
     report.seconds["total"] = time.perf_counter() - start
     return report
@@ -185,7 +181,7 @@ def check_options(options: dict[str, Any]) -> None:
 def check_plan(model: "PreTrainedModel", calib: Tensor | None, plan: list[tuple[Removal, str]], repair: str) -> None:
     """Raise `PruneError` if one of the removals cannot be made, or if no configuration says what all of them leave."""
     every, asked = Cut(), list[Width]()
-    check_weights(model, block_layers(model))
+    check_described(model)
     check_dtypes(model)
     if calib is not None:
         check_windows(model, calib)

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as torch_prune
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import minprune as mp
 from minprune.allocation.sensitivity import sensitivity
@@ -385,7 +386,13 @@ COMPILED = {
     "a block": lambda model: model.model.layers[1].compile(backend="eager") or model,
     "a layer": lambda model: model.model.layers[1].mlp.up_proj.compile(backend="eager") or model,
     "its forward": lambda model: setattr(model, "forward", torch.compile(model.forward, backend="eager")) or model,
+    "the forward of a class": lambda model: setattr(model.model.layers[1].mlp, "__class__", compiled_class()) or model,
 }
+
+
+def compiled_class():
+    """As who puts @torch.compile above a method."""
+    return type("Compiled", (LlamaMLP,), {"forward": torch.compile(LlamaMLP.forward, backend="eager")})
 
 
 @pytest.mark.parametrize("how", COMPILED)
@@ -406,6 +413,14 @@ def test_a_model_that_is_compiled_is_refused_in_a_line_that_names_the_remedy(how
         use(COMPILED[how](model))
     assert "\n" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_part_that_torchscript_has_compiled_is_refused_for_none_of_its_matrices_would_be_found():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp = torch.jit.trace(model.model.layers[1].mlp, torch.randn(1, 4, 32))
+    for use in (mp.prune, mp.quantize, sensitivity):
+        with pytest.raises(mp.PruneError, match=r"layers\.1\.mlp is compiled by TorchScript: put back"):
+            use(model, tiny_tokens())
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])

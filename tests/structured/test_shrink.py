@@ -256,6 +256,12 @@ def test_shares_and_numbers_are_read():
     assert removal("blocks:4").of(30) == 4
 
 
+@pytest.mark.parametrize("what", ["blocks:0", "heads:00", "neurons:0%", "groups:0/3", "hidden:100%", "heads:3/3"])
+def test_what_removes_nothing_or_everything_is_refused_when_it_is_read(what):
+    with pytest.raises(mp.PruneError, match="removes nothing or everything"):
+        removal(what)
+
+
 AROUND = {
     "train mode": nullcontext,
     "inference mode": torch.inference_mode,
