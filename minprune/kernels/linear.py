@@ -21,12 +21,14 @@ from minprune.formats.nm import NMPacked
 from minprune.formats.stored import Dense, SparseMatrix
 from minprune.kernels.build import kernel
 from minprune.kernels.product import Packed, pack_for_kernel
+from minprune.models.hooks import hand_on_hooks
 from minprune.models.memory import return_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _log = logging.getLogger(__name__)
+_DTYPES, _ONLY = (torch.float32, torch.bfloat16), "the kernel multiplies float32 and bfloat16"
 FEW = 64  # tokens up to which the kernel is used
 _MAKERS: dict[str, Callable[[Tensor], SparseMatrix]] = {
     "bitmask": Bitmask.from_dense,
@@ -124,7 +126,8 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     Raises
     ------
     PruneError
-        For an unknown format, or a matrix that does not fit it.
+        For an unknown format, a matrix that does not fit it, or a layer that is more than its matrix, or in another
+        type. No layer is replaced then.
 
     Examples
     --------
@@ -144,6 +147,9 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
     if reason := why_dense(model):
         _log.warning(f"the matrices stay dense: {reason}")
         return sum(module.weight.nbytes for _, module in chosen)
+    for name, module in chosen:
+        _check_replaceable(name, module)
+    _tell_of_others(model)
     for _, module in chosen if format != "auto" else ():  # else a part of them would be replaced already
         if module is not output:
             _stored(module.weight.detach(), format)
@@ -155,8 +161,8 @@ def sparsify(model: "PreTrainedModel", format: str = "auto", head: bool = True) 
 
 def why_dense(model: "PreTrainedModel") -> str:
     """Why the kernel cannot multiply this model's matrices; "" if it can."""
-    if model.dtype not in (torch.float32, torch.bfloat16):
-        return f"the kernel multiplies float32 and bfloat16, not {model.dtype}"
+    if model.dtype not in _DTYPES:
+        return f"{_ONLY}, not {model.dtype}"
     if model.device.type not in ("cpu", "meta"):
         return f"the kernel runs on a CPU, the model is on {model.device}"
     return kernel()[1]
@@ -174,9 +180,36 @@ def place_stored(model: "PreTrainedModel", name: str, stored: SparseMatrix) -> b
         made = SparseLinear(stored, module.bias)
     except PruneError:
         made = SparseLinear(_stored(stored.to_dense(), "auto"), module.bias)
-    model.set_submodule(name, made.eval())
+    hand_on_hooks(module, made)
+    model.set_submodule(name, made.train(module.training))
     return_memory()  # what was needed to check and to pack it lies between pieces that stay
     return True
+
+
+def _check_replaceable(name: str, module: nn.Linear) -> None:
+    """Raise `PruneError` unless the layer is its weight's product, in a type that the kernel multiplies."""
+    W = module._parameters.get("weight")
+    if W is None or "forward" in vars(module):
+        raise PruneError(
+            f"{name}: a mask, a norm or an offloading hook computes its weight or its product, which a stored matrix "
+            "would not have: remove that first, or make it permanent"
+        )
+    if W.is_meta:
+        raise PruneError(f"{name}: its weight is elsewhere (on the meta device): load the model without offloading")
+    if W.dtype not in _DTYPES:
+        raise PruneError(f"{name}: {_ONLY}, not {W.dtype}: bring the whole model to one of them, as model.float() does")
+
+
+def _tell_of_others(model: "PreTrainedModel") -> None:
+    """A line in the log if there are linear layers of a class of its own, whose product nobody knows here."""
+    own = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if _is_own(m)]
+    if own:
+        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        _log.warning(f"{own[0]}{more} of another class than torch.nn.Linear: left dense")
+
+
+def _is_own(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and type(module) is not nn.Linear
 
 
 def _stored(W: Tensor, format: str) -> SparseMatrix:

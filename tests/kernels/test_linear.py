@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokens
+from torch.nn.utils import prune as torch_prune
 
 import minprune as mp
 from minprune.kernels.linear import SparseLinear, sparsify
@@ -76,3 +77,53 @@ def test_a_model_of_stored_matrices_is_not_pruned_again_and_the_line_says_why():
     for again in (mp.prune, mp.quantize):
         with pytest.raises(mp.PruneError, match="stored in another form is loaded anew"):
             again(model, tiny_tokens())
+
+
+def test_modes_and_hooks_stay_and_handles_remove_hooks():
+    model, called = tiny_model("llama").train(), []
+    model.model.layers[0].mlp.eval()
+    handle = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda module, args, out: called.append(module))
+    before = {name: module.training for name, module in model.named_modules()}
+    sparsify(model)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    model(tiny_tokens())
+    assert called == [model.model.layers[1].mlp.up_proj] and isinstance(called[0], SparseLinear)
+    handle.remove()
+    model(tiny_tokens())
+    assert len(called) == 1
+
+
+def with_own_forward(layer):
+    layer.forward = torch.nn.Linear(32, 32).forward
+
+
+UNFIT = {
+    "on no device": (lambda layer: layer.to("meta"), "elsewhere"),
+    "another type": (lambda layer: layer.double(), "float32 and bfloat16, not torch.float64: bring the whole model"),
+    "a mask": (lambda layer: torch_prune.random_unstructured(layer, "weight", 0.5), "a mask, a norm"),
+    "an old weight norm": (torch.nn.utils.weight_norm, "a mask, a norm"),
+    "a forward of its own": (with_own_forward, "offloading hook"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+@pytest.mark.parametrize("format", ["auto", "bitmask"])
+def test_a_layer_that_is_more_than_a_matrix_is_refused_by_name_and_none_is_replaced(what, format):
+    change, said = UNFIT[what]
+    model = tiny_model("llama")
+    change(model.model.layers[1].self_attn.q_proj)
+    with pytest.raises(mp.PruneError, match=rf"layers\.1\.self_attn\.q_proj: .*{said}"):
+        sparsify(model, format)
+    assert not any(isinstance(module, SparseLinear) for module in model.modules())
+
+
+def test_a_linear_layer_of_another_class_stays_and_the_log_says_so(caplog):
+    class Own(torch.nn.Linear):
+        pass
+
+    model = tiny_model("llama")
+    for layer in (model.model.layers[0].mlp.up_proj, model.model.layers[1].mlp.up_proj):
+        layer.__class__ = Own
+    sparsify(model)
+    assert type(model.model.layers[1].mlp.up_proj) is Own
+    assert "layers.0.mlp.up_proj (Own) and 1 more of another class" in caplog.text
