@@ -16,6 +16,7 @@ Left out: a search for the scale that loses least, and grids that are not unifor
 
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,15 +131,11 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     >>> make_grid(torch.tensor([[-7.0, 3.5]]), bits=4, group=2, kind="symmetric").scales
     tensor([[1.]])
     """
-    check_grid(bits, group, kind)
     if not as_matrix(W, "weights").numel():
         raise PruneError(f"weights {tuple(W.shape)} have no range: give a matrix (d_out, d_in) of 1 x 1 or more")
     check_finite(W)
+    check_fit(W.shape[1], bits=bits, group=group, grid=kind)
     width = group or W.shape[1]
-    if W.shape[1] % width:
-        raise PruneError(
-            f"groups of {group} do not divide the {W.shape[1]} inputs of a row: use a divisor, or 0 for whole rows"
-        )
     parts = W.to(torch.promote_types(W.dtype, torch.float32)).unflatten(1, (-1, width))  # (d_out, groups, width)
     low, high = parts.amin(2), parts.amax(2)  # (d_out, groups)
     levels, none = 2**bits - 1, torch.zeros_like(low)
@@ -150,6 +147,15 @@ def make_grid(W: Tensor, bits: int, group: int, kind: str) -> Grid:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scales = round_scale((high - low) / levels)
     return Grid(scales, (-low / scales).round_().clamp_(0, levels), none, 0, levels)
+
+
+def check_fit(d_in: int, *, bits: int = 4, group: int = 64, grid: str = "asymmetric", **_: Any) -> None:
+    """Raise `PruneError` unless there is such a grid for rows of d_in inputs. Other options are for others to check."""
+    check_grid(bits, group, grid)
+    if group and d_in % group:
+        raise PruneError(
+            f"groups of {group} do not divide the {d_in} inputs of a row: use a divisor, or 0 for whole rows"
+        )
 
 
 def check_grid(bits: int, group: int, kind: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minprune.arguments import checked
 from minprune.compress.gptq import gptq, rtn
+from minprune.compress.grids import check_fit
 from minprune.errors import PruneError
 from minprune.methods import Method
 from minprune.methods.scaling import scale_free
@@ -22,7 +23,10 @@ from minprune.pipeline.prune import prune
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-QUANTIZERS = {"gptq": Method(scale_free(gptq), needs="gram"), "rtn": Method(rtn, needs="nothing")}
+QUANTIZERS = {
+    "gptq": Method(scale_free(gptq), needs="gram", fits=check_fit),
+    "rtn": Method(rtn, needs="nothing", fits=check_fit),
+}
 NO_ZEROS = "0%"
 
 

@@ -40,6 +40,8 @@ class Method:
         "norms" means `Statistics` without a Gram matrix.
     start : Method or None, default None
         The method whose mask this one is given, as in "wanda+sparsegpt". None if it chooses by itself.
+    fits : callable or None, default None
+        fits(d_in, **options) raises `PruneError` for a layer of so many inputs if the method cannot do it.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class Method:
     function: Callable[..., Result]
     needs: str
     start: "Method | None" = None
+    fits: Callable[..., None] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.function):
@@ -87,9 +90,7 @@ class Method:
             floats = "float32, float64, float16 or bfloat16"
             raise PruneError(f"the weights are {what}: a method takes a matrix (d_out, d_in) of {floats}")
         if W.layout != torch.strided or W.is_meta:
-            raise PruneError(
-                f"the weights are {W.layout} on {W.device}: a method takes a dense matrix that is in memory"
-            )
+            raise PruneError(f"the weights are {W.layout} on {W.device}: a method takes a dense matrix in memory")
         if self.needs != "gram":  # the others have `checked_gram` look, as whoever calls them directly does
             check_finite(W)
         if self.needs == "nothing":
@@ -97,9 +98,7 @@ class Method:
         if not isinstance(stats, Statistics):
             raise PruneError(f"this method needs minprune.Statistics of the layer's inputs, not {type(stats).__name__}")
         if stats.d_in != W.shape[1]:
-            raise PruneError(
-                f"the statistics are of {stats.d_in} inputs, the weights {tuple(W.shape)} have another d_in"
-            )
+            raise PruneError(f"the statistics are of {stats.d_in} inputs, weights {tuple(W.shape)} have another d_in")
         if not stats.tokens and not bool(stats.sq_norm.any()):  # sums may also have been put there by hand
             raise PruneError("the statistics saw no input: update them with the layer's inputs X (tokens, d_in) first")
         if not bool(stats.sq_norm.isfinite().all()):

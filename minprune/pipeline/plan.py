@@ -107,7 +107,7 @@ def make_plan(
     layers = find_layers(model, include, exclude)
     patterns = allocate(layers, read_pattern(pattern), recipe.allocation, model, calib)
     for layer in layers:
-        _check_pattern(layer, patterns[layer])
+        _check_layer(layer, patterns[layer], chosen, options)
     if calib is None and chosen.needs != "nothing":
         raise PruneError(f"method {name!r} needs calibration tokens: pass calib")
     batch_size = None if batch_size is None else check_batch_size(batch_size)
@@ -152,8 +152,11 @@ def check_model(model: "PreTrainedModel") -> None:
         raise PruneError(f"{kind} is quantised, which minprune cannot prune: use the model that it was made from")
 
 
-def _check_pattern(layer: Layer, pattern: Pattern) -> None:
+def _check_layer(layer: Layer, pattern: Pattern, method: Method, options: dict[str, Any]) -> None:
+    d_out, d_in = layer.weight.shape
     try:
-        pattern.check(*layer.weight.shape)
+        pattern.check(d_out, d_in)
+        if method.fits:
+            method.fits(d_in, **options)
     except PruneError as error:
         raise PruneError(f"{layer.name}: {error}") from None

@@ -212,3 +212,19 @@ def test_the_parts_of_a_joint_sweep_are_those_of_the_sweep(bits, monkeypatch):
     for (own_mask, later_grid), weight in expected.items():
         found = by_parts(W, stats, half, bits=bits, own_mask=own_mask, later_grid=later_grid)
         torch.testing.assert_close(found.weight, weight, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"group": 32}, r"layers\.0\.mlp\.down_proj: groups of 32 do not divide the 48"),
+        ({"bits": 9, "group": 16}, "9 bits"),
+    ],
+)
+def test_what_some_layer_cannot_be_is_refused_before_the_first_is_rounded(method, options, said):
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(mp.PruneError, match=said):
+        mp.quantize(model, tiny_tokens(), method=method, **options)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
