@@ -124,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
         """What somebody who mistyped a command or an option will have meant, as a part of a sentence."""
         commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         choices = {name: parser for action in commands for name, parser in action.choices.items()}
-        wrong = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (--[\w-]+)", message)
+        wrong = re.search(r"invalid choice: '([^']+)'|unrecognized arguments: (--[\w-]+)", message)
         if not wrong:
             return ""
         options = {option for parser in (self, *choices.values()) for option in parser._option_string_actions}

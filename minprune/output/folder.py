@@ -21,9 +21,16 @@ _EXCHANGE, _HERE = 2, -100  # renameat2's RENAME_EXCHANGE and AT_FDCWD
 
 
 def default_name(model: str, *made: str) -> str:
-    """A folder name, such as MODEL-METHOD-PATTERN, in characters that every file system takes."""
-    parts = (Path(model).resolve().name if Path(model).is_dir() else model.split("/")[-1], *made)
-    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts)
+    """A folder's name, such as MODEL-METHOD-PATTERN, in characters that every file system takes.
+
+    Who is in the model's folder gets the path of one beside it, for nothing is written into what is read.
+    """
+    folder = Path(model).resolve() if Path(model).is_dir() else None
+    parts = (folder.name if folder else model.split("/")[-1], *made)
+    plain = [re.sub(r"[^A-Za-z0-9._]+", "-", part.replace("%", "pct")).strip("-") for part in parts]
+    name = "-".join([plain[0] or "model", *plain[1:]])
+    inside = folder is not None and Path.cwd().is_relative_to(folder)
+    return os.path.relpath(folder.parent / name) if folder and inside else name
 
 
 @dataclass(frozen=True)

@@ -67,10 +67,10 @@ def _widens(device: str, narrow: bool) -> bool:
     return narrow and device == "cpu" and cpu_multiplies(torch.bfloat16) is False
 
 
-def _widening(checkpoint: Callable) -> Callable:
+def _widening(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """The same checkpoint, of a function that is computed in widened products each time."""
 
-    def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         def widened(*given: Any, **named: Any) -> Any:
             with WideProducts():
                 return function(*given, **named)

@@ -42,6 +42,14 @@ def test_a_mistyped_word_is_put_right(capsys, words, meant):
     assert f"did you mean {meant}?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [[""], [" "], ["", "x"]])
+def test_an_empty_word_is_no_command(capsys, words):
+    """As of a shell's variable that is not set."""
+    assert main(words) == 2
+    line = capsys.readouterr().err
+    assert f"invalid choice: {words[0]!r}" in line and "did you mean" not in line and line.count("\n") == 1
+
+
 def test_an_option_of_another_command_is_not_what_was_meant(capsys):
     assert main(["recover", "x", "--text", "y"]) == 2
     assert "--text y: did you mean --test? (see minprune recover --help)" in capsys.readouterr().err

@@ -276,11 +276,31 @@ def test_demo_replaces_its_picture_when_its_model_is_gone(tiny_folder, text_file
         ("org/Name-1.5B", "wanda", "2:4", "Name-1.5B-wanda-2-4"),
         ("some/where/", "magnitude", "block16:50%", "where-magnitude-block16-50pct"),
         ("a b*c", "wanda", "50%:row", "a-b-c-wanda-50pct-row"),
+        ("模型", "wanda", "2:4", "model-wanda-2-4"),
     ],
 )
 def test_the_default_output_is_safe_as_a_file_name(model, method, pattern, name):
     os.makedirs("some/where")
     assert default_name(model, method, pattern) == name
+
+
+@pytest.mark.parametrize(
+    ("here", "model", "name"), [(".", ".", ".."), ("inside", "..", "../.."), ("inside", ".", "..")]
+)
+def test_who_is_in_the_models_folder_gets_the_output_beside_it(here, model, name, monkeypatch):
+    os.makedirs("some/inside")
+    monkeypatch.chdir(f"some/{here}")
+    of = Path(model).resolve().name
+    assert default_name(model, "wanda", "2:4") == f"{name}/{of}-wanda-2-4"
+
+
+def test_a_model_is_pruned_from_within_its_folder(run, tiny_folder, text_file, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(tiny_folder, "tiny"))
+    code, out, _ = run("prune", ".", "--calibration", text_file, "--samples", 4, "--length", 16, "--no-test")
+    assert code == 0 and "written to ../tiny-sparsegpt-50pct" in out
+    assert Path("../tiny-sparsegpt-50pct/minprune.json").is_file() and sorted(os.listdir()) == sorted(
+        os.listdir(tiny_folder)
+    )
 
 
 @pytest.mark.parametrize("name, kind", [("h.0.attn", "h.*.attn"), ("a.1.experts.w1.12", "a.*.experts.w1.*")])
