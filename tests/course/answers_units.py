@@ -34,31 +34,37 @@ def group_heads_loop(scores, groups, gone):
     return keep
 
 
-def slim_mlp_index(gate, up, down, keep):
-    places = keep.nonzero().squeeze(1)
-    return gate.index_select(0, places), up.index_select(0, places), down.index_select(1, places)
+def slim_attention_heads(q, k, v, o, keep, groups):
+    """With an axis for the heads, and one for the groups."""
+    asked = keep.unflatten(0, (groups, -1)).sum(1) > 0
+    q, k, v = (W.unflatten(0, (n, -1)) for W, n in ((q, len(keep)), (k, groups), (v, groups)))  # (heads, size, d)
+    o = o.unflatten(1, (len(keep), -1))[:, keep].flatten(1)
+    return q[keep].flatten(0, 1), k[asked].flatten(0, 1), v[asked].flatten(0, 1), o
 
 
-def slim_mlp_loop(gate, up, down, keep):
-    places = [j for j, kept in enumerate(keep.tolist()) if kept]
-    return (
-        np.stack([gate[j].numpy() for j in places]),
-        np.stack([up[j].numpy() for j in places]),
-        np.stack([down[:, j].numpy() for j in places], axis=1),
-    )
+def slim_attention_loop(q, k, v, o, keep, groups):
+    size, each = o.shape[1] // len(keep), len(keep) // groups
+    heads = [h for h in range(len(keep)) if keep[h]]
+    rows, shared = [], []
+    for head in heads:
+        rows += range(head * size, (head + 1) * size)
+    for group in sorted({head // each for head in heads}):
+        shared += range(group * size, group * size + size)
+    q, k, v, o = (W.numpy() for W in (q, k, v, o))
+    return [q[rows], k[shared], v[shared], np.stack([o[:, row] for row in rows], axis=1)]
 
 
 RIGHT = {
     "set_cost": [set_cost_by_refit, set_cost_by_schur],
     "group_heads": [group_heads_numpy, group_heads_loop],
-    "slim_mlp": [slim_mlp_index, slim_mlp_loop],
+    "slim_attention": [slim_attention_heads, slim_attention_loop],
 }
 
 REJECTED = {
     "set_cost": [
         lambda W, H, S: set_cost_by_schur(W, H, S) ** 0.5,
         lambda W, H, S: W[:, S].square().sum(),  # magnitude
-        lambda W, H, S: set_cost_by_schur(W, torch.diag(H.diagonal()), S),
+        lambda W, H, S: set_cost_by_schur(W, H + torch.diag(H.diagonal()), S),
         lambda W, H, S: set_cost_by_schur(W, H, S) / len(W),
     ],
     "group_heads": [
@@ -67,10 +73,11 @@ REJECTED = {
         lambda scores, groups, gone: group_heads_numpy(scores.abs(), groups, gone)[::-1].copy(),
         lambda scores, groups, gone: scores > scores.median(),
     ],
-    "slim_mlp": [
-        lambda gate, up, down, keep: slim_mlp_index(up, gate, down, ~keep),  # gate and up exchanged, inverted
-        lambda gate, up, down, keep: [part.flip(0) for part in slim_mlp_index(gate, up, down, keep)],
-        lambda gate, up, down, keep: [2 * part for part in slim_mlp_index(gate, up, down, keep)],
-        lambda gate, up, down, keep: [gate[keep], up[keep], down[keep]] if len(down) == len(keep) else [gate, up, down],
+    "slim_attention": [
+        lambda q, k, v, o, keep, groups: slim_attention_loop(q, v, k, o, keep, groups),  # keys and values exchanged
+        lambda q, k, v, o, keep, groups: [2 * part for part in slim_attention_heads(q, k, v, o, keep, groups)],
+        lambda q, k, v, o, keep, groups: slim_attention_loop(q, k, v, o, keep.flip(0), groups),
+        lambda q, k, v, o, keep, groups: slim_attention_heads(q, k, v, o, ~keep, groups)[::-1],
+        lambda q, k, v, o, keep, groups: [q, k, v, o],
     ],
 }

@@ -387,6 +387,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "strength |= {'trace': damp * gram.trace(), 'each': damp * gram.diagonal()} -> pass": FLAG,
         "torch.eye(len(gram), dtype=gram.dtype) -> torch.eye(len(gram))": NUMBER,
     },
+    "slim_attention": {
+        "self.cut(*part) if name in self.parts else part[0] -> self.cut(*part)": FLAG,
+    },
     "express_block": {
         "self.read(b[name], b[self.norms[0]], attention) -> self.read(b[self.norms[0]], b[name], attention)": EXCHANGED,
         "self.read(b[name], b[self.norms[1]], mlp) -> self.read(b[self.norms[1]], b[name], mlp)": EXCHANGED,

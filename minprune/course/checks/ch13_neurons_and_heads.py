@@ -1,9 +1,13 @@
-"""The exercises of chapter 13: what a set of inputs costs, which heads may go, and how an MLP is cut."""
+"""The exercises of chapter 13: what a set of inputs costs, which heads may go, and how grouped attention is cut."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from minprune.course.checks.core import Case, Exercise, mistakes
+from minprune.course.checks.mutations import given
 from minprune.course.checks.values import normal
 from minprune.patterns import keep_largest
 
@@ -13,6 +17,10 @@ from minprune.patterns import keep_largest
 def _set_cost(W: Tensor, H: Tensor, Q: Tensor) -> Tensor:
     square = torch.linalg.inv(H)[Q][:, Q]  # ([H^-1]_QQ)
     return (torch.linalg.solve(square, W[:, Q].T) * W[:, Q].T).sum()
+
+
+def _others(Q: Tensor, d: int) -> Tensor:
+    return torch.tensor([j for j in range(d) if j not in Q])
 
 
 def _hessian(d: int, seed: int) -> Tensor:
@@ -29,21 +37,26 @@ set_cost = Exercise(
     wrong=mistakes(
         {
             "nobody helps": lambda W, H, Q: (W[:, Q] @ H[Q][:, Q] * W[:, Q]).sum(),
+            "diagonal only": lambda W, H, Q: (W[:, Q].square().sum(0) * H.diagonal()[Q]).sum(),
             "single costs added up": lambda W, H, Q: (
                 W[:, Q].square().sum(0) / torch.linalg.inv(H).diagonal()[Q]
             ).sum(),
             "the inverse itself": lambda W, H, Q: (W[:, Q] @ torch.linalg.inv(H)[Q][:, Q] * W[:, Q]).sum(),
             "inverse of a part": lambda W, H, Q: (W[:, Q] @ torch.linalg.inv(H[Q][:, Q]) * W[:, Q]).sum(),
+            "what is kept is priced": lambda W, H, Q: _set_cost(W, H, _others(Q, len(H))),
             "half of it": lambda W, H, Q: _set_cost(W, H, Q) / 2,
         },
         """
         nobody helps: This is the cost if the other inputs stay as they are. Which matrix stands in its place
          when they help?
+        diagonal only: Only the diagonal of H is in it: these are Wanda's squared scores, added up. Inputs move
+         together, and those that stay can help.
         single costs added up: The costs of the inputs, each removed alone, were added up. Gone together they
          cannot help each other.
         the inverse itself: The part of the inverse was multiplied with. Its own inverse belongs there.
         inverse of a part: The part of H was inverted. Take the inverse of all of H first, then its part, then
          the inverse of that.
+        what is kept is priced: This is what it would cost to remove all inputs that are *not* in Q.
         half of it: Half of it. The loss of this book, tr(D H D^T), has no factor 1/2.
         """,
     ),
@@ -106,79 +119,100 @@ group_heads = Exercise(
     ],
 )
 
-# slim_mlp(gate, up, down, keep): the three matrices of a gated MLP with fewer neurons
+
+# slim_attention(q, k, v, o, keep, groups): the four matrices of grouped attention with fewer heads
+@dataclass(frozen=True)
+class _Slimmed:
+    """Right unless a field says otherwise. asked: which groups stay. rows: of a matrix, from a mask of heads.
+
+    cut: a matrix whose rows are those of heads, o being turned for it; parts: the matrices that are cut.
+    """
+
+    asked: Callable[[Tensor, int], Tensor] = lambda keep, groups: keep.view(groups, -1).any(1)
+    rows: Callable[[Tensor, int], Tensor] = lambda mask, size: mask.repeat_interleave(size)
+    cut: Callable[[Tensor, Tensor], Tensor] = lambda W, rows: W[rows]
+    parts: str = "qkvo"
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, o: Tensor, keep: Tensor, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        size = len(q) // len(keep)
+        heads, pairs = self.rows(keep, size), self.rows(self.asked(keep, groups), size)
+        given = {"q": (q, heads), "k": (k, pairs), "v": (v, pairs), "o": (o.T, heads)}
+        q, k, v, o = (self.cut(*part) if name in self.parts else part[0] for name, part in given.items())
+        return q, k, v, o.T
 
 
-def _slim_mlp(gate: Tensor, up: Tensor, down: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return gate[keep], up[keep], down[:, keep]
+def _rows_of_o(q: Tensor, k: Tensor, v: Tensor, o: Tensor, keep: Tensor, groups: int) -> tuple[Tensor, ...]:
+    return *_Slimmed()(q, k, v, o, keep, groups)[:3], o[keep.repeat_interleave(len(q) // len(keep))]
 
 
-def _first_rows(W: Tensor, keep: Tensor) -> Tensor:
-    return W[: int(keep.sum())]
+def _keys_for_each_head(q: Tensor, k: Tensor, v: Tensor, o: Tensor, keep: Tensor, groups: int) -> tuple[Tensor, ...]:
+    k, v = (W.unflatten(0, (groups, -1)).repeat_interleave(len(keep) // groups, 0).flatten(0, 1) for W in (k, v))
+    return _Slimmed()(q, k, v, o, keep, len(keep))
 
 
-slim_mlp = Exercise(
-    name="slim_mlp",
+slim_attention = Exercise(
+    name="slim_attention",
     chapter=13,
-    title="gate, up and down of an MLP without the neurons that a mask does not keep",
-    reference=_slim_mlp,
-    difficulty=2,
+    title="the four matrices of grouped attention without the heads that a mask does not keep, nor keys that none asks",
+    reference=_Slimmed(),
+    difficulty=3,
     wrong=mistakes(
         {
-            "zeros instead of cuts": lambda gate, up, down, keep: (
-                gate * keep[:, None],
-                up * keep[:, None],
-                down * keep,
+            "keys or values left whole": [_Slimmed(parts="qo"), _Slimmed(parts="qko"), _Slimmed(parts="qvo")],
+            "a group that lost a head is gone": _Slimmed(asked=lambda keep, groups: keep.view(groups, -1).all(1)),
+            "heads dealt out in turn": _Slimmed(asked=lambda keep, groups: keep.view(-1, groups).any(0)),
+            "the first so many groups": _Slimmed(
+                asked=lambda keep, groups: torch.arange(groups) < keep.view(groups, -1).any(1).sum()
             ),
-            "inverted mask": lambda gate, up, down, keep: _slim_mlp(gate, up, down, ~keep),
-            "the gate of other neurons": lambda gate, up, down, keep: (
-                _first_rows(gate, keep),
-                up[keep],
-                down[:, keep],
-            ),
-            "the first so many": lambda gate, up, down, keep: (
-                _first_rows(gate, keep),
-                _first_rows(up, keep),
-                _first_rows(down.T, keep).T,
-            ),
-            "up and gate exchanged": lambda gate, up, down, keep: _slim_mlp(up, gate, down, keep),
-            "columns of gate or up cut": [
-                lambda gate, up, down, keep: (gate[:, keep], up[keep], down[:, keep]),
-                lambda gate, up, down, keep: (gate[keep], up[:, keep], down[:, keep]),
-                lambda gate, up, down, keep: (gate[:, keep], up[:, keep], down[:, keep]),
-            ],
-            "rows of down cut": lambda gate, up, down, keep: (gate[keep], up[keep], down[keep]),
-            "down left whole": lambda gate, up, down, keep: (gate[keep], up[keep], down.clone()),
+            "keys for each query head": _keys_for_each_head,
+            "rows of a head dealt out": _Slimmed(rows=lambda mask, size: mask.repeat(size)),
+            "one row for each head": _Slimmed(rows=lambda mask, size: mask),
+            "zeros instead of cuts": _Slimmed(cut=lambda W, rows: W * rows[:, None]),
+            "inverted mask": given(_Slimmed(), keep=torch.logical_not),
+            "rows of o cut": _rows_of_o,
+            "o left whole": _Slimmed(parts="qkv"),
         },
         """
-        zeros instead of cuts: The neurons are zero and still there. The matrices are to be smaller.
+        keys or values left whole: Keys, values or both are all still there. What has no query head left is computed,
+          cached and never read.
+        a group that lost a head is gone: Keys and values of a group went as soon as one of its query heads did. The
+          others of the group still ask them.
+        heads dealt out in turn: Query head h was taken to ask group h modulo their number. The heads of a group are
+          neighbours.
+        the first so many groups: The right number of groups stayed, but the first ones. Every shape fits, and queries
+          ask the keys of others.
+        keys for each query head: You repeated keys and values, once for each query head. Heads of a group share one
+          copy, and the smaller model's do, too.
+        rows of a head dealt out: The mask was repeated as a whole. The rows of a head are neighbours: repeat each
+          entry in its place.
+        one row for each head: You indexed the rows with the mask of heads. A head has `head_dim` rows.
+        zeros instead of cuts: What goes is zero and still there. The matrices are to be smaller.
         inverted mask: What the mask keeps is gone, and the rest is left: True means *kept*.
-        the gate of other neurons: The gate has its first rows, not those of the kept neurons. Every shape fits,
-         and every neuron has somebody else's gate.
-        the first so many: The right number of neurons stayed, but the first ones, not those that the mask
-         keeps.
-        up and gate exchanged: The neurons are the right ones, but up came back where gate belongs, and gate where up
-         does. Only one of them goes through SiLU.
-        columns of gate or up cut: Columns of gate, of up or of both were cut. Their shape is (d_ff, d): a column is
-         an input, and a neuron is a row.
-        rows of down cut: Rows of down were cut. Its shape is (d, d_ff): a row is an output, and a neuron is a column.
-        down left whole: The down projection still reads all neurons, so its product with the smaller ones has
-         no shape.
+        rows of o cut: Rows of o were cut. Its shape is (d, heads times head_dim): a row is an output.
+        o left whole: The output projection still reads all heads, so its product with what is left has no shape.
         """,
     ),
     cases=lambda: [
-        Case("three of six neurons", _mlp(4, 6, 1330, [1, 2, 5])),
-        Case("one neuron gone", _mlp(3, 5, 1340, [0, 2, 3, 4])),
-        Case("the last four of eight", _mlp(4, 8, 1350, [4, 5, 6, 7])),
-        Case("as many neurons as channels", _mlp(4, 4, 1360, [0, 3])),
+        Case("nine heads in three groups, one group gone", _attention(7, 3, 1330, "111 000 111")),
+        Case("one head of each group gone", _attention(5, 2, 1340, "110 011 101")),
+        Case("a group gone, and one head of each other", _attention(5, 2, 1350, "00 01 10 01")),
+        Case("keys and values for each head", _attention(6, 2, 1360, "1 0 0 1")),
+        Case("one group for all heads", _attention(3, 2, 1370, "1010")),
+        Case("as many channels as all heads together", _attention(8, 2, 1380, "00 11")),
+        Case("the last group alone", _attention(4, 3, 1390, "00 00 11")),
+        Case("heads of one channel", _attention(4, 1, 1400, "01 10 00")),
     ],
 )
 
 
-def _mlp(d: int, width: int, seed: int, kept: list[int]) -> tuple:
-    keep = torch.zeros(width, dtype=torch.bool)
-    keep[kept] = True
-    return normal(width, d, seed=seed), normal(width, d, seed=seed + 1), normal(d, width, seed=seed + 2), keep
+def _attention(d: int, size: int, seed: int, kept: str) -> tuple:
+    """Heads of that size on d channels. kept: 1 or 0 for each query head, in groups."""
+    groups = kept.split()
+    keep = torch.tensor([head == "1" for head in "".join(groups)])
+    q, k, v = (normal(n * size, d, seed=seed + i) for i, n in enumerate((len(keep), len(groups), len(groups))))
+    return q, k, v, normal(d, len(keep) * size, seed=seed + 3), keep, len(groups)
 
 
-EXERCISES = [slim_mlp, group_heads, set_cost]
+EXERCISES = [group_heads, slim_attention, set_cost]
