@@ -188,6 +188,8 @@ def reason(error: BaseException) -> str:
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line of at most 300 characters."""
+    if isinstance(error, KeyError):  # whose message is the key alone
+        return f"there is no {textwrap.shorten(str(error), 280, placeholder=' ...')}"
     return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 

@@ -35,7 +35,8 @@ def check_target(target: str | Path, *inputs: str | Path | None) -> Path:
     for name in _paths(inputs):
         found = Path(name).resolve()
         if found == path:
-            raise PruneError(f"{target} is the model itself, which would be lost: choose another --output")
+            what = "the model itself" if name == inputs[0] else "read by the same run"
+            raise PruneError(f"{target} is {what}, and would be lost: choose another --output")
         if found.is_relative_to(path) or found.is_relative_to(partial):
             raise PruneError(f"{name}, which is read, lies in {target}, the output: choose another --output")
         if path.is_relative_to(found):

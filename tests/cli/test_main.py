@@ -516,6 +516,7 @@ def code(folder):
         (pickle, ["only pickled weights", "safetensors"]),
         (code, ["own code", "never runs"]),
         (config(hidden_size=128), ["config.json has other sizes"]),
+        (config(hidden_act="nope"), ["config.json describes no model: there is no 'nope'"]),
         (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "not valid JSON"]),
         (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
         (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),

@@ -105,8 +105,13 @@ def test_an_output_in_the_folder_of_a_model_is_refused(run, tiny_folder, text_fi
 
 def test_the_teacher_is_not_the_output(run, tiny_folder, output, no_work):
     more = ("--teacher", "out", "--output", "./out", "--overwrite")
-    assert refused(run("recover", tiny_folder, *more), "is the model itself")
+    assert refused(run("recover", tiny_folder, *more), "is read by the same run")
     assert (output / "model.safetensors.index.json").exists() or (output / "model.safetensors").exists()
+
+
+def test_a_text_that_would_be_the_output_is_called_what_it_is(run, tiny_folder, text_file, no_work):
+    words = ("prune", tiny_folder, "--calibration", text_file, "--output", text_file)
+    assert refused(run(*words), f"{text_file} is read by the same run, and would be lost")
 
 
 # --- files that are copied
