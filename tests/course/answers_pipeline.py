@@ -225,7 +225,7 @@ REJECTED = {
     "towards_dense": [
         lambda W, X_hat, X, damp: towards_dense_step(W, X, X_hat, damp) - W,  # two at once
         lambda W, X_hat, X, damp: towards_dense_step(W, X_hat, X, 2 * damp),
-        lambda W, X_hat, X, damp: towards_dense_step(W, X_hat, X_hat + (X_hat - X), damp),
+        lambda W, X_hat, X, damp: towards_dense_step(W, X_hat, (X + X_hat) / 2, damp),  # half of the way
     ],
     "prune_chain": [
         forgetful,

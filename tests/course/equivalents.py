@@ -66,10 +66,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "G[p, u] -> G[u, p]": SYMMETRIC,
     },
     "towards_dense": {
-        "G.diagonal().mean() if relative else 1.0 -> G.diagonal().mean()": FLAG,
-        "X.T @ X_hat if cross is None else cross(X_hat, X) -> X.T @ X_hat": FLAG,
-        "size * I * stays -> size * I / stays": FLAG,
-        "size * I * stays -> size * I": FLAG,
+        "more * stays -> more / stays": FLAG,
+        "more * stays -> more": FLAG,
     },
     "leftover": {
         "second.sqrt() + 1e-12 -> second.sqrt() - 1e-12": TINY,
@@ -292,8 +290,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     },
     "shares_by_origin": {
         "growth.square() if square else growth -> growth.square()": FLAG,
-        "if before: later = [factors[:l].prod() for l in range(len(added))] -> if False: later = [factors[:l].prod() for l in range(len(added))]": FLAG,  # noqa: E501
-        "added.sqrt() if roots else added -> added": FLAG,
+        "if before: later = [factors[:l].prod() for l in range(len(arising))] -> if False: later = [factors[:l].prod() for l in range(len(arising))]": FLAG,  # noqa: E501
+        "arising.sqrt() if roots else arising -> arising": FLAG,
         "sizes / sizes.sum() if divide else sizes -> sizes / sizes.sum()": FLAG,
     },
     "predict_inputs": {

@@ -52,6 +52,49 @@ def test_towards_dense_is_a_minimum(case):
         assert loss(best + step) > loss(best)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda W, X_hat, X, damp: torch.linalg.lstsq(X_hat, X @ W.T).solution.T,
+        lambda W, X_hat, X, damp: (torch.linalg.pinv(X_hat) @ X @ W.T).T,
+        lambda W, X_hat, X, damp: W @ X.T @ X_hat @ torch.linalg.inv(X_hat.T @ X_hat),
+        lambda W, X_hat, X, damp: torch.linalg.solve(X_hat.T @ X_hat, X_hat.T @ X @ W.T).T,
+        lambda W, X_hat, X, damp: W + W @ torch.linalg.solve(X_hat.T @ X_hat, X_hat.T @ (X - X_hat)).T,
+    ],
+)
+def test_missing_damping_is_named_however_the_equations_are_solved(answer):
+    """On every case they have one solution that rounding leaves alone."""
+    assert checks.towards_dense(answer).bug == "no damping"
+
+
+@pytest.mark.parametrize(
+    ("change", "bug"),
+    [
+        (lambda layer, W: setattr(layer, "weight", nn.Parameter(W, requires_grad=False)), "a new tensor in its place"),
+        (lambda layer, W: setattr(layer.weight, "data", W), None),
+        (lambda layer, W: layer.weight.data.copy_(W), None),
+    ],
+)
+def test_a_weight_is_changed_in_place_as_whoever_shares_it_sees(change, bug):
+    def one_pass(windows, model, observe, prune):
+        seen = [None, None]
+
+        def hook(layer, args):
+            if args[0] is not seen[0]:
+                seen[:] = args[0], observe(args[0])
+            change(layer, prune(layer.weight, seen[1]))
+
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+        model(windows)
+        for handle in handles:
+            handle.remove()
+        return [layer.weight for layer in layers]
+
+    verdict = checks.prune_in_one_pass(one_pass)
+    assert (verdict.passed, verdict.bug) == (bug is None, bug)
+
+
 @pytest.mark.parametrize("case", cases(checks.repair_gradient))
 def test_repair_gradient_is_the_slope_of_the_kept_weights_and_no_slope_of_the_others(case):
     W, keep, X_hat, Y = (a.double() if a.is_floating_point() else a for a in case.args)

@@ -14,15 +14,37 @@ from minprune.course.checks.values import normal
 
 
 # towards_dense(W, X_hat, X, damp): the dense weights that best give the dense outputs on drifted inputs
+def _cross(X_hat: Tensor, X: Tensor) -> Tensor:
+    return X.T @ X_hat
+
+
+def _turned(X_hat: Tensor, X: Tensor) -> Tensor:
+    return X_hat.T @ X
+
+
+def _from_the_right(H: Tensor, C: Tensor) -> Tensor:
+    return torch.linalg.solve(H, C, left=False)
+
+
 def _towards(
-    W: Tensor, X_hat: Tensor, X: Tensor, damp: float, *, relative: bool = True, stays: bool = True, cross=None
+    W: Tensor,
+    X_hat: Tensor,
+    X: Tensor,
+    damp: float,
+    *,
+    gram: Callable[[Tensor, Tensor], Tensor] = lambda X_hat, X: X_hat.T @ X_hat,
+    size: Callable[[Tensor, Tensor], Tensor] = lambda G, X_hat: G.diagonal().mean(),
+    stays: bool = True,
+    cross: Callable[[Tensor, Tensor], Tensor] = _cross,
+    solve: Callable[[Tensor, Tensor], Tensor] = _from_the_right,
+    left: bool = False,
 ) -> Tensor:
-    """relative: damping as a fraction of the mean of the diagonal; stays: damping holds the weights near W, not 0."""
-    G = X_hat.T @ X_hat
-    size = damp * (G.diagonal().mean() if relative else 1.0)
-    I = torch.eye(len(G))
-    C = X.T @ X_hat if cross is None else cross(X_hat, X)  # (d_in, d_in)
-    return W @ torch.linalg.solve(G + size * I, C + size * I * stays, left=False)
+    """size: what the damping is a fraction of; stays: it holds the weights near W, not 0; left: W is multiplied from
+    there."""
+    G = gram(X_hat, X)
+    more = damp * size(G, X_hat) * torch.eye(len(G))
+    M = solve(G + more, cross(X_hat, X) + more * stays)  # (d_in, d_in)
+    return M @ W if left else W @ M
 
 
 towards_dense = Exercise(
@@ -36,10 +58,23 @@ towards_dense = Exercise(
         {
             "the layer's own outputs on the drifted inputs": lambda W, X_hat, X, damp: W.clone(),
             "inputs exchanged": exchanged(_towards, 1, 2),
-            "cross Gram transposed": partial(_towards, cross=lambda a, b: a.T @ b),
+            "cross Gram transposed": partial(_towards, cross=_turned),
+            "Gram matrix of the dense inputs": [
+                partial(_towards, gram=lambda X_hat, X: X.T @ X, size=size)
+                for size in (lambda G, X_hat: G.diagonal().mean(), lambda G, X_hat: X_hat.square().sum(0).mean())
+            ],
             "shrunk towards zero": partial(_towards, stays=False),
-            "absolute damping": partial(_towards, relative=False),
+            "absolute damping": partial(_towards, size=lambda G, X_hat: torch.ones(())),
             "no damping": given(_towards, damp=0.0),
+            "wrong sign": lambda W, X_hat, X, damp: 2 * W - _towards(W, X_hat, X, damp),
+            "solved from the other side": [
+                partial(_towards, solve=torch.linalg.solve, cross=cross) for cross in (_cross, _turned)
+            ],
+            "W on the wrong side": [
+                partial(_towards, left=True, solve=solve, cross=cross)
+                for solve in (torch.linalg.solve, _from_the_right)
+                for cross in (_cross, _turned)
+            ],
             "the correction alone": lambda W, X_hat, X, damp: _towards(W, X_hat, X, damp) - W,
         },
         """
@@ -48,10 +83,16 @@ towards_dense = Exercise(
         inputs exchanged: Dense and drifted inputs are exchanged: which of them will the new weights be multiplied by?
         cross Gram transposed: X^T X_hat and X_hat^T X are not the same matrix. Write the normal equations for one
           output, then transpose.
+        Gram matrix of the dense inputs: You inverted the Gram matrix of the dense inputs. The new weights are fitted on
+          the drifted ones: whose Gram matrix do the normal equations ask for?
         shrunk towards zero: With much damping your weights go to zero. Damping is to hold them near what they *were*:
           with equal inputs nothing may change.
         absolute damping: The damping is a fraction of the mean of the diagonal, not a number as such.
         no damping: The damping has no effect on your weights.
+        wrong sign: The correction is right but for its sign, so your weights double what the drift does.
+        solved from the other side: H^-1 stands on the left of the cross Gram matrix. In the formula it is on the right,
+          next to the inputs that the new weights will read: what is to be transposed?
+        W on the wrong side: W was multiplied from its left, where its outputs are. Only a square layer lets you.
         the correction alone: This is by how much the weights change. Asked for are the new weights.
         """,
     ),
@@ -60,7 +101,7 @@ towards_dense = Exercise(
         Case("a large drift", (normal(5, 4, seed=832), _drifted(833, 2.0), normal(20, 4, seed=833), 0.1)),
         Case("loud inputs", (normal(3, 4, seed=834), 10 * _drifted(835, 0.5), 10 * normal(20, 4, seed=835), 0.1)),
         Case("no drift, much damping", (normal(3, 4, seed=836), normal(20, 4, seed=837), normal(20, 4, seed=837), 1.0)),
-        Case("fewer tokens than inputs", (normal(3, 6, seed=842), normal(4, 6, seed=843), normal(4, 6, seed=844), 0.1)),
+        Case("hardly more tokens than inputs", (normal(3, 6, seed=842), *_few(8, 6, 843), 0.1)),
         Case("a square layer", (normal(4, 4, seed=838), _drifted(839, 0.5), normal(20, 4, seed=839), 0.05)),
     ],
 )
@@ -70,6 +111,11 @@ def _drifted(seed: int, size: float) -> Tensor:
     """normal(20, 4, seed) with an error that depends on the input, as in a pruned model."""
     X = normal(20, 4, seed=seed)
     return X + size * (X @ normal(4, 4, seed=seed + 40)) + 0.1 * size * normal(20, 4, seed=seed + 41)
+
+
+def _few(tokens: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Drifted and dense inputs that have little to do with each other."""
+    return normal(tokens, d, seed=seed), normal(tokens, d, seed=seed + 1)
 
 
 # prune_in_one_pass(windows, model, observe, prune): every linear layer pruned right before it is applied
@@ -144,6 +190,22 @@ def _front(d: int, first: int, seed: int) -> nn.Sequential:
     return nn.Sequential(_Front(d, first, seed))
 
 
+class _Shared(nn.Module):
+    """A layer whose weight a table shares, as embeddings and a head do, and one that reads what the table gives."""
+
+    def __init__(self, d: int, seed: int):
+        super().__init__()
+        self.read, self.last = _linear(d, d, seed), _linear(d, d, seed + 1)
+        self.table = self.read.weight
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.last(self.read(h) @ self.table)
+
+
+def _shared(d: int, seed: int) -> nn.Sequential:
+    return nn.Sequential(_Shared(d, seed))
+
+
 def _pass(
     windows: Tensor,
     model: nn.Module,
@@ -209,6 +271,10 @@ def _as_applied(windows: Tensor, model: nn.Module, observe: _Observe, prune: Pru
     return [layer.weight for layer in applied]
 
 
+def _replaced(layer: nn.Linear, W: Tensor, fresh: bool) -> None:
+    layer.weight = nn.Parameter(W, requires_grad=False)
+
+
 def _first_of_a_group(layer: nn.Linear, W: Tensor, fresh: bool) -> None:
     if fresh:
         layer.weight.copy_(W)
@@ -238,6 +304,7 @@ prune_in_one_pass = Exercise(
             ),
             "only the first layer of a group": partial(_pass, change=_first_of_a_group),
             "weights not changed": partial(_pass, change=lambda layer, W, fresh: None),
+            "a new tensor in its place": partial(_pass, change=_replaced),
             "outputs instead of inputs": partial(_pass, outputs=True),
             "one window after the other": partial(_pass, calls=lambda windows: windows.split(1)),
             "first window only": partial(_pass, calls=lambda windows: [windows[:1]]),
@@ -263,6 +330,8 @@ prune_in_one_pass = Exercise(
           taken once, weights are pruned in each.
         weights not changed: The layers still hold the weights that they had. What `prune` returns has to get into the
           layer's own tensor, in place.
+        a new tensor in its place: Your layers have new tensors as weights. What else held the old one, a table that
+          shares it or an optimizer, still has the dense weights: change the numbers *in* the tensor.
         outputs instead of inputs: Your statistics are those of what a layer *produces*. A method needs those of what it
           reads.
         one window after the other: The model was called once for each window, and each call pruned every layer again,
@@ -285,6 +354,7 @@ prune_in_one_pass = Exercise(
         Case(
             "a layer that reads the first tokens", (normal(2, 6, 4, seed=862), _front(4, 3, 863), _Observe(), _weakest)
         ),
+        Case("a layer whose weight a table shares", (normal(2, 6, 4, seed=866), _shared(4, 867), _Observe(), _weakest)),
     ],
 )
 
@@ -372,17 +442,21 @@ def _block() -> list[Tensor]:
 class _Recipe:
     """The staged driver with every place exposed at which people go wrong; the defaults are right.
 
-    see: which weights made the inputs of a layer: the "pruned" ones before it, the "dense" ones, or "stale": pruned
-    ones, but with the last of them still dense. batches: whose inputs count: "all", "last" or "first". mean: the Gram
-    matrices are averaged over the batches. each: prune with every batch in turn, the next seeing what is left.
-    relu: inputs pass the nonlinearity. kept: Gram sums are not set back to zero between layers of equal width.
+    see: which weights made the inputs of a layer: the "pruned" ones before it, the "dense" ones, "none", or "stale":
+    pruned ones, but with the last of them still dense. batches: whose inputs count: "all", "last" or "first". mean: the
+    Gram matrices are averaged over the batches; share: over tokens. each: prune with every batch in turn, the next
+    seeing what is left. relu: inputs pass the nonlinearity; front: the first ones, too. turned: layers multiply by W,
+    not by its transpose. kept: Gram sums are not set back to zero between layers of equal width.
     """
 
     see: str = "pruned"
     batches: str = "all"
     mean: bool = False
+    share: bool = False
     each: bool = False
     relu: bool = True
+    front: bool = False
+    turned: bool = False
     kept: bool = False
     outputs: bool = False
 
@@ -394,12 +468,15 @@ class _Recipe:
             before = {
                 "pruned": done,
                 "dense": list(weights[:place]),
+                "none": [],
                 "stale": done[:-1] + list(weights[max(place - 1, 0) : place]),
             }
             grams = []
             for X in batches:
+                X = X.relu() if self.front else X
                 for V in before[self.see]:
-                    X = (X @ V.T).relu() if self.relu else X @ V.T
+                    X = X @ (V if self.turned else V.T)
+                    X = X.relu() if self.relu else X
                 X = X @ W.T if self.outputs else X
                 grams.append(X.T @ X)
             chosen = {"all": grams, "last": grams[-1:], "first": grams[:1]}[self.batches]
@@ -409,6 +486,7 @@ class _Recipe:
                 done.append(W)
                 continue
             total = torch.stack(chosen).sum(0) / (len(chosen) if self.mean else 1)
+            total = total / sum(map(len, batches)) if self.share else total
             if self.kept and carried is not None:
                 total = total + carried
             carried = total
@@ -430,8 +508,12 @@ prune_chain = Exercise(
             "last batch only": _Recipe(batches="last"),
             "first batch only": _Recipe(batches="first"),
             "averaged over batches": _Recipe(mean=True),
+            "averaged over tokens": _Recipe(share=True),
             "pruned once per batch": _Recipe(each=True),
+            "the first inputs for all": _Recipe(see="none"),
             "nonlinearity forgotten": _Recipe(relu=False),
+            "nonlinearity in front": _Recipe(front=True),
+            "weights not transposed": _Recipe(turned=True),
             "sums not set back": _Recipe(kept=True),
             "outputs instead of inputs": _Recipe(outputs=True),
         },
@@ -445,9 +527,16 @@ prune_chain = Exercise(
           earlier.
         averaged over batches: The Gram matrices were averaged over the batches. Sums over tokens do not depend on how
           the tokens were dealt out to batches.
+        averaged over tokens: The sums were divided by the number of tokens. A Gram matrix is the sum over tokens, not
+          their mean.
         pruned once per batch: A layer was pruned again for every batch, on top of the last time. Merge the statistics,
           then prune once.
+        the first inputs for all: Every layer was calibrated on the inputs of the first. The batches have to go through
+          the layers that are done.
         nonlinearity forgotten: Between two layers the values pass a ReLU. Your inputs have negative numbers in them.
+        nonlinearity in front: The inputs of the first layer went through a ReLU, too. It stands between layers, and in
+          front of the first there is none.
+        weights not transposed: Your layers multiply by W. A layer of this book gives X W^T: a row of W is an output.
         sums not set back: The statistics of a layer still hold what the layer before it saw.
         outputs instead of inputs: Your statistics are those of the layer's *outputs*. That is what a hook after the
           layer sees.
@@ -467,10 +556,10 @@ def _batches(sizes: list[int], width: int, seed: int) -> list[Tensor]:
     return [normal(n, width, seed=seed + 100 * i) for i, n in enumerate(sizes)]
 
 
-# shares_by_origin(growth, added): of the error behind the last block, the share that arose in each
+# shares_by_origin(growth, arising): of the error behind the last block, the share that arose in each
 def _by_origin(
     growth: Tensor,
-    added: Tensor,
+    arising: Tensor,
     *,
     square: bool = True,
     own: bool = False,
@@ -480,17 +569,17 @@ def _by_origin(
 ) -> Tensor:
     """square: growth is that of a norm; own: a block amplifies its own error; before: blocks before it do, too."""
     factors = growth.square() if square else growth  # (blocks,)
-    later = [factors[l + (not own) :].prod() for l in range(len(added))]
+    later = [factors[l + (not own) :].prod() for l in range(len(arising))]
     if before:
-        later = [factors[:l].prod() for l in range(len(added))]
-    sizes = (added.sqrt() if roots else added) * torch.stack(later)
+        later = [factors[:l].prod() for l in range(len(arising))]
+    sizes = (arising.sqrt() if roots else arising) * torch.stack(later)
     return sizes / sizes.sum() if divide else sizes
 
 
-def _of_what_is_there(growth: Tensor, added: Tensor) -> Tensor:
+def _of_what_is_there(growth: Tensor, arising: Tensor) -> Tensor:
     """The share of each block's own error in the error behind that block."""
     error, shares = torch.zeros(()), []
-    for factor, own in zip(growth.square(), added, strict=True):
+    for factor, own in zip(growth.square(), arising, strict=True):
         error = factor * error + own
         shares.append(own / error)
     return torch.stack(shares)
@@ -504,7 +593,7 @@ shares_by_origin = Exercise(
     difficulty=3,
     wrong=mistakes(
         {
-            "as they arise": lambda growth, added: added / added.sum(),
+            "as they arise": lambda growth, arising: arising / arising.sum(),
             "growth not squared": partial(_by_origin, square=False),
             "own growth counted": partial(_by_origin, own=True),
             "blocks before instead of behind": partial(_by_origin, before=True),
@@ -516,7 +605,7 @@ shares_by_origin = Exercise(
         },
         """
         as they arise: These are the shares of the errors where they arise. What do the blocks behind make of them?
-        growth not squared: `growth` is a ratio of norms, and the errors in `added` are squares.
+        growth not squared: `growth` is a ratio of norms, and the errors in `arising` are squares.
         own growth counted: A block does not amplify what it adds itself: that arises behind it. Which factors stand in
           front of the error of block l in the sum over blocks?
         blocks before instead of behind: You multiplied by the growth of the blocks in front. An error travels
