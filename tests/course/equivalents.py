@@ -66,6 +66,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "G[p, u] -> G[u, p]": SYMMETRIC,
     },
     "towards_dense": {
+        "M @ W if left else W @ M -> W @ M": FLAG,
         "more * stays -> more / stays": FLAG,
         "more * stays -> more": FLAG,
     },
@@ -303,7 +304,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "known[0] -> known[-1]": ONE,
     },
     "prune_chain": {
+        "X = X.relu() if self.front else X -> pass": FLAG,
         "X = X @ W.T if self.outputs else X -> pass": FLAG,
+        "total = total / sum(map(len, batches)) if self.share else total -> pass": FLAG,
         "torch.stack(chosen).sum(0) / (len(chosen) if self.mean else 1) -> torch.stack(chosen).sum(0) * (len(chosen) if self.mean else 1)": FLAG,  # noqa: E501
         "torch.stack(chosen).sum(0) / (len(chosen) if self.mean else 1) -> torch.stack(chosen).sum(0)": FLAG,
         "if self.kept and carried is not None: total = total + carried -> if False: total = total + carried": FLAG,

@@ -1,5 +1,6 @@
 """The checks of chapter 19 beyond what test_checks.py asks of every exercise: the package agrees, two bugs at once."""
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -40,6 +41,25 @@ def test_csr_matmul_is_the_package(case):
 def test_two_bugs_at_once_never_get_the_name_of_a_third(one, other):
     verdict = checks.pack_2_4(both(one, other))
     assert not verdict.passed and verdict.bug in (None, one.name, other.name, "all bits reversed"), str(verdict)
+
+
+def test_a_loop_that_goes_one_weight_too_far_is_named():
+    def one_too_far(values, columns, pointers, X):
+        rows = []
+        for begin, end in zip(pointers[:-1].tolist(), pointers[1:].tolist(), strict=True):
+            rows.append(X[:, columns[begin : end + 1]] @ values[begin : end + 1])
+        return torch.stack(rows, 1)
+
+    assert checks.csr_matmul(one_too_far).bug == "row pointer off by one"
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_a_mask_in_place_of_places_is_named_whichever_end_its_bits_begin_at(order):
+    def masks(W, keep):
+        values, _ = checks.pack_2_4.reference(W, keep)
+        return values, np.packbits(keep.numpy(), axis=1, bitorder=order)
+
+    assert checks.pack_2_4(masks).bug == "mask bits"
 
 
 def test_no_message_gives_the_solution_away():

@@ -273,6 +273,10 @@ _WRONG = mistakes(
         "damping is absolute": Recipe(damped=lambda G, damp: G + damp * torch.eye(len(G)).to(G)),
         "fraction of the trace": Recipe(damped=lambda G, damp: G + damp * G.trace() * torch.eye(len(G)).to(G)),
         "sparsity taken as the share kept": Recipe(select=lambda scores, s: _together(scores, 1 - s)),
+        "the costliest pruned": [
+            Recipe(select=lambda scores, s: _together(-scores, s)),
+            Recipe(select=lambda scores, s: ~_together(scores, s)),
+        ],
         "mask instead of weights": Recipe(result=lambda w: w != 0),
         "last block left dense": Recipe(whole_blocks_only=True),
         "dead inputs not recognised": Recipe(dead="unknown"),
@@ -325,6 +329,8 @@ _WRONG = mistakes(
     damping is absolute: `damp` itself was added to the diagonal. It is a fraction of the mean of the diagonal.
     fraction of the trace: The damping is a fraction of the mean of the diagonal, not of its sum.
     sparsity taken as the share kept: `sparsity` is the share of weights that go, not of those that stay.
+    the costliest pruned: The weights that cost most went, and the cheapest stayed. Your mask is True for what goes, or
+      your scores are sorted from the wrong end.
     mask instead of weights: The mask came back. Return the weights, pruned and updated.
     last block left dense: When block_size does not divide the number of columns, the narrow block at the end was
       not pruned.

@@ -189,7 +189,7 @@ csr_matmul = Exercise(
     difficulty=3,
     wrong=mistakes(
         {
-            "row pointer off by one": [_Product(last=1), _Product(first=1)],
+            "row pointer off by one": [_Product(last=1), _Product(first=1), _Product(last=-1)],
             "inputs in order": _Product(inputs=lambda X, columns: X[:, : len(columns)]),
             "rows overwritten": _Product(add=lambda products: products[:, -1:].sum(1)),
             "empty rows not empty": _reduceat,
@@ -204,6 +204,8 @@ csr_matmul = Exercise(
           but without, the next. You stop one too early.
         row pointer off by one: A weight of each row is left out: the values of row i are those from its pointer up to,
           but without, the next. You begin one too late.
+        row pointer off by one: The first weight of the next row is in each row, too: the values of row i are those from
+          its pointer up to, but without, the next. You stop one too late.
         inputs in order: Each row's weights were multiplied with the first inputs there are. Which inputs do they belong
           to?
         rows overwritten: Only the last product of each row is left. When an index occurs several times on the left of
@@ -260,8 +262,8 @@ class _Pack:
 
     stored: which weights count as kept. groups: the columns of each group, from d_in. fill: the places that a group
     with fewer than two may take, in order, from the kept ones. order: of the two places. value: what is stored, from
-    the row, its mask and the column. coded: the places that the code says. nibble: two places in four bits. byte: two
-    groups' nibbles in one byte.
+    the row, its mask and the column. coded: the places that the code says. nibble: two places in four bits. code: what
+    is written of a group, from its nibble and the kept places. byte: two of these in one.
     """
 
     stored: Callable[[Tensor, Tensor], Tensor] = lambda W, keep: keep
@@ -271,6 +273,7 @@ class _Pack:
     value: Callable[[Tensor, Tensor, int], Tensor] = lambda w, keep, j: w[j] * keep[j]
     coded: Callable[[list[int]], list[int]] = lambda places: places
     nibble: Callable[[int, int], int] = lambda one, two: one | two << 2
+    code: Callable[[int, list[int]], int] = lambda nibble, kept: nibble
     byte: Callable[[int, int], int] = lambda one, two: one | two << 4
 
     def __call__(self, W: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,7 +284,7 @@ class _Pack:
                 kept = [place for place, j in enumerate(columns) if k[j]]
                 places = self.order((kept + self.fill(kept))[:2])
                 row += [self.value(w, k, columns[place]) for place in places]
-                nibbles.append(self.nibble(*self.coded(places)))
+                nibbles.append(self.code(self.nibble(*self.coded(places)), kept))
             values.append(torch.stack(row))
             codes.append([self.byte(*pair) for pair in zip(nibbles[::2], nibbles[1::2], strict=True)])
         return torch.stack(values), torch.tensor(codes, dtype=torch.uint8)
@@ -304,7 +307,14 @@ pack_2_4 = Exercise(
             "not ascending": _Pack(order=lambda places: places),
             "filled from the end": _Pack(fill=lambda kept: _lowest_first(kept)[::-1]),
             "filled with pruned weights": _Pack(value=lambda w, keep, j: w[j]),
-            "mask bits": _Pack(nibble=lambda one, two: 1 << one | 1 << two),
+            "mask bits": [
+                _Pack(nibble=lambda one, two: 1 << one | 1 << two),
+                _Pack(code=lambda nibble, kept: sum(1 << place for place in kept)),
+                _Pack(code=lambda nibble, kept: sum(8 >> place for place in kept)),
+                _Pack(
+                    code=lambda nibble, kept: sum(8 >> place for place in kept), byte=lambda one, two: two | one << 4
+                ),
+            ],
         },
         """
         group order: Each byte holds the right two groups, in the wrong halves: the first group belongs into the low
