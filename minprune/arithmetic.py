@@ -8,6 +8,7 @@ to 8 bits gives other weights, and nothing would say so.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from threading import RLock
 from typing import Any
 
@@ -24,6 +25,7 @@ _PRODUCTS = {
 }
 _UNITS = {torch.bfloat16: ("amx_bf16", "avx512_bf16"), torch.float16: ("amx_fp16", "avx512_fp16")}
 _FEW = 8  # rows: for fewer, a product costs little more than to widen the weights
+_PART = 2**23  # numbers that are widened at a time beside the weights, so that memory stays that of narrow products
 
 
 @contextmanager
@@ -91,8 +93,48 @@ class WideProducts(TorchFunctionMode):
         def widened(value: Any) -> Any:
             return value.to(kind).float() if isinstance(value, Tensor) and value.dtype != torch.bool else value
 
+        def product(*factors: Any, **options: Any) -> Tensor:
+            return func(*map(widened, factors), **{name: widened(value) for name, value in options.items()}).to(kind)
+
         with torch.autocast("cpu", enabled=False):
-            return func(*map(widened, args), **{name: widened(value) for name, value in kwargs.items()}).to(kind)
+            if func is scaled_dot_product_attention and args and args[0].ndim == 4:
+                size = len(args[0])  # windows
+                return _joined(size, (product(*some, **options) for some, options in _windows(size, args, kwargs)))
+            if func is linear and not kwargs:
+                x, *factors = args[0], *map(widened, args[1:])  # the weights are widened once
+                rows = x.flatten(0, -2)  # (tokens, d_in)
+                some = rows.split(max(_FEW, _PART // max(factors[0].shape)))
+                parts = (linear(widened(part), *factors).to(kind) for part in some)
+                return _joined(len(rows), parts).unflatten(0, x.shape[:-1])
+            return product(*args, **kwargs)
+
+
+def _joined(size: int, parts: Iterator[Tensor]) -> Tensor:
+    """Parts that follow one another along the first dimension, which has that size, as one tensor.
+
+    Where no gradients are asked for each is put in its place as soon as it is there, so that none takes memory twice.
+    """
+    first = next(parts)
+    if len(first) == size or first.requires_grad:
+        return torch.cat([first, *parts]) if len(first) < size else first
+    whole, start = first.new_empty(size, *first.shape[1:]), 0
+    for part in chain([first], parts):
+        whole[start : start + len(part)] = part
+        start += len(part)
+    return whole
+
+
+def _windows(size: int, args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[list, dict[str, Any]]]:
+    """The arguments of an attention over so many windows, some at a time. What all have in common stays whole."""
+    largest = max(part.numel() for part in (*args, *kwargs.values()) if isinstance(part, Tensor))
+    step = max(1, _PART * size // max(1, largest))
+
+    def cut(value: Any, start: int) -> Any:
+        own = isinstance(value, Tensor) and value.ndim == 4 and len(value) == size
+        return value[start : start + step] if own else value
+
+    for start in range(0, size, step):
+        yield [cut(value, start) for value in args], {name: cut(value, start) for name, value in kwargs.items()}
 
 
 def narrow_around(device: str = "cpu") -> torch.dtype | None:

@@ -11,6 +11,7 @@ from test_checkpoint import write_tokenizer
 from tiny import tiny_model, tiny_tokens
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import minprune as mp
 from minprune.allocation.sensitivity import sensitivity
@@ -546,3 +547,60 @@ def test_exact_arithmetic_holds_in_each_thread_until_the_last_is_done():
         left.set()
         thread.join()
         assert found == ["highest"] and torch.get_float32_matmul_precision() == "medium"
+
+
+ATTENTION = torch.nn.functional.scaled_dot_product_attention
+IN_PARTS = {  # of x (5, 24, 16), W (32, 16), b (32,); the forms of models: (windows, heads, tokens, width of a head)
+    "linear": lambda x, W, b: torch.nn.functional.linear(x, W, b),
+    "without a bias": lambda x, W, b: torch.nn.functional.linear(x, W),
+    "of a matrix": lambda x, W, b: torch.nn.functional.linear(x[0], W, b),
+    "attention": lambda x, W, b: ATTENTION(*(x.unflatten(1, (3, 8)) for _ in range(3)), is_causal=True),
+    "one mask": lambda x, W, b: ATTENTION(*(x.unflatten(1, (3, 8)) for _ in range(3)), attn_mask=FLAGS[:1, :1]),
+    "a mask each": lambda x, W, b: ATTENTION(*(x.unflatten(1, (3, 8)) for _ in range(3)), attn_mask=FLAGS),
+    "shared keys": lambda x, W, b: ATTENTION(x.unflatten(1, (3, 8)), *(x[:1].unflatten(1, (3, 8)) for _ in range(2))),
+    "three dimensions": lambda x, W, b: ATTENTION(x, x, x),
+}
+FLAGS = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.7
+FLAGS |= torch.eye(8, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("part", [1, 300, 1000, 2**23])
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_a_product_in_parts_is_the_exact_one_rounded_and_slopes_go_through_it(name, part, monkeypatch, generator):
+    monkeypatch.setattr("minprune.arithmetic._PART", part)
+    x, W, b = (torch.randn(shape, generator=generator).bfloat16() for shape in [(5, 24, 16), (32, 16), (32,)])
+    for gradients in (False, True):
+        exact = [value.double().requires_grad_(gradients) for value in (x, W, b)]
+        found = [value.clone().requires_grad_(gradients) for value in (x, W, b)]
+        with WideProducts():
+            narrow = IN_PARTS[name](*found)
+        wide = IN_PARTS[name](*exact)
+        assert narrow.dtype == torch.bfloat16 and narrow.shape == wide.shape
+        assert ((narrow.double() - wide).abs() <= wide.abs() * 2**-8 + 1e-5).all()
+    narrow.float().sin().sum().backward()
+    wide.sin().sum().backward()
+    for ours, theirs in zip(found, exact, strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=0.05, atol=0.2)
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest float32 tensor has that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("name", sorted(IN_PARTS.keys() - {"three dimensions"}))  # no model asks for that
+def test_no_more_is_widened_at_a_time_than_a_part(name, monkeypatch, generator):
+    """So that reading many windows at a time takes the memory that it takes where products are narrow."""
+    monkeypatch.setattr("minprune.arithmetic._PART", 700)
+    x, W, b = (torch.randn(shape, generator=generator).bfloat16() for shape in [(5, 24, 16), (32, 16), (32,)])
+    with torch.no_grad(), Largest() as largest, WideProducts():
+        IN_PARTS[name](x, W, b)
+    assert 0 < largest.numbers <= 700
