@@ -92,6 +92,7 @@ results: assets  ## Fill in what is missing of the measured data that pages quot
 	@$(BIN)/python benchmarks/rivals.py book/results/rivals.json --rounds 4
 	@$(BIN)/python benchmarks/structured.py book/results/structured.json
 	@$(BIN)/python benchmarks/frontier.py book/results/frontier.json
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sentences.py book/results/sentences.json
 	@$(BIN)/python benchmarks/quantize.py book/results/quantize.json
 	@$(BIN)/python benchmarks/atlas.py book/results/atlas.jsonl
 	@$(BIN)/python benchmarks/ranks.py book/results/ranks.json
